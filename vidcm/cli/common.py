@@ -1,0 +1,228 @@
+"""What every command shares: argument types that teach, and one place where failures become lines.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted (Ctrl-C), 141 the reader of our output
+went away, 143 terminated. A user sees one line on stderr, `error: ...`, and never a traceback;
+`VIDCM_DEBUG=1` lets unexpected exceptions through for whoever wants to mend them.
+
+This module imports neither torch nor anything that does, so that `--help` answers at once.
+"""
+
+import argparse
+import difflib
+import math
+import os
+import select
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from vidcm.errors import VidcmError
+
+MAX_SEED = 2**63 - 1
+
+
+class Parser(argparse.ArgumentParser):
+    """`ArgumentParser` whose errors are one line with a suggestion; options are never abbreviated.
+
+    Without any argument, a command that requires one shows its usage and description (exit 2).
+    """
+
+    def __init__(self, prog: str, description: str, epilog: str | None = None) -> None:
+        super().__init__(
+            prog=prog,
+            description=description,
+            epilog=epilog,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        self._bare = False
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace=None):  # pyright: ignore
+        args = sys.argv[1:] if args is None else list(args)
+        self._bare = not args
+        # Before argparse looks: it would report the option that is missing, not the misspelt one.
+        for token in args:
+            if token == "--":
+                break
+            name = token.partition("=")[0]
+            known = self._option_string_actions
+            if name.startswith("--") and " " not in name and name not in known:
+                hint = did_you_mean(name, known)
+                self.error(f"unknown option {_shown(name)}{hint}")
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        if self._bare:
+            self.print_usage(sys.stderr)
+            print(f"\n{self.description}\n", file=sys.stderr)
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+
+
+def run(body: Callable[[argparse.Namespace], int | None], args: argparse.Namespace) -> int:
+    """Call `body(args)` and give its exit code (None is 0), or a line on stderr and the failure's.
+
+    Cleanup in `body` (finally, context managers) runs for every ending, SIGTERM included.
+    Unexpected exceptions propagate when the environment has VIDCM_DEBUG=1.
+    """
+    try:
+        with _sigterm_raises():
+            code = body(args) or 0
+            sys.stdout.flush()  # here, where a closed pipe can still be answered
+        return code
+    except VidcmError as error:
+        return _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except _Terminated:
+        return _fail("terminated", 143)
+    except BrokenPipeError as error:
+        return 141 if _reader_left() else _unexpected(error)
+    except Exception as error:
+        if _is_out_of_memory(error):
+            return _fail(
+                f"out of memory ({_one_line(error) or type(error).__name__}); ask for fewer or"
+                " smaller frames, lower the batch size, or use a device with more memory",
+                1,
+            )
+        if isinstance(error, OSError) and error.strerror:  # disk full, no permission: not a bug
+            where = f"{error.filename}: " if error.filename else ""
+            return _debug_or(error, f"{where}{error.strerror}")
+        return _unexpected(error)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`"; did you mean 'x'?"` for the nearest of `known`, or `""` when nothing is near."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def whole_number(low: int, high: int | None = None) -> Callable[[str], int]:
+    """An argparse type: an int in [low, high]; no upper end when `high` is None."""
+    reach = f", {low} or more" if high is None else f" from {low} to {high}"
+    rule = f"a whole number{reach}"
+
+    def convert(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise _refusal(text, rule) from None
+        if value < low or (high is not None and value > high):
+            raise _refusal(text, rule)
+        return value
+
+    return convert
+
+
+def number(low: float, high: float = math.inf) -> Callable[[str], float]:
+    """An argparse type: a finite float in [low, high]; nan and infinities are refused."""
+    reach = f", {low:g} or more" if high == math.inf else f" from {low:g} to {high:g}"
+    rule = f"a number{reach}"
+
+    def convert(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise _refusal(text, rule) from None
+        if not math.isfinite(value) or not low <= value <= high:
+            raise _refusal(text, rule)
+        return value
+
+    return convert
+
+
+positive_int = whole_number(1)
+non_negative_int = whole_number(0)
+seed = whole_number(0, MAX_SEED)
+
+
+def existing_file(text: str) -> Path:
+    """An argparse type: the path of a file that is there (a pipe such as /dev/stdin will do)."""
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{_shown(text)} is a folder, expected a file")
+    if not path.exists():
+        siblings = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
+        hint = did_you_mean(path.name, siblings)
+        raise argparse.ArgumentTypeError(f"no such file {_shown(text)}{hint}")
+    return path
+
+
+class _Terminated(BaseException):
+    """SIGTERM, as an exception: not an `Exception`, so that no handler for failures swallows it."""
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers; the process then keeps the one it has
+        return
+
+    def handler(signum: int, frame: FrameType | None) -> NoReturn:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut the cleanup short
+        raise _Terminated
+
+    previous = signal.signal(signal.SIGTERM, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"error: {' '.join(message.splitlines())}", file=sys.stderr)
+    return code
+
+
+def _unexpected(error: Exception) -> int:
+    return _debug_or(
+        error,
+        f"internal: {type(error).__name__}: {_one_line(error)}"
+        " (set VIDCM_DEBUG=1 for the traceback; please report)",
+    )
+
+
+def _debug_or(error: Exception, message: str) -> int:
+    if os.environ.get("VIDCM_DEBUG") == "1":
+        raise error
+    return _fail(message, 1)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    torch = sys.modules.get("torch")  # an error of torch's exists only where torch is loaded
+    return (
+        isinstance(error, MemoryError)
+        or (torch is not None and isinstance(error, torch.OutOfMemoryError))
+        # the CPU allocator of torch raises a plain RuntimeError
+        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+    )
+
+
+def _reader_left() -> bool:
+    """True when it is our own output that nobody reads; then silences the flush at exit."""
+    try:
+        output = sys.stdout.fileno()
+    except (OSError, ValueError):  # replaced by something that is no file
+        return False
+    poll = select.poll()
+    poll.register(output, 0)  # errors and hang-ups are reported unasked
+    if not poll.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return True
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).splitlines())
+
+
+def _refusal(text: str, rule: str) -> argparse.ArgumentTypeError:
+    return argparse.ArgumentTypeError(f"got {_shown(text)}, expected {rule}")
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:57] + "...")

@@ -1,0 +1,34 @@
+"""`tools/train.py`: train what a config names."""
+
+import argparse
+
+from vidcm.cli.common import run
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="train.py",
+        description="Train a codec, a teacher or a student, as the config says. A run that was "
+        "interrupted goes on from its newest checkpoint when the same command is given again.",
+        epilog="examples:\n"
+        "  python tools/train.py --config configs/lpc/codec.yaml\n"
+        "  python tools/train.py --config configs/lpc/teacher.yaml optimizer.lr=5e-4 steps=2000\n"
+        "  deepspeed --num_gpus 2 tools/train.py --config configs/lpc/teacher.yaml zero=2",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument("--config", required=True, help="a YAML file, see configs/")
+    p.add_argument("--device", default="auto", help="auto (a GPU when there is one), cpu, cuda")
+    p.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+    p.add_argument("overrides", nargs="*", metavar="key=value", help="change keys of the config, dotted")
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run(_train, parser().parse_args(argv))
+
+
+def _train(args: argparse.Namespace) -> int:
+    from vidcm.config import load
+    from vidcm.train.launch import launch
+
+    return launch(load(args.config, args.overrides), args.device)

@@ -1,0 +1,201 @@
+"""A causal 3-D video VAE, factorised into 2-D convolutions and causal mixing along time.
+
+Stride 4 in time and 8 in space. The first frame is coded alone: it fills a group of its own, and
+every later latent frame stands for the four frames that follow, so a clip of `4k + 1` frames gives
+`k + 1` latent frames and nothing depends on what comes later. Down- and up-sampling carry
+space-to-channel shortcuts (residual autoencoding, Chen et al. 2024, DC-AE, arXiv 2410.10733, 3.2).
+Frames are folded into the batch for the spatial convolutions, which keeps every convolution 2-D:
+fast on a CPU and indifferent to the length of the clip.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from vidcm.shapes import check_frames, check_size
+
+PATCH = 4  # pixels folded into channels at the door
+
+
+class Conv(nn.Conv2d):
+    """A 3x3 convolution over each frame of `b c t h w`."""
+
+    def __init__(self, width: int, out: int):
+        super().__init__(width, out, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        frames = rearrange(x, "b c t h w -> (b t) c h w").contiguous(
+            memory_format=torch.channels_last
+        )
+        return rearrange(super().forward(frames), "(b t) c h w -> b c t h w", b=x.shape[0])
+
+
+class Pointwise(nn.Linear):
+    """A linear map over channels of `b c t h w`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation over channels, per position: nothing leaks along time."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(width, 1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-6) * self.scale
+
+
+class Residual(nn.Module):
+    """norm, SiLU, 3x3, SiLU, 3x3; the last layer starts at zero."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm = RMSNorm(width)
+        self.first, self.last = Conv(width, width), Conv(width, width)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.last(F.silu(self.first(F.silu(self.norm(x)))))
+
+
+class TimeMix(nn.Module):
+    """Each frame sees itself and the two before it (causal kernel of three, one linear map)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm = RMSNorm(width)
+        self.mix, self.out = Pointwise(3 * width, width), Pointwise(width, width)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.pad(self.norm(x), (0, 0, 0, 0, 2, 0))
+        h = torch.cat([h[:, :, :-2], h[:, :, 1:-1], h[:, :, 2:]], dim=1)
+        return x + self.out(F.silu(self.mix(h)))
+
+
+class Fold(nn.Module):
+    """Down-sample by folding `(time, space, space)` neighbours into channels, with a shortcut that
+    averages groups of the folded channels."""
+
+    def __init__(self, width: int, out: int, time: int, space: int):
+        super().__init__()
+        self.time, self.space, self.out = time, space, out
+        self.map = Pointwise(width * time * space**2, out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.time > 1:  # the first frame fills a group of its own
+            x = torch.cat([x[:, :, :1].expand(-1, -1, self.time - 1, -1, -1), x], dim=2)
+        pattern = "b c (t i) (h j) (w k) -> b (c i j k) t h w"
+        x = rearrange(x, pattern, i=self.time, j=self.space, k=self.space)
+        return self.map(x) + rearrange(x, "b (o g) t h w -> b o g t h w", o=self.out).mean(2)
+
+
+class Unfold(nn.Module):
+    """The mirror of Fold; of the first group only the last frame is kept."""
+
+    def __init__(self, width: int, out: int, time: int, space: int):
+        super().__init__()
+        self.time, self.space = time, space
+        self.map = Pointwise(width, out * time * space**2)
+        self.copies = out * time * space**2 // width
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.map(x) + repeat(x, "b c t h w -> b (c g) t h w", g=self.copies)
+        pattern = "b (c i j k) t h w -> b c (t i) (h j) (w k)"
+        x = rearrange(x, pattern, i=self.time, j=self.space, k=self.space)
+        return x[:, :, self.time - 1 :]
+
+
+class CausalVAE(nn.Module):
+    """video `(b 3 t h w)` in [-1, 1] <-> whitened latents `(b c (t-1)/4+1 h/8 w/8)`.
+
+    channels: of the latent. widths: channels at stride 4, 8, and at the latent grid. depths:
+    residual blocks at the same three places, the encoder's and the decoder's.
+    """
+
+    time_stride, stride = 4, 8
+
+    def __init__(
+        self,
+        channels: int = 16,
+        widths: Sequence[int] = (64, 128, 256),
+        encoder_depths: Sequence[int] = (1, 1, 1),
+        decoder_depths: Sequence[int] = (2, 2, 1),
+    ):
+        super().__init__()
+        self.channels = channels
+        a, b, c = widths
+        pixels = 3 * PATCH**2
+        self.encoder = nn.Sequential(
+            Conv(pixels, a),
+            *_blocks(a, encoder_depths[0]),
+            Fold(a, b, 1, 2),
+            *_blocks(b, encoder_depths[1]),
+            TimeMix(b),
+            Fold(b, c, 4, 1),
+            *_blocks(c, encoder_depths[2]),
+            TimeMix(c),
+            RMSNorm(c),
+            Conv(c, 2 * channels),
+        )
+        self.decoder = nn.Sequential(
+            Conv(channels, c),
+            TimeMix(c),
+            *_blocks(c, decoder_depths[2]),
+            Unfold(c, b, 4, 1),
+            TimeMix(b),
+            *_blocks(b, decoder_depths[1]),
+            Unfold(b, a, 1, 2),
+            *_blocks(a, decoder_depths[0]),
+            RMSNorm(a),
+            nn.SiLU(),
+            Conv(a, pixels),
+        )
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("std", torch.ones(channels))
+        self.mean: Tensor
+        self.std: Tensor
+
+    def posterior(self, video: Tensor) -> tuple[Tensor, Tensor]:
+        """video -> mean and log-variance of the raw latents. Raises UsageError for a shape the
+        strides do not divide."""
+        check_frames(video.shape[2], self.time_stride)
+        check_size(video.shape[3], video.shape[4], self.stride)
+        patches = rearrange(video, "b c t (h j) (w k) -> b (c j k) t h w", j=PATCH, k=PATCH)
+        mean, logvar = self.encoder(patches).chunk(2, dim=1)
+        return mean, logvar.clamp(-20, 4)
+
+    def reconstruct(self, raw: Tensor) -> Tensor:
+        """Raw latents -> video, not clamped."""
+        patches = self.decoder(raw)
+        return rearrange(patches, "b (c j k) t h w -> b c t (h j) (w k)", j=PATCH, k=PATCH)
+
+    def encode(self, video: Tensor) -> Tensor:
+        """video `(b 3 t h w)` -> whitened latents (posterior mean), fp32."""
+        mean, std = (s.view(-1, 1, 1, 1) for s in (self.mean, self.std))
+        return (self.posterior(video)[0].float() - mean) / std
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Whitened latents -> video in [-1, 1]."""
+        mean, std = (s.view(-1, 1, 1, 1) for s in (self.mean, self.std))
+        raw = (latents * std + mean).to(self.encoder[0].weight.dtype)
+        return self.reconstruct(raw).float().clamp(-1, 1)
+
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """`(c, t, h, w)` of the latents of a clip; raises UsageError when it does not fit."""
+        check_frames(frames, self.time_stride)
+        check_size(height, width, self.stride)
+        groups = (frames - 1) // self.time_stride + 1
+        return self.channels, groups, height // self.stride, width // self.stride
+
+
+def _blocks(width: int, depth: int) -> list[nn.Module]:
+    return [Residual(width) for _ in range(depth)]

@@ -1,0 +1,179 @@
+"""Strict YAML to dataclasses: unknown, doubled or mistyped keys are errors that name the fix."""
+
+import dataclasses
+import re
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vidcm.errors import UsageError
+from vidcm.registry import suggest
+
+Spec = dict[str, Any]  # {"name": registered name, **options of its constructor}
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW with linear warm-up and a cosine to `final * lr`; `clip` bounds the gradient norm."""
+
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.01
+    warmup: int = 100
+    final: float = 0.05
+    clip: float = 1.0
+
+
+@dataclass
+class TrainConfig:
+    """Everything `tools/train.py` needs to know; `batch_size` is global, per optimiser step."""
+
+    model: Spec
+    objective: Spec
+    data: Spec
+    output: str
+    steps: int
+    seed: int = 0
+    batch_size: int = 32
+    accumulation: int = 1
+    init: str | None = None  # a model folder whose weights to start from
+    teacher: str | None = None  # a model folder, for objectives that distil
+    codec: str | None = None  # a model folder; encodes frames and decodes the sample sheets
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    ema: float = 0.999
+    precision: str = "fp32"
+    zero: int = 0
+    workers: int = 1
+    max_skipped: int = 10
+    log_every: int = 20
+    sample_every: int = 500
+    save_every: int = 500
+    keep: int = 2
+    prompts: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        positive = ("steps", "batch_size", "accumulation", "log_every", "save_every", "keep", "max_skipped")
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 <= self.ema < 1:
+            raise UsageError(f"ema is {self.ema}; it must be in [0, 1)")
+        if self.precision not in ("fp32", "bf16"):
+            raise UsageError(f"precision is {self.precision!r}; use fp32 or bf16")
+        if self.zero not in (0, 1, 2, 3):
+            raise UsageError(f"zero is {self.zero}; DeepSpeed's ZeRO stages are 0, 1, 2 and 3")
+        if self.optimizer.lr <= 0:
+            raise UsageError(f"optimizer.lr is {self.optimizer.lr}; it must be above 0")
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses doubled keys and aliases, and reads 1e-4 as a number."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.events.AliasEvent):
+            event = self.peek_event()
+            raise yaml.composer.ComposerError(None, None, "aliases are not allowed", event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                message = f"the key {key.value!r} stands twice"
+                raise yaml.constructor.ConstructorError(None, None, message, key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, regexp) for tag, regexp in resolvers if tag != "tag:yaml.org,2002:float"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?$|^[-+]?\.(inf|nan)$"),
+    list("-+0123456789."),
+)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """YAML text to plain data. Raises UsageError with file, line and column."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        at = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UsageError(f"{where}{at}: {problem}") from None
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Read a config file and apply dotted overrides (`optimizer.lr=1e-4`).
+
+    Raises UsageError for a missing file, broken YAML, or a key or value that does not belong."""
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(f"there is no config file {path}; the ones that ship are in configs/")
+    data = parse_yaml(path.read_text("utf-8"), str(path))
+    if not isinstance(data, dict):
+        raise UsageError(f"{path} holds {type(data).__name__}; expected keys and values")
+    for item in overrides:
+        key, equals, value = item.partition("=")
+        if not equals or not key:
+            raise UsageError(f"cannot read the override {item!r}; write key=value, as optimizer.lr=1e-4")
+        node = data
+        *parents, leaf = key.split(".")
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise UsageError(f"cannot set {key}: {parent} is not a group of keys")
+        node[leaf] = parse_yaml(value, f"override {item}")
+    return from_dict(TrainConfig, data, str(path))
+
+
+def from_dict(cls: type, data: dict, where: str) -> Any:
+    """A dataclass from plain data, checked key by key."""
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for key in data:
+        if key not in fields:
+            raise UsageError(f"{where}: unknown key {key!r}{suggest(str(key), list(fields))}")
+    for name, f in fields.items():
+        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        if required and name not in data:
+            raise UsageError(f"{where}: the key {name!r} is missing")
+    return cls(**{k: _convert(hints[k], v, f"{where}: {k}") for k, v in data.items()})
+
+
+def to_dict(config: Any) -> dict:
+    """The plain data of a config, for manifests."""
+    return dataclasses.asdict(config)
+
+
+def _convert(kind: Any, value: Any, where: str) -> Any:
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is types.UnionType:
+        if value is None and type(None) in args:
+            return None
+        return _convert(next(a for a in args if a is not type(None)), value, where)
+    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+        return from_dict(typing.cast(type, kind), value, where)
+    if origin is tuple and isinstance(value, list) and len(value) == len(args):
+        return tuple(_convert(a, v, where) for a, v in zip(args, value, strict=True))
+    if origin is list and isinstance(value, list):
+        return [_convert(args[0], v, where) for v in value]
+    if origin is dict and isinstance(value, dict):
+        return value
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if kind is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(kind, type) and isinstance(value, kind) and (kind is bool) == isinstance(value, bool):
+        return value
+    name = getattr(kind, "__name__", str(kind)).replace("typing.", "")
+    raise UsageError(f"{where}: {value!r} is not {name}")

@@ -1,0 +1,32 @@
+"""What every data set yields and every objective consumes."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """captions: b strings. frames: uint8 `(b t h w c)`. latents: whitened float `(b c t h w)`.
+    One of frames and latents is there."""
+
+    captions: list[str]
+    frames: Tensor | None = None
+    latents: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def to(self, device: torch.device | str) -> "Batch":
+        moved = {k: v.to(device) for k in ("frames", "latents") if (v := getattr(self, k)) is not None}
+        return replace(self, **moved)
+
+
+class Dataset(Protocol):
+    """A data set is a function of (seed, position): position `p` is always the same sample, so a
+    loader has no state to save and a run resumes anywhere."""
+
+    def batch(self, seed: int, positions: Iterable[int]) -> Batch: ...

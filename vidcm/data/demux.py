@@ -1,0 +1,226 @@
+"""Open a video safely; hand out its packets, frames and their seconds (the lower half of `read`).
+
+Nothing is decoded before a file is known to be regular, a video container and small enough.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.stream import Disposition
+from av.video.stream import VideoStream
+
+from vidcm.errors import VidcmError
+
+log = logging.getLogger(__name__)
+
+MAX_FRAME_PIXELS = 7680 * 4320  # one decoded frame
+MAX_PIXELS = 2**29  # all frames of one call together, 3 bytes each
+# Real containers only: FFmpeg would also "play" text, play lists, and scripts naming other files.
+FORMATS = (
+    "mov,matroska,webm,avi,gif,apng,mpegts,mpeg,mpegvideo,m4v,h264,hevc,vvc,obu,ivf,flv,ogg,asf,"
+    "mxf,nut"
+)
+BOXES = (b"ftyp", b"moov", b"mdat", b"moof", b"styp", b"sidx", b"free", b"skip", b"wide")
+MAGIC = (b"\x1aE\xdf\xa3", b"RIFF", b"OggS", b"FLV", b"GIF8", b"\0\0\1", b"\0\0\0\1", b"0&\xb2u")
+
+
+class BadClip(VidcmError):
+    """A clip that cannot be used: `path`, `reason` (one word, for counting) and `detail`.
+
+    Reasons: missing, permission, not-a-file, empty, not-video, unreadable, no-video-stream,
+    too-large, too-short, truncated, decode-error, decoder-crash, timeout.
+    """
+
+    def __init__(self, path: str, reason: str, detail: str) -> None:
+        super().__init__(path, reason, detail)
+        self.path, self.reason, self.detail = path, reason, detail
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}: {self.detail}"
+
+
+def regular_file(path: str | os.PathLike[str]) -> str:
+    """Absolute path of a readable, non-empty regular file; never blocks. Raises BadClip."""
+    file = os.path.abspath(os.fspath(path))
+    try:
+        status = os.stat(file)
+        if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait for a writer
+            raise BadClip(file, "not-a-file", "a folder, pipe or device, expected a regular file")
+        if not status.st_size:
+            raise BadClip(file, "empty", "the file has 0 bytes")
+        with open(file, "rb"):
+            return file
+    except (FileNotFoundError, NotADirectoryError):
+        raise BadClip(file, "missing", "no such file") from None
+    except PermissionError:
+        raise BadClip(file, "permission", "this user may not read it") from None
+    except (OSError, ValueError) as error:
+        raise BadClip(file, "unreadable", why(error)) from None
+
+
+def why(error: Exception) -> str:
+    """The short text of an error: FFmpeg's own words without number and path."""
+    return getattr(error, "strerror", None) or str(error)
+
+
+def check_pixels(file: str, height: int, width: int, count: int, limit: int) -> None:
+    """Raises BadClip `too-large` if a frame, or `count` of them, pass what memory may hold."""
+    for number, most in ((1, MAX_FRAME_PIXELS), (count, limit)):
+        if number * height * width > most:
+            what = f"{number} frame(s) of {width}x{height}, at most {most} pixels"
+            raise BadClip(file, "too-large", f"{what}; shrink the video or raise the limit")
+
+
+@dataclass(frozen=True)
+class Source:
+    """An opened video: its path, its first real video stream, and when to give up."""
+
+    file: str
+    container: InputContainer
+    stream: VideoStream
+    stop: float  # on time.monotonic()
+
+    def packets(self) -> Iterator[av.Packet]:
+        """The packets from here on, the empty one that flushes the decoder last."""
+        try:
+            for packet in self.container.demux(self.stream):
+                if time.monotonic() > self.stop:
+                    raise BadClip(self.file, "timeout", "decoding went past the deadline")
+                yield packet
+        except (FFmpegError, ValueError) as error:
+            raise BadClip(self.file, "decode-error", f"cannot read on ({why(error)})") from None
+
+    def frames(self) -> Iterator[av.VideoFrame]:
+        """The decoded frames from here on. Half a packet at the very end is `truncated`."""
+        torn: BadClip | None = None
+        for packet in self.packets():
+            if torn and packet.size:
+                raise BadClip(self.file, "decode-error", torn.detail)
+            try:
+                yield from packet.decode()
+            except (FFmpegError, ValueError) as error:
+                ticks = packet.pts if packet.pts is not None else packet.dts
+                where = "" if ticks is None else f" at {float(ticks * packet.time_base):.3f} s"
+                detail = f"{why(error)}{where}"
+                if not packet.is_corrupt:
+                    raise BadClip(self.file, "decode-error", detail) from None
+                torn = BadClip(self.file, "truncated", detail)
+        if torn:
+            raise torn
+
+    def first_frame(self) -> av.VideoFrame:
+        """The first frame from here on; raises BadClip if there is none."""
+        for frame in self.frames():
+            return frame
+        raise self.short("it holds no frame")
+
+    def short(self, detail: str, end: float = 0.0) -> BadClip:
+        """The error for a video that ends at second `end`, `truncated` if its header says later."""
+        claimed = 0.0
+        if self.stream.duration and self.stream.time_base:
+            claimed = float(self.stream.duration * self.stream.time_base)
+        elif self.container.duration:
+            claimed = self.container.duration / 1e6
+        if claimed <= end:
+            return BadClip(self.file, "too-short", detail)
+        return BadClip(self.file, "truncated", f"{detail}, its header says {claimed:.3f} s")
+
+
+@contextmanager
+def opened(file: str, stop: float) -> Iterator[Source]:
+    """Open `file` (from `regular_file`), checked by its header alone; `stop` as in `Source`.
+
+    Raises BadClip.
+    """
+    # max_pixels: refuses a frame larger than the header said, before memory is taken for it.
+    # explode: damaged frames are errors; without it they come back smeared, as if all was well.
+    options = {"max_pixels": str(MAX_FRAME_PIXELS), "err_detect": "explode"}
+    try:
+        container = av.open(
+            f"file:{file}",  # "file:" so that no name is taken for a protocol
+            options={"max_pixels": options["max_pixels"]},
+            container_options={"format_whitelist": FORMATS, "protocol_whitelist": "file"},
+            metadata_errors="replace",
+        )
+    except (FFmpegError, ValueError) as error:
+        with open(file, "rb") as raw:
+            head = raw.read(189)
+        known = head[4:8] in BOXES or head.startswith(MAGIC) or head[::188] == b"GG"  # MPEG-TS
+        reason, detail = ("unreadable" if known else "not-video"), f"cannot open ({why(error)})"
+        raise BadClip(file, reason, detail) from None
+    with container:
+        cover = Disposition.attached_pic
+        streams = [s for s in container.streams.video if not s.disposition & cover]
+        if not streams:
+            raise BadClip(file, "no-video-stream", "only sound, text or cover pictures")
+        codec = streams[0].codec_context
+        if codec is None:
+            raise BadClip(file, "unreadable", "no decoder for its video codec")
+        if not codec.height * codec.width:  # FFmpeg clears what passes max_pixels
+            detail = f"its header gives no frame size, or one above {MAX_FRAME_PIXELS} pixels"
+            raise BadClip(file, "too-large", detail)
+        codec.thread_count = 1  # parallelism is one reader per data worker
+        codec.options = options
+        yield Source(file, container, streams[0], stop)
+
+
+class Clock:
+    """Seconds since the first frame: by pts; by dts in AVI, which stores no pts; by counting at
+    the assumed rate in raw streams, which store no time at all (`stamp` is then empty)."""
+
+    def __init__(self, source: Source, first: av.VideoFrame) -> None:
+        stream = source.stream
+        self.file, self.counted = source.file, 0
+        self.stamp = "dts" if source.container.format.name == "avi" else "pts"
+        origin, self.tick = getattr(first, self.stamp), float(first.time_base or 0)
+        if origin is None:
+            rate = float(stream.guessed_rate or stream.average_rate or 25)
+            self.stamp, origin, self.tick = "", 0, 1 / rate
+            log.info("%s stores no timestamps; taken as %.3f frames a second", self.file, rate)
+        self.origin: int = origin
+
+    def of_frame(self, frame: av.VideoFrame) -> float:
+        """Second of a frame; call it once for every frame, in order."""
+        self.counted += 1
+        ticks = getattr(frame, self.stamp) if self.stamp else self.counted - 1
+        if ticks is None:
+            raise BadClip(self.file, "decode-error", "a frame has no timestamp, others have")
+        return (ticks - self.origin) * self.tick
+
+    def of_last(self, packets: Iterator[av.Packet]) -> float:
+        """Second of the last whole packet that shows something, 0 if there is none."""
+        last, count = 0.0, 0
+        for packet in packets:
+            if not packet.size or packet.is_corrupt or packet.is_discard:
+                continue
+            count += 1
+            ticks = getattr(packet, self.stamp) if self.stamp else count - 1
+            last = max(last, 0.0 if ticks is None else (ticks - self.origin) * self.tick)
+        return last
+
+
+def upright(file: str, frame: av.VideoFrame, pixels: np.ndarray) -> np.ndarray:
+    """Apply the display matrix of `frame` (quarter turns and mirrorings) to `(h w c)` pixels."""
+    data = frame.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return pixels
+    # x' = a x + c y, y' = b x + d y with y downwards, ISO/IEC 14496-12 section 8.3.2
+    a, b, c, d = (int(np.sign(np.frombuffer(bytes(data), "<i4")[i])) for i in (0, 1, 3, 4))
+    if not (a or b or c or d):  # an empty matrix says nothing
+        return pixels
+    if bool(a and d) == bool(b and c) or bool(a) != bool(d) or bool(b) != bool(c):
+        raise BadClip(file, "unreadable", "its display matrix is not made of quarter turns")
+    if b:
+        pixels, a, d = pixels.swapaxes(0, 1), c, b
+    return pixels[:: d or 1, :: a or 1]

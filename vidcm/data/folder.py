@@ -1,0 +1,205 @@
+"""Anybody's clips: a folder of videos, captions in one file or beside each video."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from vidcm.data.clips import clip_seconds, frame_times, random_start
+from vidcm.data.killable import KillableReader
+from vidcm.data.read import MAX_PIXELS, BadClip
+from vidcm.data.sidecars import METADATA, read_metadata, read_text
+from vidcm.data.transforms import resize_crop
+from vidcm.errors import UsageError, VidcmError
+
+log = logging.getLogger(__name__)
+
+VIDEOS = frozenset(
+    ".mp4 .m4v .mov .mkv .webm .avi .gif .mpg .mpeg .ts .m2ts .flv .3gp .ogv .wmv .264 .h264 .265"
+    " .hevc .ivf .obu .mxf .nut".split()
+)
+
+
+class VideoFolder:
+    """Clips of one shape from the videos below `root`, each with a caption.
+
+    Captions come from `root/metadata.jsonl` or `root/metadata.csv` (columns `file_name` and `text`
+    or `caption`), otherwise from a `.txt` beside each video. `captions` says what to do about
+    videos without one: "error", "empty" (an empty caption: unconditional) or "skip" (leave out).
+
+    num_frames: 4k+1. size: (height, width). fps: of the clip, whatever the rate of the video.
+    deadline: seconds to decode one clip. A video that cannot be read is quarantined (`quarantine`:
+    file name -> reason) and left out from then on; once more than `max_bad_fraction` of all clips
+    are, the next one raises VidcmError with a summary. max_pixels: as in `read_frames`.
+    follow_symlinks: also take links that lead out of `root`.
+
+    Raises UsageError for options, folders and caption files that do not fit together.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        *,
+        num_frames: int,
+        size: tuple[int, int],
+        fps: float = 16.0,
+        captions: str = "error",
+        backend: str = "av",
+        deadline: float = 30.0,
+        max_bad_fraction: float = 0.01,
+        max_pixels: int = MAX_PIXELS,
+        follow_symlinks: bool = False,
+    ) -> None:
+        clip_seconds(num_frames, fps)
+        if len(size) != 2 or min(size) < 1:
+            raise UsageError(f"size is {size}, expected (height, width), each at least 1")
+        if captions not in ("error", "empty", "skip"):
+            raise UsageError(f"captions is {captions!r}, expected 'error', 'empty' or 'skip'")
+        if backend not in ("av", "decord"):
+            raise UsageError(f"backend is {backend!r}, expected 'av' or 'decord'")
+        if not 0 <= max_bad_fraction <= 1:
+            raise UsageError(f"max_bad_fraction is {max_bad_fraction}, expected 0 to 1")
+        self.root = Path(root).resolve()
+        self.num_frames, self.size, self.fps = num_frames, (size[0], size[1]), fps
+        self.max_bad_fraction = max_bad_fraction
+        self.quarantine: dict[str, str] = {}
+        self.reader = KillableReader(backend=backend, deadline=deadline, max_pixels=max_pixels)
+        self._last_seconds: dict[int, float] = {}
+        names = _find_videos(self.root, follow_symlinks)
+        self._captions = _match(self.root, names, captions)
+        self.names = sorted(self._captions)
+        if not self.names:
+            raise UsageError(f"{self.root} holds no video with a caption; see captions=...")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def caption(self, i: int) -> str:
+        """Caption of clip i; "" where it has none."""
+        return self._captions[self.names[i]]
+
+    def clip(self, i: int, rng: torch.Generator | None = None) -> torch.Tensor:
+        """Frames of clip i: uint8 `(t h w c)`.
+
+        With a generator, the start second and the cut are random; without, the first frames and
+        the centre. Raises BadClip if it is or gets quarantined, VidcmError if too many are.
+        """
+        name = self.names[i]
+        path = str(self.root / name)
+        if name in self.quarantine:
+            raise BadClip(path, self.quarantine[name], "quarantined before")
+        try:
+            start = 0.0
+            if rng is not None:
+                if i not in self._last_seconds:
+                    self._last_seconds[i] = self.reader.probe(path).last_seconds
+                start = random_start(self._last_seconds[i], self.num_frames, self.fps, rng)
+            found = self.reader.read(path, frame_times(self.num_frames, self.fps, start))
+        except BadClip as bad:
+            self._quarantine(name, bad)
+            raise
+        return resize_crop(torch.from_numpy(found.frames), self.size, rng)
+
+    def batch(
+        self, indices: Sequence[int], rng: torch.Generator | None = None
+    ) -> tuple[torch.Tensor, list[str], list[int]]:
+        """Frames uint8 `(b t h w c)`, captions and indices of those clips that could be read.
+
+        Each clip draws from its own generator, seeded from `rng`: a bad one changes no other.
+        b is 0 if all are bad. Raises VidcmError if too many clips are quarantined.
+        """
+        seeds: list[int] = []
+        if rng is not None:
+            seeds = torch.randint(2**63 - 1, (len(indices),), generator=rng).tolist()
+        frames, kept = [], []
+        for place, i in enumerate(indices):
+            own = torch.Generator().manual_seed(seeds[place]) if rng is not None else None
+            try:
+                frames.append(self.clip(i, own))
+            except BadClip:
+                continue  # counted and logged where it was quarantined
+            kept.append(i)
+        empty = torch.empty((0, self.num_frames, *self.size, 3), dtype=torch.uint8)
+        return torch.stack(frames) if frames else empty, [self.caption(i) for i in kept], kept
+
+    def _quarantine(self, name: str, bad: BadClip) -> None:
+        self.quarantine[name] = bad.reason
+        log.warning("left out %s", bad)
+        bad_fraction = len(self.quarantine) / len(self)
+        if bad_fraction > self.max_bad_fraction:
+            counts = Counter(self.quarantine.values()).most_common()
+            reasons = ", ".join(f"{reason} {count}" for reason, count in counts)
+            raise VidcmError(
+                f"{len(self.quarantine)} of {len(self)} clips in {self.root} are bad: {reasons} "
+                f"(last: {bad}); max_bad_fraction is {self.max_bad_fraction:g}; "
+                "mend or remove them, or raise it"
+            ) from None
+
+
+def _find_videos(root: Path, follow_symlinks: bool) -> list[str]:
+    """Names below root, with / between folders; hidden ones are left out."""
+    if not root.is_dir():
+        raise UsageError(f"{root} is no folder, expected a folder of videos")
+    names, seen = [], set()
+    for folder, below, files in os.walk(root, followlinks=follow_symlinks):
+        real = os.path.realpath(folder)
+        if real in seen:  # a link to a folder above it
+            below.clear()
+            continue
+        seen.add(real)
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        for name in files + below:  # a folder named x.mp4 is reported when it is read
+            path = Path(folder, name)
+            if name.startswith(".") or path.suffix.lower() not in VIDEOS:
+                continue
+            if not follow_symlinks and not path.resolve().is_relative_to(root):
+                raise UsageError(
+                    f"{path} links out of {root}; copy it, or set follow_symlinks=true"
+                )
+            names.append(path.relative_to(root).as_posix())
+    if not names:
+        raise UsageError(f"{root} holds no video ({', '.join(sorted(VIDEOS))})")
+    return sorted(names)
+
+
+def _match(root: Path, names: list[str], policy: str) -> dict[str, str]:
+    """Video name -> caption, both ways complete except as the policy allows."""
+    files = [root / name for name in METADATA if (root / name).is_file()]
+    if len(files) > 1:
+        raise UsageError(f"{root} has {' and '.join(METADATA)}; keep one of them")
+    if files:
+        found = read_metadata(files[0])
+        where = files[0].name
+        missing = [name for name in found if name not in set(names)]
+        if missing:
+            raise UsageError(
+                f"{files[0]} names {len(missing)} videos that are not in {root}: {_five(missing)}"
+            )
+    else:
+        beside = {name: (root / name).with_suffix(".txt") for name in names}
+        found = {name: read_text(txt).strip() for name, txt in beside.items() if txt.is_file()}
+        where = f"a .txt beside it, and there is no {' or '.join(METADATA)}"
+    without = [name for name in names if name not in found]
+    if without and policy == "error":
+        raise UsageError(
+            f"{len(without)} of {len(names)} videos in {root} have no caption in {where}: "
+            f"{_five(without)}; add them, or set captions to 'empty' or 'skip'"
+        )
+    if policy == "empty":
+        found |= dict.fromkeys(without, "")
+    elif without:
+        log.warning("%s: left out %d videos without caption", root, len(without))
+    blank = [name for name, text in found.items() if not text]
+    if blank:
+        log.warning("%s: %d captions are empty: %s", root, len(blank), _five(blank))
+    return found
+
+
+def _five(names: list[str]) -> str:
+    more = f", ... ({len(names) - 5} more)" if len(names) > 5 else ""
+    return ", ".join(repr(name) for name in names[:5]) + more

@@ -1,0 +1,65 @@
+"""Training a codec: reconstruction, structure, motion and a KL pull towards unit latents."""
+
+import torch
+from torch import Tensor
+
+from vidcm.codecs.causal_vae import CausalVAE
+from vidcm.codecs.losses import charbonnier, kl_to_unit_normal, psnr, structural
+from vidcm.data.batch import Batch
+from vidcm.errors import UsageError
+from vidcm.objectives.base import Loss
+from vidcm.rng import SampleRng
+from vidcm.video import to_video
+
+
+class Autoencoding:
+    """crop: side in pixels of the windows trained on (0: whole frames), multiples of 8; windows:
+    how many a clip gives, each the one with most contrast of `tries` random places.
+    perceptual, motion, kl: weights beside the reconstruction's 1. decoder_only: leave the encoder as it is, so latents already cached stay true."""
+
+    def __init__(
+        self,
+        crop: int = 0,
+        windows: int = 1,
+        perceptual: float = 0.1,
+        motion: float = 0.5,
+        kl: float = 1e-3,
+        tries: int = 3,
+        decoder_only: bool = False,
+    ):
+        if crop % CausalVAE.stride:
+            raise UsageError(f"crop {crop} is not a multiple of the codec's stride {CausalVAE.stride}")
+        self.crop, self.windows, self.tries = crop, windows, tries
+        self.decoder_only = decoder_only
+        self.perceptual, self.motion, self.kl = perceptual, motion, kl
+
+    def __call__(self, model: CausalVAE, batch: Batch, progress: float, rng: SampleRng) -> Loss:
+        assert batch.frames is not None
+        video = to_video(batch.frames)
+        if self.crop:
+            video = self._windows(video, rng)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.decoder_only):
+            mean, logvar = model.posterior(video)
+        noise = rng.normal(len(mean) // len(batch), *mean.shape[1:]).flatten(0, 1)
+        raw = mean + (0.5 * logvar).exp() * noise
+        rebuilt = model.reconstruct(raw)
+        kl = kl_to_unit_normal(mean, logvar)
+        total = charbonnier(rebuilt, video) + self.perceptual * structural(rebuilt, video)
+        total = total + self.motion * charbonnier(rebuilt.diff(dim=2), video.diff(dim=2))
+        if not self.decoder_only:
+            total = total + self.kl * kl
+        quality = psnr(rebuilt.detach().clamp(-1, 1), video).mean()
+        return Loss(total, {"psnr": quality, "kl": kl.detach()})
+
+    def _windows(self, video: Tensor, rng: SampleRng) -> Tensor:
+        """`(b c t h w)` -> `(b * windows, c, t, crop, crop)`, the busy places of each clip."""
+        size, stride = self.crop, CausalVAE.stride
+        places = torch.tensor([(n - size) // stride + 1 for n in video.shape[3:]])
+        draws = rng.uniform(self.windows, self.tries, 2).cpu() * places
+        chosen = []
+        for clip, corners in zip(video, (draws.long() * stride).tolist(), strict=True):
+            for tries in corners:
+                found = [clip[:, :, y : y + size, x : x + size] for y, x in tries]
+                contrast = torch.stack([w[:, ::4].std() for w in found])
+                chosen.append(found[int(contrast.argmax())])
+        return torch.stack(chosen)

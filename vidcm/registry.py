@@ -1,0 +1,71 @@
+"""Where names become objects: one table, one `build`. A new component is one line here."""
+
+import difflib
+import inspect
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+from vidcm.errors import UsageError
+
+TABLE: dict[str, dict[str, str]] = {
+    "model": {
+        "causal_vae": "vidcm.codecs.causal_vae:CausalVAE",
+        "denoiser": "vidcm.denoiser:Denoiser",
+    },
+    "backbone": {"dit": "vidcm.models.dit:DiT"},
+    "conditioner": {"hashed_words": "vidcm.conditioning.text:HashedWords"},
+    "path": {
+        "rectified_flow": "vidcm.paths:RectifiedFlow",
+        "trig_flow": "vidcm.paths:TrigFlow",
+        "variance_exploding": "vidcm.paths:VarianceExploding",
+    },
+    "objective": {
+        "autoencoding": "vidcm.objectives.autoencoding:Autoencoding",
+        "flow_matching": "vidcm.objectives.flow_matching:FlowMatching",
+        "consistency_tuning": "vidcm.objectives.consistency_tuning:ConsistencyTuning",
+    },
+    "data": {
+        "lpc": "vidcm.data.lpc:LPC",
+        "folder": "vidcm.data.folder:VideoFolder",
+        "latents": "vidcm.data.latents:LatentShards",
+    },
+}
+
+
+def suggest(word: str, known: list[str]) -> str:
+    """A did-you-mean tail for error messages, with the list of what is known."""
+    close = difflib.get_close_matches(word, known, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"{hint} (known: {', '.join(sorted(known))})"
+
+
+def lookup(kind: str, name: str) -> type:
+    """The class registered as `name` of `kind`. Raises UsageError with the nearest name."""
+    known = TABLE[kind]
+    if name not in known:
+        raise UsageError(f"unknown {kind} {name!r}{suggest(str(name), list(known))}")
+    module, _, attribute = known[name].partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def build(kind: str, spec: Mapping[str, Any], **context: Any) -> Any:
+    """Make what `spec` describes: `name`, and the options of its constructor; `context` are
+    arguments that only the program can give. Raises UsageError for an unknown name or option."""
+    options = dict(spec)
+    if "name" not in options:
+        raise UsageError(f"the {kind} has no name (known: {', '.join(sorted(TABLE[kind]))})")
+    cls = lookup(kind, options.pop("name"))
+    parameters = inspect.signature(cls).parameters
+    for key in options:
+        if key not in parameters or key in context:
+            known = [p for p in parameters if p not in context]
+            raise UsageError(f"{kind} {spec['name']!r} has no option {key!r}{suggest(key, known)}")
+    missing = [
+        name
+        for name, p in parameters.items()
+        if p.default is p.empty and name not in options and name not in context
+    ]
+    if missing:
+        raise UsageError(f"{kind} {spec['name']!r} needs the option {missing[0]!r}")
+    return cls(**options, **{k: v for k, v in context.items() if k in parameters})

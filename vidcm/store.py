@@ -1,0 +1,135 @@
+"""A model folder: `model.json` (what to build, how it was made) beside `model.safetensors`."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vidcm import __version__
+from vidcm.errors import UsageError, VidcmError
+from vidcm.registry import build
+
+FORMAT = 1
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A temporary sibling that takes the folder's place when the block ends well, or vanishes."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        yield temporary
+        if folder.exists():
+            old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+            os.replace(folder, old)
+            os.replace(temporary, folder)
+            shutil.rmtree(old)
+        else:
+            os.replace(temporary, folder)
+    except OSError as error:
+        raise VidcmError(f"cannot write {folder}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of a file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save_model(
+    folder: str | Path, spec: dict, weights: dict[str, Tensor], *, made: dict | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write a model folder, whole or not at all. spec: what `build("model", spec)` takes. made:
+    facts about the making (config, step, data). dtype: storage type of the floating weights."""
+    tensors = {
+        k: v.detach().to("cpu", dtype if v.is_floating_point() else None).contiguous()
+        for k, v in weights.items()
+    }
+    with replacing(Path(folder)) as part:
+        save_file(tensors, part / "model.safetensors")
+        card = {
+            "format": FORMAT,
+            "vidcm": __version__,
+            "spec": spec,
+            "made": made or {},
+            "sha256": file_hash(part / "model.safetensors"),
+        }
+        (part / "model.json").write_text(json.dumps(card, indent=1), "utf-8")
+
+
+def read_card(folder: str | Path) -> dict:
+    """The `model.json` of a model folder. Raises UsageError when it is not one."""
+    folder = Path(folder)
+    try:
+        card = json.loads((folder / "model.json").read_text("utf-8"))
+    except FileNotFoundError:
+        raise UsageError(
+            f"{folder} is not a model folder (no model.json); give the `final` folder of a run"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise VidcmError(f"cannot read {folder / 'model.json'}: {error}") from None
+    if not isinstance(card, dict) or not isinstance(card.get("spec"), dict):
+        raise VidcmError(f"{folder / 'model.json'} is damaged: it has no `spec`")
+    if card.get("format", 0) > FORMAT:
+        raise VidcmError(f"{folder} was made by vidcm {card.get('vidcm')}, newer than {__version__}; upgrade")
+    return card
+
+
+def read_weights(folder: str | Path) -> dict[str, Tensor]:
+    """The tensors of a model folder, checked against the recorded hash and for finiteness."""
+    path = Path(folder) / "model.safetensors"
+    card = read_card(folder)
+    if not path.is_file():
+        raise VidcmError(f"{folder} lacks model.safetensors; copy the whole folder")
+    if file_hash(path) != card.get("sha256"):
+        raise VidcmError(f"{path} is truncated or altered (its sha256 is not the one in model.json); copy it again")
+    try:
+        weights = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise VidcmError(f"cannot read {path}: {error}") from None
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise VidcmError(f"{path}: the tensor {name} holds values that are not finite")
+    return weights
+
+
+def load_model(folder: str | Path, kind: type | None = None, device: str | torch.device = "cpu") -> Any:
+    """Build and fill the model of a folder, in evaluation mode, fp32, without gradients.
+
+    kind: the class it must be. Raises UsageError for another kind and VidcmError for damage."""
+    card = read_card(folder)
+    model: nn.Module = build("model", card["spec"])
+    if kind is not None and not isinstance(model, kind):
+        raise UsageError(f"{folder} holds a {type(model).__name__}; expected a {kind.__name__}")
+    load_weights(model, read_weights(folder), str(folder))
+    return model.eval().requires_grad_(False).to(device)
+
+
+def load_weights(model: nn.Module, weights: dict[str, Tensor], where: str) -> None:
+    """Fill a module, all names and shapes matching. Raises VidcmError listing what does not fit."""
+    own = model.state_dict()
+    problems = [f"{k} is missing" for k in own if k not in weights]
+    problems += [f"{k} is unknown" for k in weights if k not in own]
+    problems += [
+        f"{k} is {tuple(weights[k].shape)}, not {tuple(v.shape)}"
+        for k, v in own.items()
+        if k in weights and weights[k].shape != v.shape
+    ]
+    if problems:
+        shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+        raise VidcmError(f"the weights of {where} do not fit the model: {shown}")
+    model.load_state_dict({k: v.to(own[k].dtype) for k, v in weights.items()})

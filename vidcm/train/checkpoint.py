@@ -1,0 +1,72 @@
+"""Checkpoints that are whole or absent: written beside, hashed, renamed into place."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vidcm import __version__
+from vidcm.errors import UsageError, VidcmError
+from vidcm.store import FORMAT, file_hash, replacing
+
+_NAME = re.compile(r"step-(\d{8})")
+
+
+def folder_of(run: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies in a run."""
+    return run / "checkpoints" / f"step-{step:08d}"
+
+
+def save(run: Path, step: int, state: dict[str, Any], config: dict, *, keep: int) -> Path:
+    """Write `state` (tensors and plain data) for `step`, then drop all but the newest `keep`."""
+    folder = folder_of(run, step)
+    with replacing(folder) as part:
+        torch.save(state, part / "state.pt")
+        manifest = {
+            "format": FORMAT,
+            "vidcm": __version__,
+            "step": step,
+            "config": config,
+            "sha256": {"state.pt": file_hash(part / "state.pt")},
+        }
+        (part / "manifest.json").write_text(json.dumps(manifest, indent=1), "utf-8")
+    complete = sorted(p for p in folder.parent.iterdir() if _complete(p))
+    for old in complete[:-keep]:
+        shutil.rmtree(old)
+    return folder
+
+
+def newest(run: Path) -> Path | None:
+    """The newest checkpoint of a run whose files are all there and unaltered."""
+    found = run / "checkpoints"
+    if not found.is_dir():
+        return None
+    for folder in sorted(found.iterdir(), reverse=True):
+        if _complete(folder) and _intact(folder):
+            return folder
+    return None
+
+
+def load(folder: Path) -> tuple[dict[str, Any], dict]:
+    """State and manifest of a checkpoint. Raises VidcmError when damaged."""
+    if not _complete(folder):
+        raise UsageError(f"{folder} is not a checkpoint (no state.pt with a manifest.json)")
+    if not _intact(folder):
+        raise VidcmError(f"{folder} is truncated or altered; take the checkpoint before it")
+    manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+    return torch.load(folder / "state.pt", map_location="cpu", weights_only=True), manifest
+
+
+def _complete(folder: Path) -> bool:
+    return bool(_NAME.fullmatch(folder.name)) and (folder / "manifest.json").is_file()
+
+
+def _intact(folder: Path) -> bool:
+    try:
+        hashes = json.loads((folder / "manifest.json").read_text("utf-8"))["sha256"]
+        return all(file_hash(folder / name) == digest for name, digest in hashes.items())
+    except (OSError, ValueError, KeyError):
+        return False

@@ -1,0 +1,43 @@
+"""From a config to a finished run: devices, engine, task, loop, export."""
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vidcm.config import TrainConfig
+from vidcm.errors import UsageError
+from vidcm.runtime import fast_cpu, pick_device
+from vidcm.store import save_model
+from vidcm.train.engine import Engine, LocalEngine, TrainStep
+from vidcm.train.loop import train
+from vidcm.train.tasks import make_task
+
+
+def launch(config: TrainConfig, device_name: str = "auto") -> int:
+    """Train; under the `deepspeed` launcher over its ranks, else in this process."""
+    fast_cpu()
+    torch.manual_seed(config.seed)
+    distributed = "RANK" in os.environ
+    if config.zero and not distributed:
+        raise UsageError(f"zero={config.zero} needs ranks to share; start with: deepspeed --num_gpus N tools/train.py")
+    device = pick_device(device_name)
+    if config.precision == "bf16" and device.type == "cpu":
+        raise UsageError("precision bf16 needs a GPU (on CPUs it is slower than fp32); set precision=fp32")
+    if distributed and device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    task = make_task(config, device)
+    step = TrainStep(task.model, task.objective, device)
+    engine: Engine
+    if distributed:
+        from vidcm.train.deepspeed import DeepSpeedEngine
+
+        engine = DeepSpeedEngine(step, config)
+    else:
+        engine = LocalEngine(step, config.optimizer, ema=config.ema, precision=config.precision)
+
+    def export(weights: dict[str, Tensor], folder: Path, made: dict) -> None:
+        save_model(folder, config.model, weights, made=made)
+
+    return train(config, task, engine, export)

@@ -1,0 +1,72 @@
+"""From a config to a task: which model, objective and data, what to draw, what to export."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vidcm.codecs.causal_vae import CausalVAE
+from vidcm.codecs.losses import psnr
+from vidcm.config import TrainConfig
+from vidcm.data.batch import Batch
+from vidcm.registry import build
+from vidcm.store import load_model, load_weights, read_weights
+from vidcm.train.loop import Task
+from vidcm.video import contact_sheet, to_frames, to_video
+
+PREVIEW_SEED = 2**31  # a stretch of the data that training does not reach
+
+
+def make_task(config: TrainConfig, device: torch.device) -> Task:
+    """Build everything a config names. Raises UsageError where parts do not fit together."""
+    model = build("model", config.model)
+    if config.init:
+        load_weights(model, read_weights(config.init), config.init)
+    model.to(device)
+    data = build("data", config.data)
+    if isinstance(model, CausalVAE):
+        return _codec_task(config, model, data, device)
+    from vidcm.train.video_task import video_task
+
+    return video_task(config, model, data, device)
+
+
+def _codec_task(config: TrainConfig, model: CausalVAE, data, device: torch.device) -> Task:
+    objective = build("objective", config.objective)
+    if objective.decoder_only:
+        model.encoder.requires_grad_(False)
+    held: Batch = data.batch(PREVIEW_SEED, range(8))
+    assert held.frames is not None
+    video = to_video(held.frames)
+
+    @torch.no_grad()
+    def rebuild(weights: dict[str, Tensor]) -> tuple[CausalVAE, Tensor]:
+        copy = build("model", config.model)
+        copy.load_state_dict(weights)
+        return copy, copy.reconstruct(copy.posterior(video)[0]).clamp(-1, 1)
+
+    def preview(weights: dict[str, Tensor], path: Path) -> dict[str, float]:
+        rebuilt = rebuild(weights)[1]
+        pairs = zip(held.frames.numpy()[:4], to_frames(rebuilt).numpy()[:4], strict=True)
+        contact_sheet([[a, b] for a, b in pairs], None, path, scale=2, overwrite=True)
+        return {"preview/psnr": float(psnr(rebuilt, video).mean())}
+
+    @torch.no_grad()
+    def finish(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Store the latents' statistics, so that every latent a model sees has unit variance."""
+        if objective.decoder_only:
+            return weights
+        copy = rebuild(weights)[0]
+        raw = []
+        for start in range(0, 1024, 32):
+            frames = data.batch(PREVIEW_SEED + 1, range(start, start + 32)).frames
+            raw.append(copy.posterior(to_video(frames))[0])
+        latents = torch.cat(raw)
+        return weights | {"mean": latents.mean((0, 2, 3, 4)), "std": latents.std((0, 2, 3, 4))}
+
+    return Task(model, objective, data, preview, finish)
+
+
+def load_codec(config: TrainConfig, device: torch.device) -> CausalVAE | None:
+    """The codec a config names, or None."""
+    return load_model(config.codec, CausalVAE, device) if config.codec else None

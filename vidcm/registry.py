@@ -12,6 +12,7 @@ TABLE: dict[str, dict[str, str]] = {
     "model": {
         "causal_vae": "vidcm.codecs.causal_vae:CausalVAE",
         "denoiser": "vidcm.denoiser:Denoiser",
+        "attribute_net": "vidcm.models.attribute_net:AttributeNet",
     },
     "backbone": {"dit": "vidcm.models.dit:DiT"},
     "conditioner": {"hashed_words": "vidcm.conditioning.text:HashedWords"},
@@ -24,6 +25,7 @@ TABLE: dict[str, dict[str, str]] = {
         "autoencoding": "vidcm.objectives.autoencoding:Autoencoding",
         "flow_matching": "vidcm.objectives.flow_matching:FlowMatching",
         "consistency_tuning": "vidcm.objectives.consistency_tuning:ConsistencyTuning",
+        "attribute_naming": "vidcm.objectives.attribute_naming:AttributeNaming",
     },
     "data": {
         "lpc": "vidcm.data.lpc:LPC",

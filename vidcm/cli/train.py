@@ -2,19 +2,18 @@
 
 import argparse
 
-from vidcm.cli.common import run
+from vidcm.cli.common import Parser, run
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="train.py",
-        description="Train a codec, a teacher or a student, as the config says. A run that was "
-        "interrupted goes on from its newest checkpoint when the same command is given again.",
-        epilog="examples:\n"
+    p = Parser(
+        "train.py",
+        "Train a codec, a teacher or a student, as the config says. A run that was interrupted goes "
+        "on from its newest checkpoint when the same command is given again.",
+        "examples:\n"
         "  python tools/train.py --config configs/lpc/codec.yaml\n"
         "  python tools/train.py --config configs/lpc/teacher.yaml optimizer.lr=5e-4 steps=2000\n"
         "  deepspeed --num_gpus 2 tools/train.py --config configs/lpc/teacher.yaml zero=2",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("--config", required=True, help="a YAML file, see configs/")
     p.add_argument("--device", default="auto", help="auto (a GPU when there is one), cpu, cuda")

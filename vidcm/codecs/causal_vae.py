@@ -2,8 +2,9 @@
 
 Stride 4 in time and 8 in space. The first frame is coded alone: it fills a group of its own, and
 every later latent frame stands for the four frames that follow, so a clip of `4k + 1` frames gives
-`k + 1` latent frames and nothing depends on what comes later. Down- and up-sampling carry
-space-to-channel shortcuts (residual autoencoding, Chen et al. 2024, DC-AE, arXiv 2410.10733, 3.2).
+`k + 1` latent frames and nothing depends on what comes later. The trunk from pixels to pixels is
+linear (no norm stands on it) and the residual branches start at zero, so a fresh codec is a linear
+autoencoder, and `start_from_data` makes it the best one: principal components, level by level.
 Frames are folded into the batch for the spatial convolutions, which keeps every convolution 2-D:
 fast on a CPU and indifferent to the length of the clip.
 """
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, repeat
+from einops import rearrange
 from torch import Tensor, nn
 
 from vidcm.shapes import check_frames, check_size
@@ -82,20 +83,22 @@ class TimeMix(nn.Module):
 
 
 class Fold(nn.Module):
-    """Down-sample by folding `(time, space, space)` neighbours into channels, with a shortcut that
-    averages groups of the folded channels."""
+    """Down-sample: fold `(time, space, space)` neighbours into channels, then a linear map."""
 
     def __init__(self, width: int, out: int, time: int, space: int):
         super().__init__()
-        self.time, self.space, self.out = time, space, out
+        self.time, self.space = time, space
         self.map = Pointwise(width * time * space**2, out)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.time > 1:  # the first frame fills a group of its own
+    def fold(self, x: Tensor) -> Tensor:
+        """The neighbours as channels; the first frame fills a group of its own."""
+        if self.time > 1:
             x = torch.cat([x[:, :, :1].expand(-1, -1, self.time - 1, -1, -1), x], dim=2)
         pattern = "b c (t i) (h j) (w k) -> b (c i j k) t h w"
-        x = rearrange(x, pattern, i=self.time, j=self.space, k=self.space)
-        return self.map(x) + rearrange(x, "b (o g) t h w -> b o g t h w", o=self.out).mean(2)
+        return rearrange(x, pattern, i=self.time, j=self.space, k=self.space)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.map(self.fold(x))
 
 
 class Unfold(nn.Module):
@@ -105,12 +108,10 @@ class Unfold(nn.Module):
         super().__init__()
         self.time, self.space = time, space
         self.map = Pointwise(width, out * time * space**2)
-        self.copies = out * time * space**2 // width
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.map(x) + repeat(x, "b c t h w -> b (c g) t h w", g=self.copies)
         pattern = "b (c i j k) t h w -> b c (t i) (h j) (w k)"
-        x = rearrange(x, pattern, i=self.time, j=self.space, k=self.space)
+        x = rearrange(self.map(x), pattern, i=self.time, j=self.space, k=self.space)
         return x[:, :, self.time - 1 :]
 
 
@@ -143,7 +144,6 @@ class CausalVAE(nn.Module):
             Fold(b, c, 4, 1),
             *_blocks(c, encoder_depths[2]),
             TimeMix(c),
-            RMSNorm(c),
             Conv(c, 2 * channels),
         )
         self.decoder = nn.Sequential(
@@ -155,8 +155,6 @@ class CausalVAE(nn.Module):
             *_blocks(b, decoder_depths[1]),
             Unfold(b, a, 1, 2),
             *_blocks(a, decoder_depths[0]),
-            RMSNorm(a),
-            nn.SiLU(),
             Conv(a, pixels),
         )
         self.register_buffer("mean", torch.zeros(channels))
@@ -164,13 +162,41 @@ class CausalVAE(nn.Module):
         self.mean: Tensor
         self.std: Tensor
 
+    @torch.no_grad()
+    def start_from_data(self, video: Tensor) -> None:
+        """Set the linear trunk to the principal components of `video (b 3 t h w)`, each level's of
+        the level before, the latents to unit variance and the posterior's spread to e^-2."""
+        (first, last), folds = _ends(self.encoder), _of(self.encoder, Fold)
+        (enter, leave), unfolds = _ends(self.decoder), _of(self.decoder, Unfold)[::-1]
+        _identity(first)
+        _identity(leave)
+        x = first(self._patches(video))
+        for fold, unfold in zip(folds, unfolds, strict=True):
+            x = fold.fold(x)
+            basis, mean, _ = _components(x, fold.map.out_features)
+            fold.map.weight.copy_(basis.T)
+            fold.map.bias.copy_(-(basis.T @ mean))
+            unfold.map.weight.copy_(basis)
+            unfold.map.bias.copy_(mean)
+            x = fold.map(x)
+        basis, mean, spread = _components(x, self.channels)
+        last.weight.zero_()
+        last.weight[: self.channels, :, 1, 1] = (basis / spread).T
+        last.bias.fill_(-4.0)
+        last.bias[: self.channels] = -(basis / spread).T @ mean
+        enter.weight.zero_()
+        enter.weight[:, :, 1, 1] = basis * spread
+        enter.bias.copy_(mean)
+
+    def _patches(self, video: Tensor) -> Tensor:
+        return rearrange(video, "b c t (h j) (w k) -> b (c j k) t h w", j=PATCH, k=PATCH)
+
     def posterior(self, video: Tensor) -> tuple[Tensor, Tensor]:
         """video -> mean and log-variance of the raw latents. Raises UsageError for a shape the
         strides do not divide."""
         check_frames(video.shape[2], self.time_stride)
         check_size(video.shape[3], video.shape[4], self.stride)
-        patches = rearrange(video, "b c t (h j) (w k) -> b (c j k) t h w", j=PATCH, k=PATCH)
-        mean, logvar = self.encoder(patches).chunk(2, dim=1)
+        mean, logvar = self.encoder(self._patches(video)).chunk(2, dim=1)
         return mean, logvar.clamp(-20, 4)
 
     def reconstruct(self, raw: Tensor) -> Tensor:
@@ -199,3 +225,29 @@ class CausalVAE(nn.Module):
 
 def _blocks(width: int, depth: int) -> list[nn.Module]:
     return [Residual(width) for _ in range(depth)]
+
+
+def _of(layers: nn.Sequential, kind: type) -> list:
+    return [layer for layer in layers if isinstance(layer, kind)]
+
+
+def _ends(layers: nn.Sequential) -> list:
+    return [layer for layer in layers if isinstance(layer, Conv)]
+
+
+def _identity(conv: Conv) -> None:
+    """Pass channels through; channels beyond the input start at zero."""
+    nn.init.dirac_(conv.weight)
+    assert conv.bias is not None
+    nn.init.zeros_(conv.bias)
+
+
+def _components(x: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The leading principal directions of the channels of `b c t h w`: orthonormal `(c, count)`,
+    the mean `(c,)` and the standard deviation along each direction `(count,)`."""
+    rows = rearrange(x, "b c t h w -> (b t h w) c").double()
+    mean = rows.mean(0)
+    values, vectors = torch.linalg.eigh(torch.cov((rows - mean).T))
+    order = values.argsort(descending=True)[:count]
+    spread = values[order].clamp(min=1e-8).sqrt()
+    return vectors[:, order].float(), mean.float(), spread.float()

@@ -11,18 +11,19 @@ from torch import Tensor
 @dataclass(frozen=True)
 class Batch:
     """captions: b strings. frames: uint8 `(b t h w c)`. latents: whitened float `(b c t h w)`.
-    One of frames and latents is there."""
+    One of frames and latents is there. labels: int64 `(b, attributes)`, where a data set has them."""
 
     captions: list[str]
     frames: Tensor | None = None
     latents: Tensor | None = None
+    labels: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.captions)
 
     def to(self, device: torch.device | str) -> "Batch":
-        moved = {k: v.to(device) for k in ("frames", "latents") if (v := getattr(self, k)) is not None}
-        return replace(self, **moved)
+        tensors = {k: getattr(self, k) for k in ("frames", "latents", "labels")}
+        return replace(self, **{k: v.to(device) for k, v in tensors.items() if v is not None})
 
 
 class Dataset(Protocol):

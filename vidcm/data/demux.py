@@ -31,6 +31,7 @@ FORMATS = (
     "mov,matroska,webm,avi,gif,apng,mpegts,mpeg,mpegvideo,m4v,h264,hevc,vvc,obu,ivf,flv,ogg,asf,"
     "mxf,nut"
 )
+SIZED = ("mov", "matroska", "gif", "apng", "avi", "ivf")  # these always store the frame size
 BOXES = (b"ftyp", b"moov", b"mdat", b"moof", b"styp", b"sidx", b"free", b"skip", b"wide")
 MAGIC = (b"\x1aE\xdf\xa3", b"RIFF", b"OggS", b"FLV", b"GIF8", b"\0\0\1", b"\0\0\0\1", b"0&\xb2u")
 
@@ -168,8 +169,9 @@ def opened(file: str, stop: float) -> Iterator[Source]:
         if codec is None:
             raise BadClip(file, "unreadable", "no decoder for its video codec")
         if not codec.height * codec.width:  # FFmpeg clears what passes max_pixels
+            sized = container.format.name.startswith(SIZED)
             detail = f"its header gives no frame size, or one above {MAX_FRAME_PIXELS} pixels"
-            raise BadClip(file, "too-large", detail)
+            raise BadClip(file, "too-large" if sized else "unreadable", detail)
         codec.thread_count = 1  # parallelism is one reader per data worker
         codec.options = options
         yield Source(file, container, streams[0], stop)

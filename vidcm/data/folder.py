@@ -5,17 +5,21 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from vidcm.data.batch import Batch
 from vidcm.data.clips import clip_seconds, frame_times, random_start
 from vidcm.data.killable import KillableReader
 from vidcm.data.read import MAX_PIXELS, BadClip
 from vidcm.data.sidecars import METADATA, read_metadata, read_text
 from vidcm.data.transforms import resize_crop
 from vidcm.errors import UsageError, VidcmError
+from vidcm.rng import mix
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +109,7 @@ class VideoFolder:
             raise
         return resize_crop(torch.from_numpy(found.frames), self.size, rng)
 
-    def batch(
+    def clips(
         self, indices: Sequence[int], rng: torch.Generator | None = None
     ) -> tuple[torch.Tensor, list[str], list[int]]:
         """Frames uint8 `(b t h w c)`, captions and indices of those clips that could be read.
@@ -126,6 +130,24 @@ class VideoFolder:
             kept.append(i)
         empty = torch.empty((0, self.num_frames, *self.size, 3), dtype=torch.uint8)
         return torch.stack(frames) if frames else empty, [self.caption(i) for i in kept], kept
+
+    def batch(self, seed: int, positions: Iterable[int]) -> Batch:
+        """Clips at positions of the endless sequence of shuffled epochs, start and cut random.
+
+        In the place of a bad clip stands the next readable one of its epoch."""
+        frames, captions = [], []
+        for position in positions:
+            epoch, place = divmod(position, len(self))
+            order = np.random.default_rng([seed, epoch]).permutation(len(self))
+            rng = torch.Generator().manual_seed(mix(seed, position))
+            for i in np.roll(order, -place).tolist():
+                with suppress(BadClip):
+                    frames.append(self.clip(i, rng))
+                    captions.append(self.caption(i))
+                    break
+            else:
+                raise VidcmError(f"no clip in {self.root} can be read")
+        return Batch(captions, frames=torch.stack(frames))
 
     def _quarantine(self, name: str, bad: BadClip) -> None:
         self.quarantine[name] = bad.reason
@@ -153,15 +175,15 @@ def _find_videos(root: Path, follow_symlinks: bool) -> list[str]:
             continue
         seen.add(real)
         below[:] = sorted(name for name in below if not name.startswith("."))
-        for name in files + below:  # a folder named x.mp4 is reported when it is read
+        for name in files + below:
             path = Path(folder, name)
-            if name.startswith(".") or path.suffix.lower() not in VIDEOS:
-                continue
-            if not follow_symlinks and not path.resolve().is_relative_to(root):
-                raise UsageError(
-                    f"{path} links out of {root}; copy it, or set follow_symlinks=true"
-                )
-            names.append(path.relative_to(root).as_posix())
+            video = path.suffix.lower() in VIDEOS and not name.startswith(".")
+            inside = Path(os.path.realpath(path)).is_relative_to(root)
+            if (video or name in below) and not inside and not follow_symlinks:
+                fix = "copy it, or set follow_symlinks=true"
+                raise UsageError(f"{path} links out of {root}; {fix}")
+            if video:  # a folder or pipe named x.mp4 is quarantined when it is read
+                names.append(path.relative_to(root).as_posix())
     if not names:
         raise UsageError(f"{root} holds no video ({', '.join(sorted(VIDEOS))})")
     return sorted(names)
@@ -175,7 +197,7 @@ def _match(root: Path, names: list[str], policy: str) -> dict[str, str]:
     if files:
         found = read_metadata(files[0])
         where = files[0].name
-        missing = [name for name in found if name not in set(names)]
+        missing = sorted(found.keys() - names)
         if missing:
             raise UsageError(
                 f"{files[0]} names {len(missing)} videos that are not in {root}: {_five(missing)}"

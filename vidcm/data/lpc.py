@@ -223,13 +223,18 @@ class LPC:
         )
 
     def batch(self, seed: int, positions: Iterable[int]) -> Batch:
-        """Clips and captions at positions of the endless sequence of `seed`."""
+        """Clips, captions and labels at positions of the endless sequence of `seed`."""
         combinations, captions = [], []
         for position in positions:
             rng = np.random.default_rng([seed, position])
             combinations.append(self.sample(rng))
             captions.append(self.caption(combinations[-1], rng))
-        return Batch(captions, frames=self.render(combinations))
+        return Batch(captions, frames=self.render(combinations), labels=self.labels(combinations))
+
+    def labels(self, combinations: Sequence[Combination]) -> Tensor:
+        """int64 `(b, attributes)`: the place of each value in the vocabulary's list."""
+        places = {a: {v: i for i, v in enumerate(self.words[a])} for a in self.attributes}
+        return torch.tensor([[places[a][c[a]] for a in self.attributes] for c in combinations])
 
     # -- the vocabulary's file names ------------------------------------------------------------
 

@@ -72,10 +72,10 @@ def read_frames(
     max_pixels: the most that t*h*w may be. Raises BadClip; UsageError for wrong arguments.
     """
     wanted = np.asarray(times, dtype=np.float64)
-    if wanted.ndim != 1 or not len(wanted) or not np.isfinite(wanted).all():
-        raise UsageError(f"times are {wanted}, expected a list of finite seconds, at least one")
-    if wanted[0] < 0 or (np.diff(wanted) < 0).any():
-        raise UsageError(f"times are {wanted}, expected seconds from 0 on that never fall")
+    rising = wanted.ndim == 1 and len(wanted) > 0 and np.isfinite(wanted).all()
+    if not rising or wanted[0] < 0 or (np.diff(wanted) < 0).any():
+        got = f"{wanted.ravel()[:9].tolist()} (shape {wanted.shape})"
+        raise UsageError(f"times are {got}, expected a list of seconds from 0 on that never fall")
     if backend not in ("av", "decord"):
         raise UsageError(f"backend is {backend!r}, expected 'av' or 'decord'")
     file, stop = regular_file(path), time.monotonic() + deadline
@@ -171,22 +171,23 @@ def _nearest_streaming(
     source: Source, shown: Iterator[tuple[float, av.VideoFrame]], times: np.ndarray
 ) -> Iterator[tuple[float, av.VideoFrame]]:
     """`clips.nearest` on frames that pass by once: one item per time, two frames in memory."""
-    last: tuple[float, av.VideoFrame] | None = None
-    interval, i = 0.0, 0
-    for now, frame in shown:
-        while i < len(times) and times[i] <= now:
-            early = last is not None and times[i] - last[0] <= now - times[i] + SLACK_SECONDS
-            yield last if last is not None and early else (now, frame)
+    last, interval = next(shown), 0.0
+    i = int(np.searchsorted(times, last[0], side="right"))
+    yield from [last] * i
+    while i < len(times):  # no frame is decoded that no time needs: it may be damaged
+        following = next(shown, None)
+        if following is None:
+            break
+        while i < len(times) and times[i] <= following[0]:
+            early = times[i] - last[0] <= following[0] - times[i] + SLACK_SECONDS
+            yield last if early else following
             i += 1
-        if i == len(times):
-            return
-        interval = now - last[0] if last else 0.0
-        last = (now, frame)
+        last, interval = following, following[0] - last[0]
     for wanted in times[i:]:
-        if last is None or wanted > last[0] + interval / 2 + SLACK_SECONDS:
-            end = last[0] if last else 0.0
-            detail = f"wanted {wanted:.3f} s, the last frame is at {end:.3f} s"
-            raise source.short(detail, end + 1.5 * interval)  # another frame would fit in there
+        if wanted > last[0] + interval / 2 + SLACK_SECONDS:
+            detail = f"wanted {wanted:.3f} s, the last frame is at {last[0]:.3f} s"
+            lasts = interval or last[1].duration * float(last[1].time_base or 0)
+            raise source.short(detail, last[0] + 1.5 * lasts)  # room for one more frame
         yield last
 
 

@@ -3,6 +3,7 @@
 `vidcm.train.deepspeed` holds the same engine over DeepSpeed ranks; the loop cannot tell them apart.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from vidcm.config import OptimizerConfig
 from vidcm.data.batch import Batch
-from vidcm.objectives.base import Loss, Objective
+from vidcm.objectives.base import Objective
 from vidcm.rng import SampleRng
 
 
@@ -36,34 +37,52 @@ class StepReport:
 
 
 class Engine(Protocol):
-    """rank, world: this process and how many there are. All methods are collective."""
+    """rank, world: this process and how many there are. All methods are collective: every rank
+    calls them, in the same order."""
 
     rank: int
     world: int
 
-    def step(self, parts: Sequence[MicroBatch], progress: float, lr: float) -> StepReport: ...
+    def step(self, parts: Sequence[MicroBatch], progress: float, lr: float) -> StepReport:
+        """One update over this rank's parts of the global batch, or none when a loss or gradient
+        is not finite on any rank; the report is the same on every rank."""
+        ...
 
     def weights(self, *, ema: bool) -> dict[str, Tensor]:
-        """Full fp32 state dict on the CPU, on every rank."""
+        """Full state dict of the model on the CPU, on every rank; what is trained is fp32."""
         ...
 
     def state(self) -> dict:
-        """Everything an exact resume needs, as tensors and plain data."""
+        """Everything an exact resume needs, as tensors and plain data: whole on rank 0, empty on
+        the others. Engines write one format, so that a run may go on in another."""
         ...
 
-    def load(self, state: dict) -> None: ...
+    def load(self, state: dict) -> None:
+        """Take what `state` gave; every rank is handed the whole of it."""
+        ...
+
+    def agree(self, value: int) -> int:
+        """The largest of the ranks' values; also a barrier."""
+        ...
 
 
 class TrainStep(nn.Module):
-    """Model and objective as one module, so that wrappers see every forward of a step."""
+    """Model and objective as one module, so that wrappers see every forward of a step.
+
+    bf16: run under autocast; the engine sets it. Returns the scalar loss and the logs of a
+    `Loss`, as plain tensors that a wrapper can hook."""
 
     def __init__(self, model: nn.Module, objective: Objective, device: torch.device):
         super().__init__()
         self.model, self.objective, self.device = model, objective, device
+        self.bf16 = False
 
-    def forward(self, part: MicroBatch, progress: float) -> Loss:
+    def forward(self, part: MicroBatch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         rng = SampleRng(part.seed, part.positions, self.device)
-        return self.objective(self.model, part.batch.to(self.device), progress, rng)
+        batch = part.batch.to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            loss = self.objective(self.model, batch, progress, rng)
+        return loss.total, loss.logs
 
 
 def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
@@ -86,7 +105,7 @@ class LocalEngine:
         self, step: TrainStep, config: OptimizerConfig, *, ema: float, precision: str = "fp32"
     ):
         self.module, self.config, self.decay = step, config, ema
-        self.bf16 = precision == "bf16"
+        step.bf16 = precision == "bf16"
         self.optimizer = make_optimizer(step, config)
         self.parameters = {n: p for n, p in step.model.named_parameters() if p.requires_grad}
         self.average = {n: p.detach().clone() for n, p in self.parameters.items()}
@@ -95,14 +114,13 @@ class LocalEngine:
         total, logs = 0.0, {}
         self.optimizer.zero_grad()
         for part in parts:
-            with torch.autocast(self.module.device.type, torch.bfloat16, enabled=self.bf16):
-                loss = self.module(part, progress)
-            (loss.total / len(parts)).backward()
-            total += loss.total.item() / len(parts)
-            for name, value in loss.logs.items():
+            loss, values = self.module(part, progress)
+            (loss / len(parts)).backward()
+            total += loss.item() / len(parts)
+            for name, value in values.items():
                 logs[name] = logs.get(name, 0.0) + float(value) / len(parts)
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip)
-        applied = bool(norm.isfinite()) and total == total
+        applied = bool(norm.isfinite()) and math.isfinite(total)
         if applied:
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
@@ -119,8 +137,8 @@ class LocalEngine:
         )
 
     def weights(self, *, ema: bool) -> dict[str, Tensor]:
-        state = {k: v.detach().cpu() for k, v in self.module.model.state_dict().items()}
-        return state | ({k: v.cpu() for k, v in self.average.items()} if ema else {})
+        tensors = self.module.model.state_dict() | (self.average if ema else {})
+        return {k: v.detach().to("cpu", copy=True) for k, v in tensors.items()}
 
     def state(self) -> dict:
         return {
@@ -134,3 +152,6 @@ class LocalEngine:
         self.optimizer.load_state_dict(state["optimizer"])
         for name, tensor in state["average"].items():
             self.average[name].copy_(tensor)
+
+    def agree(self, value: int) -> int:
+        return value

@@ -27,6 +27,7 @@ def launch(config: TrainConfig, device_name: str = "auto") -> int:
         raise UsageError("precision bf16 needs a GPU (on CPUs it is slower than fp32); set precision=fp32")
     if distributed and device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
     task = make_task(config, device)
     step = TrainStep(task.model, task.objective, device)
     engine: Engine
@@ -40,4 +41,7 @@ def launch(config: TrainConfig, device_name: str = "auto") -> int:
     def export(weights: dict[str, Tensor], folder: Path, made: dict) -> None:
         save_model(folder, config.model, weights, made=made)
 
-    return train(config, task, engine, export)
+    code = train(config, task, engine, export)
+    if distributed:
+        torch.distributed.destroy_process_group()
+    return code

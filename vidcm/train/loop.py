@@ -1,14 +1,14 @@
 """The training loop. It knows no method: a task brings model, objective, data and what to draw."""
 
 import json
+import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -17,7 +17,7 @@ from vidcm.data.batch import Dataset
 from vidcm.errors import UsageError, VidcmError
 from vidcm.objectives.base import Objective
 from vidcm.train import checkpoint
-from vidcm.train.engine import Engine, StepReport
+from vidcm.train.engine import Engine, MicroBatch, StepReport
 from vidcm.train.loader import batches
 from vidcm.train.schedule import learning_rate
 
@@ -34,92 +34,196 @@ class Task:
     finish: Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
-def train(config: TrainConfig, task: Task, engine: Engine, export: Callable[[dict[str, Tensor], Path, dict], None]) -> int:
+def train(
+    config: TrainConfig,
+    task: Task,
+    engine: Engine,
+    export: Callable[[dict[str, Tensor], Path, dict], None],
+) -> int:
     """Run, or resume, to `config.steps`; returns the exit code (143 or 130 after a signal, with a
-    checkpoint saved). The last act writes the model folder `<output>/final`."""
+    checkpoint saved). The last act writes the model folder `<output>/final`.
+
+    Ranks act alike: what one alone knows (a signal, a failure) is agreed on before any acts."""
     run, chief = Path(config.output), engine.rank == 0
-    start = _resume(run, config, engine)
-    if chief:
-        run.mkdir(parents=True, exist_ok=True)
-        (run / "config.json").write_text(json.dumps(to_dict(config), indent=1), "utf-8")
-    log = _Log(run, start, enabled=chief)
-    stop = _StopSignal()
-    bad: list[list[int]] = []
-    bar = tqdm(total=config.steps, initial=start, unit="step", disable=not chief, smoothing=0.05, mininterval=2)
+    start = saved = _resume(run, config, engine)
+    log = _Log(run, enabled=chief)
+    _on_chief(engine, _prepare, run, config, log, start)
+    stop, bad = _StopSignal(), 0
+    bar = tqdm(
+        total=config.steps, initial=start, unit="step", disable=not chief, smoothing=0.05, mininterval=2
+    )
     stream = batches(
-        task.data, seed=config.seed, start=start, stop=config.steps, batch_size=config.batch_size,
-        accumulation=config.accumulation, rank=engine.rank, world=engine.world, workers=config.workers,
+        task.data,
+        seed=config.seed,
+        start=start,
+        stop=config.steps,
+        batch_size=config.batch_size,
+        accumulation=config.accumulation,
+        rank=engine.rank,
+        world=engine.world,
+        workers=config.workers,
     )
     with bar, stop:
-        for step, parts in enumerate(stream, start=start):
-            report = engine.step(parts, step / config.steps, learning_rate(config.optimizer, step, config.steps))
-            bad = [] if report.applied else [*bad, [p for part in parts for p in part.positions]]
+        for step in range(start, config.steps):
+            parts = _next(stream, stop, engine)
+            if parts is None:
+                if saved < step:
+                    _save(run, step, config, engine)
+                return stop.code
+            lr = learning_rate(config.optimizer, step, config.steps)
+            report = engine.step(parts, step / config.steps, lr)
             log.add(report)
-            if len(bad) >= config.max_skipped:
-                raise VidcmError(
-                    f"{len(bad)} steps in a row were not finite, up to step {step}; samples of the last: "
-                    f"{bad[-1]} of seed {config.seed}. Lower optimizer.lr, or look at those clips"
-                )
+            bad = 0 if report.applied else bad + 1
+            if bad >= config.max_skipped:
+                _on_chief(engine, _give_up, config, step, bad)
             done = step + 1
             last = done == config.steps
             if done % config.log_every == 0 or last:
                 bar.set_postfix_str(log.write(done, config.batch_size))
             bar.update()
-            if done % config.save_every == 0 or last or stop.code:
-                _save(run, done, config, engine)
+            if done % config.save_every == 0 or last:
+                saved = _save(run, done, config, engine)
             if done % config.sample_every == 0 or last:
                 weights = engine.weights(ema=True)
-                if chief:
-                    log.extra(done, task.preview(weights, run / "samples" / f"step-{done:08d}.png"))
-            if stop.code:
-                return stop.code
+                _on_chief(engine, _preview, task, weights, run, done, log)
     weights = engine.weights(ema=True)
-    if chief:
-        export(task.finish(weights), run / "final", {"config": to_dict(config), "step": config.steps})
+    _on_chief(engine, _export, config, task, weights, export)
     return 0
 
 
-def _save(run: Path, step: int, config: TrainConfig, engine: Engine) -> None:
-    state = engine.state()
+_FAILED = 255  # above every exit code of a signal, so that it wins an agreement
+
+
+def _next(
+    stream: Iterator[list[MicroBatch]], stop: "_StopSignal", engine: Engine
+) -> list[MicroBatch] | None:
+    """The next micro-batches, or None when a rank was asked to stop. Where one rank fails to read,
+    it says why and the others end without a word, rather than wait for it."""
+    parts, error = None, None
+    try:
+        parts = next(stream)
+    except Exception as caught:
+        error = caught
+    code = engine.agree(_FAILED if error else stop.code)
+    if code == _FAILED:
+        raise error or SystemExit(1)
+    stop.code = code
+    return None if code else parts
+
+
+def _on_chief(engine: Engine, act: Callable[..., int | None], *args: Any) -> int:
+    """Let rank 0 act while the others wait; its result (0 or more; None is 0) reaches them all, and
+    its failure ends them all."""
+    result, error = 0, None
     if engine.rank == 0:
+        try:
+            result = act(*args) or 0
+        except Exception as caught:
+            error = caught
+    if engine.agree(int(error is not None)):
+        raise error or SystemExit(1)
+    return engine.agree(result)
+
+
+def _prepare(run: Path, config: TrainConfig, log: "_Log", start: int) -> None:
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "config.json").write_text(json.dumps(to_dict(config), indent=1), "utf-8")
+    log.open(start)
+
+
+def _preview(task: Task, weights: dict[str, Tensor], run: Path, step: int, log: "_Log") -> None:
+    log.extra(step, task.preview(weights, run / "samples" / f"step-{step:08d}.png"))
+
+
+def _export(
+    config: TrainConfig,
+    task: Task,
+    weights: dict[str, Tensor],
+    export: Callable[[dict[str, Tensor], Path, dict], None],
+) -> None:
+    made = {"config": to_dict(config), "step": config.steps}
+    export(task.finish(weights), Path(config.output) / "final", made)
+
+
+def _give_up(config: TrainConfig, step: int, bad: int) -> None:
+    first = step * config.batch_size
+    raise VidcmError(
+        f"{bad} steps in a row were not finite, up to step {step}, whose samples are {first} to "
+        f"{first + config.batch_size - 1} of seed {config.seed}. "
+        "Lower optimizer.lr, or look at those clips"
+    )
+
+
+def _save(run: Path, step: int, config: TrainConfig, engine: Engine) -> int:
+    state = engine.state()
+
+    def write() -> None:
         checkpoint.save(run, step, state, to_dict(config), keep=config.keep)
+
+    _on_chief(engine, write)
+    return step
 
 
 # Keys that may change between the parts of a run without making it another run.
-_FREE = {"output", "steps", "workers", "log_every", "sample_every", "save_every", "keep", "prompts", "max_skipped"}
+_FREE = {
+    *("output", "steps", "workers", "log_every", "sample_every", "save_every", "keep", "prompts"),
+    *("max_skipped", "zero", "accumulation"),
+}
 
 
 def _resume(run: Path, config: TrainConfig, engine: Engine) -> int:
-    folder = checkpoint.newest(run)
-    if folder is None:
-        return 0
-    state, manifest = checkpoint.load(folder)
+    """Load the checkpoint that rank 0 chose, if any; the step to go on from."""
+    found: list[dict] = []
+
+    def choose() -> int:
+        folder = checkpoint.newest(run)
+        if folder is None:
+            return 0
+        state, manifest = checkpoint.load(folder)
+        _refuse_another_run(run, config, manifest["config"])
+        found.append(state)
+        return int(manifest["step"])
+
+    step = _on_chief(engine, choose)
+    if step:
+        engine.load(found[0] if found else checkpoint.load(checkpoint.folder_of(run, step))[0])
+    return step
+
+
+def _refuse_another_run(run: Path, config: TrainConfig, before: dict) -> None:
     now = json.loads(json.dumps(to_dict(config)))
-    changed = [k for k, v in now.items() if k not in _FREE and manifest["config"].get(k) != v]
+    changed = [k for k, v in now.items() if k not in _FREE and before.get(k) != v]
     if changed:
         key = changed[0]
         raise UsageError(
-            f"{run} holds a run with {key}={manifest['config'].get(key)!r}, not {now[key]!r}; "
+            f"{run} holds a run with {key}={before.get(key)!r}, not {now[key]!r}; "
             "choose another output, or restore the value to resume"
         )
-    engine.load(state)
-    return int(manifest["step"])
 
 
 class _StopSignal:
-    """Turns SIGTERM and SIGINT into a wish to stop after the current step; a second one kills."""
+    """Turns SIGTERM and SIGINT into a wish to stop after the current step; a later one kills.
 
+    Within `ECHO` seconds a second is taken for the first: ranks get one from the terminal or the
+    scheduler, and again from their launcher."""
+
+    ECHO = 3.0
     code = 0
 
     def __enter__(self) -> "_StopSignal":
         self._before: dict[int, Any] = {}
+        self._since: float | None = None
         for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
-            self._before[number] = signal.signal(number, lambda *_, code=code: self._ask(code))
+            self._before[number] = signal.signal(number, lambda n, _, code=code: self._ask(n, code))
         return self
 
-    def _ask(self, code: int) -> None:
-        self.code = code
-        self.__exit__()
+    def _ask(self, number: int, code: int) -> None:
+        now = time.monotonic()
+        if self._since is None:
+            self.code, self._since = code, now
+        elif now - self._since > self.ECHO:
+            self.__exit__()
+            signal.raise_signal(number)
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
@@ -129,21 +233,25 @@ class _StopSignal:
 class _Log:
     """metrics.jsonl (and TensorBoard where installed): means since the last line."""
 
-    def __init__(self, run: Path, start: int, *, enabled: bool):
+    def __init__(self, run: Path, *, enabled: bool):
         self.path, self.enabled = run / "metrics.jsonl", enabled
         self.sums: dict[str, float] = {}
         self.count, self.skipped, self.since = 0, 0, time.perf_counter()
         self.board = None
-        if not enabled:
-            return
-        if self.path.exists():  # lines after the checkpoint are of steps that will run again
-            lines = [x for x in self.path.read_text("utf-8").splitlines() if json.loads(x)["step"] <= start]
-            self.path.write_text("".join(x + "\n" for x in lines), "utf-8")
+
+    def open(self, start: int) -> None:
+        """Drop the lines after the checkpoint, whose steps will run again, and torn ones."""
+        if self.path.exists():
+            lines = self.path.read_text("utf-8").splitlines()
+            kept = [x for x in lines if (step := _step_of(x)) is not None and step <= start]
+            part = self.path.with_name(".metrics.jsonl.part")
+            part.write_text("".join(x + "\n" for x in kept), "utf-8")
+            os.replace(part, self.path)
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             return
-        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=start)
+        self.board = SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=start)
 
     def add(self, report: StepReport) -> None:
         self.skipped += not report.applied
@@ -169,3 +277,10 @@ class _Log:
             file.write(json.dumps(line) + "\n")
         for name, value in numbers.items() if self.board else ():
             self.board.add_scalar(name, value, step)
+
+
+def _step_of(line: str) -> int | None:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return None

@@ -9,6 +9,7 @@ from vidcm.codecs.causal_vae import CausalVAE
 from vidcm.codecs.losses import psnr
 from vidcm.config import TrainConfig
 from vidcm.data.batch import Batch
+from vidcm.models.attribute_net import AttributeNet
 from vidcm.registry import build
 from vidcm.store import load_model, load_weights, read_weights
 from vidcm.train.loop import Task
@@ -26,6 +27,10 @@ def make_task(config: TrainConfig, device: torch.device) -> Task:
     data = build("data", config.data)
     if isinstance(model, CausalVAE):
         return _codec_task(config, model, data, device)
+    if isinstance(model, AttributeNet):
+        from vidcm.train.naming_task import naming_task
+
+        return naming_task(config, model, data)
     from vidcm.train.video_task import video_task
 
     return video_task(config, model, data, device)
@@ -38,6 +43,8 @@ def _codec_task(config: TrainConfig, model: CausalVAE, data, device: torch.devic
     held: Batch = data.batch(PREVIEW_SEED, range(8))
     assert held.frames is not None
     video = to_video(held.frames)
+    if not config.init:
+        model.start_from_data(to_video(data.batch(PREVIEW_SEED + 1, range(128)).frames).to(device))
 
     @torch.no_grad()
     def rebuild(weights: dict[str, Tensor]) -> tuple[CausalVAE, Tensor]:

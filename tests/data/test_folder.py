@@ -1,0 +1,323 @@
+"""A user's folder: captions that match or are refused, bad clips that do not stop a run."""
+
+import json
+import os
+import pickle
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from vidcm.data.clips import frame_times
+from vidcm.data.folder import VideoFolder
+from vidcm.data.transforms import normalise, resize_crop
+from vidcm.errors import UsageError, VidcmError
+
+SHAPE = {"num_frames": 5, "size": (23, 29), "fps": 25.0}
+
+
+def write_video(path: Path, count: int = 19, size: tuple[int, int] = (46, 62)) -> Path:
+    """A clip whose frames get brighter, 25 a second, with a bright left half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx264", rate=25)
+        stream.height, stream.width = size
+        stream.pix_fmt, stream.bit_rate = "yuv420p", 2_000_000
+        for k in range(count):
+            image = np.full((*size, 3), 20 + 6 * k, np.uint8)
+            image[:, : size[1] // 2] += 100
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        out.mux(stream.encode(None))
+    return path
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory) -> bytes:
+    return write_video(tmp_path_factory.mktemp("v") / "a.mp4").read_bytes()
+
+
+def fill(root: Path, video: bytes, names: list[str], *, captions: bool = True) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(video)
+        if captions:
+            (root / name).with_suffix(".txt").write_text(f"caption of {name}")
+    return root
+
+
+def refused(root: Path, **options) -> str:
+    with pytest.raises(UsageError) as caught:
+        VideoFolder(root, **(SHAPE | options))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def captions_of(data: VideoFolder) -> dict[str, str]:
+    return {name: data.caption(i) for i, name in enumerate(data.names)}
+
+
+# ---- captions -----------------------------------------------------------------------------------
+
+
+def test_sidecars(tmp_path, video):
+    fill(tmp_path, video, ["b.mp4", "deep/er/a.MOV", ".hidden/c.mp4"])
+    (tmp_path / "b.txt").write_bytes(b"\xef\xbb\xbf a woman walks \xc3\xa9\r\n")
+    (tmp_path / "README.txt").write_text("not a caption")
+    data = VideoFolder(tmp_path, **SHAPE)
+    assert captions_of(data) == {
+        "b.mp4": "a woman walks é",
+        "deep/er/a.MOV": "caption of deep/er/a.MOV",
+    }
+    assert len(data) == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "lines"),
+    [
+        (
+            "jsonl",
+            ['{"file_name": "a.mp4", "text": "one"}', '{"text": "two, é", "file_name": "d/b.mp4"}'],
+        ),
+        (
+            "jsonl",
+            [
+                '\ufeff{"file_name": "a.mp4", "caption": " one "}\r\n\r',
+                '{"file_name": "./d/b.mp4", "caption": "two, é"}\r\n',
+            ],
+        ),
+        ("csv", ["file_name,text", "a.mp4,one", 'd/b.mp4,"two, é"\n']),
+        ("csv", ["\ufeffcaption, file_name ,more\r", "one,a.mp4,x\r", '"two, é",d/b.mp4,\r\n\r\n']),
+    ],
+)
+def test_metadata_files(tmp_path, video, kind, lines):
+    fill(tmp_path, video, ["a.mp4", "d/b.mp4"], captions=False)
+    (tmp_path / f"metadata.{kind}").write_bytes("\n".join(lines).encode())
+    assert captions_of(VideoFolder(tmp_path, **SHAPE)) == {"a.mp4": "one", "d/b.mp4": "two, é"}
+
+
+GOOD = '{"file_name": "a.mp4", "text": "one"}\n'
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "message"),
+    [
+        ("jsonl", GOOD * 16, "jsonl:2: 'a.mp4' is already named in line 1"),
+        ("jsonl", GOOD + "\n{oops}\n", "jsonl:3: not JSON: .* column 2"),
+        ("jsonl", "[" * 99999, "jsonl:1: JSON nested too deeply"),
+        ("jsonl", '["a.mp4", "one"]', "jsonl:1: a list, expected"),
+        ("jsonl", '{"file": "a", "text": "x"}', "1: missing 'file_name', found 'file', 'text'"),
+        ("jsonl", '{"file_name": "a", "prompt": "x"}', "missing 'text', found 'file_name', 'pro"),
+        ("jsonl", '{"file_name": "a.mp4", "text": 7}', "1: text is int .7., expected text"),
+        ("jsonl", '{"file_name": "a.mp4", "caption": null}', "1: caption is nothing"),
+        ("jsonl", '{"file_name": "a.mp4", "text": ["x"]}', "1: text is list"),
+        ("jsonl", '{"file_name": 3, "text": "x"}', "1: file_name is int"),
+        ("jsonl", '{"file_name": "a", "text": "x", "caption": "y"}', "keep one of them"),
+        ("jsonl", '{"file_name": "../../etc/passwd", "text": "x"}', "1: .*leaves the folder"),
+        ("jsonl", '{"file_name": "/etc/passwd", "text": "x"}', "1: .*leaves the folder"),
+        ("jsonl", "", "metadata.jsonl holds no caption"),
+        ("csv", "name,text\na.mp4,one\n", "csv:1: missing 'file_name', found 'name', 'text'"),
+        ("csv", "file_name;text\na.mp4;one\n", "missing .* found 'file_name;text'"),
+        ("csv", "file_name,text\na.mp4,one, two\n", "csv:2: 3 cells, expected 2"),
+        ("csv", 'file_name,text\na.mp4,"one', "csv:2: not CSV"),
+        ("csv", "file_name,text,text\na.mp4,one,two\n", "stands twice"),
+        ("csv", "file_name,text\n", "metadata.csv holds no caption"),
+    ],
+)
+def test_wrong_metadata_is_refused_with_its_line(tmp_path, video, kind, content, message):
+    fill(tmp_path, video, ["a.mp4"], captions=False)
+    (tmp_path / f"metadata.{kind}").write_text(content)
+    with pytest.raises(UsageError, match=message):
+        VideoFolder(tmp_path, **SHAPE)
+
+
+def test_not_utf8_is_refused_with_its_byte(tmp_path, video):
+    fill(tmp_path, video, ["a.mp4"])
+    (tmp_path / "a.txt").write_bytes(b"caf\xe9 x")
+    assert "a.txt is not UTF-8 (invalid continuation byte at byte 3)" in refused(tmp_path)
+
+
+def test_caption_files_must_match_the_videos(tmp_path, video):
+    names = [f"{k}.mp4" for k in range(8)]
+    fill(tmp_path, video, names, captions=False)
+    message = refused(tmp_path)
+    assert "8 of 8 videos" in message and "'4.mp4', ... (3 more)" in message
+    rows = [json.dumps({"file_name": name, "text": "x"}) for name in [*names, "8.mp4", "9.mp4"]]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(rows))
+    assert "names 2 videos that are not in" in refused(tmp_path)
+    (tmp_path / "metadata.jsonl").write_text("\n".join(rows[:5]))
+    assert "3 of 8 videos" in refused(tmp_path) and "'5.mp4', '6.mp4', '7.mp4'" in refused(tmp_path)
+    assert len(VideoFolder(tmp_path, **SHAPE, captions="skip")) == 5
+    data = VideoFolder(tmp_path, **SHAPE, captions="empty")
+    assert len(data) == 8 and data.caption(7) == "" and data.caption(0) == "x"
+    (tmp_path / "metadata.csv").write_text("file_name,text\n")
+    assert "keep one of them" in refused(tmp_path)
+
+
+def test_wrong_options_and_folders(tmp_path, video):
+    assert "is no folder" in refused(tmp_path / "gone")
+    assert "holds no video" in refused(tmp_path)
+    fill(tmp_path, video, ["a.mp4"])
+    assert "use 5 or 9" in refused(tmp_path, num_frames=8)
+    assert "size is (0, 29)" in refused(tmp_path, size=(0, 29))
+    assert "fps is -1" in refused(tmp_path, fps=-1)
+    assert "'error', 'empty' or 'skip'" in refused(tmp_path, captions="none")
+    assert "'av' or 'decord'" in refused(tmp_path, backend="cv2")
+    assert "0 to 1" in refused(tmp_path, max_bad_fraction=2)
+    assert "deadline is 0" in refused(tmp_path, deadline=0)
+
+
+def test_links_that_leave_the_folder(tmp_path, video):
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    fill(root, video, ["a.mp4"])
+    fill(outside, video, ["b.mp4"])
+    os.symlink(outside, root / "more")
+    os.symlink(root, root / "loop")
+    assert "more links out of" in refused(root)
+    data = VideoFolder(root, **SHAPE, follow_symlinks=True)
+    assert data.names == ["a.mp4", "more/b.mp4"]
+    (root / "more").unlink()
+    os.symlink(outside / "b.mp4", root / "b.mp4")
+    assert "b.mp4 links out of" in refused(root)
+
+
+# ---- clips --------------------------------------------------------------------------------------
+
+
+def test_clip_is_a_function_of_the_generator(tmp_path, video):
+    fill(tmp_path, video, ["a.mp4", "b.mp4"])
+    with VideoFolder(tmp_path, **SHAPE).reader as reader:
+        data = VideoFolder(tmp_path, **SHAPE)
+        data.reader = reader
+        one, two, other = (data.clip(0, torch.Generator().manual_seed(s)) for s in (3, 3, 4))
+        assert one.shape == (5, 23, 29, 3) and one.dtype == torch.uint8
+        assert torch.equal(one, two) and not torch.equal(one, other)
+        assert torch.equal(data.clip(0), data.clip(1))
+        brightness = data.clip(0).float().mean((1, 2, 3))
+        assert brightness.diff() == pytest.approx([6.0] * 4, abs=1.5)  # 25 fps: each frame once
+        starts = {
+            round(data.clip(0, torch.Generator().manual_seed(s))[0, 0, 0, 0].item())
+            for s in range(9)
+        }
+        assert len(starts) > 3
+        copy = pickle.loads(pickle.dumps(data))
+        assert torch.equal(copy.clip(0), data.clip(0))
+        copy.reader.close()
+
+
+def test_a_bad_clip_does_not_stop_the_run_nor_change_another(tmp_path, video):
+    fill(tmp_path, video, [f"{k}.mp4" for k in range(5)])
+    (tmp_path / "1.mp4").write_bytes(b"<html>")
+    (tmp_path / "3.mp4").write_bytes(b"")
+    os.mkfifo(tmp_path / "5.mp4")
+    (tmp_path / "5.txt").write_text("a pipe")
+    data = VideoFolder(tmp_path, **SHAPE, max_bad_fraction=0.5)
+    frames, captions, kept = data.clips(range(5), torch.Generator().manual_seed(7))
+    assert kept == [0, 2, 4] and frames.shape == (3, 5, 23, 29, 3)
+    assert captions == ["caption of 0.mp4", "caption of 2.mp4", "caption of 4.mp4"]
+    assert data.quarantine == {"1.mp4": "not-video", "3.mp4": "empty"}
+    assert data.clips([5])[2] == [] and data.quarantine["5.mp4"] == "not-a-file"
+    empty, none, _ = data.clips([1, 3], torch.Generator())
+    assert empty.shape == (0, 5, 23, 29, 3) and none == []
+
+    (tmp_path / "1.mp4").write_bytes(video)  # the same draws, now that all can be read
+    mended = VideoFolder(tmp_path, **SHAPE, max_bad_fraction=0.5)
+    again, _, kept = mended.clips(range(3), torch.Generator().manual_seed(7))
+    assert kept == [0, 1, 2]
+    seeds = torch.randint(2**63 - 1, (5,), generator=torch.Generator().manual_seed(7))
+    lone = mended.clip(2, torch.Generator().manual_seed(int(seeds[2])))
+    assert torch.equal(lone, frames[1])
+    data.reader.close()
+    mended.reader.close()
+
+
+def test_too_many_bad_clips_stop_with_a_summary(tmp_path, video):
+    fill(tmp_path, video, [f"{k}.mp4" for k in range(6)])
+    for k in (1, 2):
+        (tmp_path / f"{k}.mp4").write_text("text")
+    (tmp_path / "3.mp4").unlink()
+    fill(tmp_path, video, ["3.mp4"])
+    data = VideoFolder(tmp_path, **SHAPE, max_bad_fraction=0.4)
+    (tmp_path / "3.mp4").unlink()  # after it was listed
+    with pytest.raises(VidcmError, match="3 of 6 clips .* bad: not-video 2, missing 1") as caught:
+        data.clips(range(6))
+    assert "max_bad_fraction is 0.4" in str(caught.value) and "\n" not in str(caught.value)
+    data.reader.close()
+
+
+def test_real_footage_by_word(shared_data, tmp_path):
+    for word in ("bird", "eat", "walk"):
+        os.symlink(shared_data / f"clips/intel_asl_gestures__{word}.mkv", tmp_path / f"{word}.mkv")
+        (tmp_path / f"{word}.txt").write_text(f"the sign for {word}")
+    data = VideoFolder(tmp_path, num_frames=13, size=(47, 31), fps=9, follow_symlinks=True)
+    frames, captions, kept = data.clips([2, 0], torch.Generator().manual_seed(1))
+    assert frames.shape == (2, 13, 47, 31, 3) and kept == [2, 0] and not data.quarantine
+    assert captions == ["the sign for walk", "the sign for bird"]
+    assert frames.float().std() > 20 and (frames[:, 1:] != frames[:, :-1]).any()
+    data.reader.close()
+
+
+# ---- transforms ---------------------------------------------------------------------------------
+
+
+def pattern(h: int, w: int) -> torch.Tensor:
+    """Seven frames `(t h w c)`: a ramp down, a ramp to the right, the frame number."""
+    down = torch.linspace(0, 255, h)[None, :, None].expand(7, h, w)
+    right = torch.linspace(0, 255, w)[None, None, :].expand(7, h, w)
+    number = (torch.arange(7.0) * 30)[:, None, None].expand(7, h, w)
+    return torch.stack([down, right, number], dim=-1).round().byte()
+
+
+@pytest.mark.parametrize("source", [(131, 61), (61, 131), (23, 29), (11, 13), (29, 23), (24, 2)])
+def test_resize_crop_covers_and_centres(source):
+    out = resize_crop(pattern(*source), (23, 29)).float()
+    assert out.shape == (7, 23, 29, 3)
+    assert torch.equal(out[..., 2].amin((1, 2)), torch.arange(7.0) * 30)  # frames stay apart
+    middle = out.mean((0, 1, 2))
+    assert middle[:2] == pytest.approx([127.5, 127.5], abs=8)
+    scale = max(23 / source[0], 29 / source[1])  # one scale: the aspect ratio is kept
+    for axis, cut in ((0, 23), (1, 29)):
+        span = (out[0, -1, 0, 0] - out[0, 0, 0, 0], out[0, 0, -1, 1] - out[0, 0, 0, 1])[axis]
+        assert span == pytest.approx(255 * cut / (source[axis] * scale), abs=40)
+
+
+def test_right_size_is_left_alone_and_downscaling_averages():
+    frames = torch.randint(256, (3, 23, 29, 3), dtype=torch.uint8)
+    assert torch.equal(resize_crop(frames, (23, 29)), frames)
+    checker = ((torch.arange(64)[:, None] + torch.arange(64)) % 2 * 255).byte()
+    small = resize_crop(checker[None, :, :, None].repeat(1, 1, 1, 3), (7, 7)).float()
+    assert abs(small - 127.5).max() < 30  # without antialiasing it would be black and white
+
+
+def test_random_crop_repeats_and_reaches_everywhere():
+    frames = pattern(23, 60)
+    lefts = set()
+    for seed in range(80):
+        one, two = (
+            resize_crop(frames, (23, 29), torch.Generator().manual_seed(seed)) for _ in range(2)
+        )
+        assert torch.equal(one, two)
+        assert (one[..., :2] == one[:1, ..., :2]).all()  # one place for the whole clip
+        lefts.add(int((frames[0, 0, :, 1] == one[0, 0, 0, 1]).nonzero()[0]))
+    assert min(lefts) == 0 and max(lefts) == 31 and len(lefts) > 20
+
+
+def test_normalise():
+    frames = torch.randint(256, (5, 7, 11, 3), dtype=torch.uint8)
+    video = normalise(frames)
+    assert video.shape == (3, 5, 7, 11) and video.dtype == torch.float32
+    assert torch.equal(((video + 1) * 127.5).round().byte().permute(1, 2, 3, 0), frames)
+    assert normalise(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1)).view(
+        -1
+    ).tolist() == [-1, 1]
+
+
+def test_fps_is_of_the_clip_not_of_the_video(tmp_path, video):
+    fill(tmp_path, video, ["a.mp4"])
+    data = VideoFolder(tmp_path, num_frames=5, size=(46, 62), fps=6.25)
+    steps = data.clip(0).float().mean((1, 2, 3)).diff()
+    assert steps == pytest.approx([24.0] * 4, abs=3)
+    found = data.reader.read(str(tmp_path / "a.mp4"), frame_times(5, 6.25))
+    assert found.seconds == pytest.approx([0, 0.16, 0.32, 0.48, 0.64])
+    data.reader.close()

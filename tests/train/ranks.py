@@ -1,0 +1,172 @@
+"""A toy task for tests of training, and what they run on ranks: `deepspeed ranks.py MODE FOLDER`.
+
+MODE parity: the same six steps at every ZeRO stage, once through and once resumed, to
+`FOLDER/rank<N>.pt`. MODE train: a whole run through `launch`, as `tools/train.py` does it.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vidcm.config import OptimizerConfig, TrainConfig
+from vidcm.data.batch import Batch
+from vidcm.objectives.base import Loss
+from vidcm.rng import SampleRng, mix
+from vidcm.train.engine import Engine, LocalEngine, MicroBatch, TrainStep
+from vidcm.train.loader import batches
+from vidcm.train.loop import Task
+from vidcm.train.schedule import learning_rate
+
+CPU = torch.device("cpu")
+BATCH, STEPS, HALF = 8, 6, 3
+BAD = 22  # a sample of step 2; with two ranks it is the second's, with or without accumulation
+STAGES, ACCUMULATIONS = (0, 1, 2, 3), (1, 2)
+
+
+class Tiny(nn.Module):
+    """`(b, 7)` to `(b, 5)`: sizes that no number of ranks divides, a frozen layer, a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(7, 13), nn.Linear(13, 5, bias=False)
+        self.scale = nn.Parameter(torch.ones(13))
+        self.shortcut = nn.Linear(7, 5).requires_grad_(False)
+        self.register_buffer("table", torch.linspace(0, 1, 5) / 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = nn.functional.silu(self.first(x)) * self.scale
+        return self.last(hidden) + self.shortcut(x) + self.table
+
+
+def regression(model: nn.Module, batch: Batch, progress: float, rng: SampleRng) -> Loss:
+    """Reconstruct part of the input under noise that fades out."""
+    assert batch.latents is not None
+    x = batch.latents.flatten(1)
+    error = model(x + 0.1 * (1 - progress) * rng.normal(7)).float() - x[:, :5].sin() * 3
+    return Loss(error.square().mean(), {"absolute": error.detach().abs().mean()})
+
+
+class Points:
+    """Gaussian latents `(b 7 1 1 1)`; those at `bad` positions are not a number."""
+
+    def __init__(self, bad: Iterable[int] = (), delay: float = 0.0):
+        self.bad, self.delay = frozenset(bad), delay
+
+    def batch(self, seed: int, positions: Iterable[int]) -> Batch:
+        time.sleep(self.delay)
+        drawn = []
+        for p in positions:
+            generator = torch.Generator().manual_seed(mix(seed, p, 1))
+            drawn.append(torch.randn(7, 1, 1, 1, generator=generator))
+            if p in self.bad:
+                drawn[-1].fill_(torch.nan)
+        return Batch([""] * len(drawn), latents=torch.stack(drawn))
+
+
+def config(output: str = "", **changes: Any) -> TrainConfig:
+    """A short run of the toy task, its gradients large enough to be clipped."""
+    named = dict.fromkeys(("model", "objective", "data"), {"name": "toy"})
+    optimizer = OptimizerConfig(lr=0.01, warmup=2, clip=0.5)
+    plain = dict(steps=STEPS, batch_size=BATCH, seed=5, ema=0.7, workers=0, optimizer=optimizer)
+    return TrainConfig(**named, **{"output": output, **plain, **changes})
+
+
+def task(data: Points) -> Task:
+    """A fresh toy task, always from the same weights; its preview is a fact about the weights."""
+    torch.manual_seed(0)
+    return Task(
+        Tiny(), regression, data, lambda weights, _: {"total": float(weights["scale"].sum())}, dict
+    )
+
+
+def local(config: TrainConfig) -> LocalEngine:
+    """A fresh engine of one process."""
+    step = TrainStep(task(Points()).model, regression, CPU)
+    return LocalEngine(step, config.optimizer, ema=config.ema)
+
+
+def run(engine: Engine, config: TrainConfig, start: int = 0, stop: int = STEPS) -> list[tuple]:
+    """Steps `start..stop`; loss, log, gradient norm and whether applied, of each."""
+    stream = batches(
+        Points({BAD}),
+        seed=config.seed,
+        start=start,
+        stop=stop,
+        batch_size=config.batch_size,
+        accumulation=config.accumulation,
+        rank=engine.rank,
+        world=engine.world,
+        workers=0,
+    )
+    reports = []
+    for step, parts in enumerate(stream, start=start):
+        lr = learning_rate(config.optimizer, step, config.steps)
+        report = engine.step(parts, step / config.steps, lr)
+        reports.append((report.loss, report.logs["absolute"], report.grad_norm, report.applied))
+    return reports
+
+
+def ends(engine: Engine) -> dict[str, Any]:
+    """What a finished run holds."""
+    weights, average = engine.weights(ema=False), engine.weights(ema=True)
+    return {"weights": weights, "average": average, "state": engine.state()}
+
+
+def parity(folder: Path) -> None:
+    import torch.distributed as dist
+
+    import vidcm.train.deepspeed as ours
+
+    def start(**changes: Any) -> tuple[Engine, TrainConfig]:
+        chosen = config(**changes)
+        step = TrainStep(task(Points()).model, regression, CPU)
+        return ours.DeepSpeedEngine(step, chosen), chosen
+
+    results: dict[tuple, dict] = {}
+    kinds = [(s, a, "fp32") for s in STAGES for a in ACCUMULATIONS]
+    for stage, accumulation, precision in [*kinds, *((s, 2, "bf16") for s in STAGES)]:
+        # Toy parameters would all stay whole: make ZeRO-3 shard them, in half of the cases.
+        ours.PERSISTENT = 0 if accumulation == 1 or precision == "bf16" else 100_000
+        keys = dict(zero=stage, accumulation=accumulation, precision=precision)
+        engine, chosen = start(**keys)
+        reports = run(engine, chosen, 0, HALF)
+        path = folder / f"{stage}-{accumulation}-{precision}.pt"
+        state = engine.state()
+        if engine.rank == 0:
+            torch.save(state, path)
+        engine.agree(0)
+        reports += run(engine, chosen, HALF, STEPS)
+        whole = {"reports": reports, **ends(engine)}
+        engine, chosen = start(**keys)
+        engine.load(torch.load(path, weights_only=True))
+        resumed = {"reports": run(engine, chosen, HALF, STEPS), **ends(engine)}
+        engine, chosen = start(**{**keys, "zero": (stage + 1) % 4})
+        engine.load(torch.load(path, weights_only=True))
+        moved = {"reports": run(engine, chosen, HALF, STEPS), **ends(engine)}
+        results[stage, accumulation, precision] = dict(whole=whole, resumed=resumed, moved=moved)
+    torch.save(results, folder / f"rank{dist.get_rank()}.pt")
+    dist.destroy_process_group()
+
+
+def train(folder: Path) -> int:
+    """`launch`, with the toy task in the place of one from the registry; slow enough to stop."""
+    from vidcm.train import launch
+
+    launch.make_task = lambda *_: task(Points({BAD}, delay=0.05))
+    launch.save_model = lambda folder, *_, **__: folder.mkdir(parents=True)
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    return launch.launch(config(str(folder), zero=2 * (world > 1), **LONG), "cpu")
+
+
+LONG: dict[str, Any] = dict(steps=400, save_every=50, log_every=1, sample_every=200)
+
+
+if __name__ == "__main__":
+    names = [a for a in sys.argv[1:] if not a.startswith("--local_rank")]
+    sys.exit({"parity": parity, "train": train}[names[0]](Path(names[1])))

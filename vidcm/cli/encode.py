@@ -1,0 +1,122 @@
+"""`tools/encode.py`: videos and captions to a latent cache for training."""
+
+import argparse
+
+from vidcm.cli.common import Parser, non_negative_int, positive_int, run
+
+
+def parser() -> argparse.ArgumentParser:
+    p = Parser(
+        "encode.py",
+        "Encode clips once, so that training reads latents instead of running the codec. The cache "
+        "names the codec that made it; training with another one is refused.",
+        "examples:\n"
+        "  python tools/encode.py --codec runs/lpc/codec/final --data lpc --art layers.tar --count 30000 --output runs/lpc/latents\n"
+        "  python tools/encode.py --codec runs/mine/codec/final --data folder --root my_clips --frames 17 --size 128x128 --output latents",
+    )
+    p.add_argument("--codec", required=True, help="a codec's model folder (the `final` of its run)")
+    p.add_argument("--data", required=True, choices=["lpc", "folder"], help="what to encode")
+    p.add_argument("--output", required=True, help="a new folder for the cache")
+    p.add_argument("--art", help="lpc: folder or tar of the layers (default: VIDCM_LPC_ART)")
+    p.add_argument("--count", type=positive_int, default=30000, help="lpc: clips to compose (default: %(default)s)")
+    p.add_argument("--captions", type=positive_int, default=8, help="lpc: captions per clip (default: %(default)s)")
+    p.add_argument("--root", help="folder: where the videos and captions are")
+    p.add_argument("--frames", type=positive_int, default=17, help="folder: frames per clip, 4k+1 (default: %(default)s)")
+    p.add_argument("--size", default="64x64", help="folder: HEIGHTxWIDTH (default: %(default)s)")
+    p.add_argument("--fps", type=float, default=8.0, help="folder: frames per second (default: %(default)s)")
+    p.add_argument("--seed", type=non_negative_int, default=0, help="lpc: which clips (default: %(default)s)")
+    p.add_argument("--batch", type=positive_int, default=32, help="clips at a time (default: %(default)s)")
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda (default: %(default)s)")
+    p.add_argument("--overwrite", action="store_true", help="replace an existing cache")
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run(_encode, parser().parse_args(argv))
+
+
+def _encode(args: argparse.Namespace) -> None:
+    import os
+    from pathlib import Path
+
+    from vidcm.errors import UsageError
+
+    if Path(args.output).exists() and not args.overwrite:
+        raise UsageError(f"{args.output} exists; give another --output, or --overwrite")
+    if args.data == "lpc":
+        args.art = args.art or os.environ.get("VIDCM_LPC_ART")
+        if not args.art:
+            raise UsageError("--data lpc needs --art (or VIDCM_LPC_ART): the folder or tar of the layers")
+    elif not args.root:
+        raise UsageError("--data folder needs --root: where the videos and captions are")
+
+    import torch
+
+    from vidcm.codecs.causal_vae import CausalVAE
+    from vidcm.data.latents import write_shards
+    from vidcm.runtime import fast_cpu, pick_device
+    from vidcm.store import load_model, read_card
+    from vidcm.video import to_video
+
+    fast_cpu()
+    device = pick_device(args.device)
+    codec = load_model(args.codec, CausalVAE, device)
+    source, about, total = (_lpc if args.data == "lpc" else _folder)(args, device)
+
+    @torch.no_grad()
+    def clips():
+        for frames, captions in _shown(source, total, args.batch):
+            yield codec.encode(to_video(frames.to(device))), captions
+
+    count = write_shards(args.output, clips(), codec=read_card(args.codec)["sha256"], about=about)
+    print(f"{args.output}: {count} clips")
+
+
+def _shown(source, total: int, batch: int):
+    from tqdm import tqdm
+
+    with tqdm(total=total, unit="clip", mininterval=2) as bar:
+        for frames, captions in source:
+            yield frames, captions
+            bar.update(len(captions))
+
+
+def _lpc(args: argparse.Namespace, device):
+    import numpy as np
+
+    from vidcm.data.lpc import LPC
+
+    data = LPC(args.art).to(device)
+
+    def source():
+        for start in range(0, args.count, args.batch):
+            rngs = [np.random.default_rng([args.seed, i]) for i in range(start, min(start + args.batch, args.count))]
+            combinations = [data.sample(rng) for rng in rngs]
+            captions = [
+                [data.caption(c, rng) for _ in range(args.captions)]
+                for c, rng in zip(combinations, rngs, strict=True)
+            ]
+            yield data.render(combinations), captions
+
+    about = {"data": "lpc", "seed": args.seed, "attributes": data.attributes, "split": data.split}
+    return source(), about, args.count
+
+
+def _folder(args: argparse.Namespace, device):
+    from vidcm.data.folder import VideoFolder
+    from vidcm.errors import UsageError
+    from vidcm.shapes import check_frames, check_size
+
+    height, cross, width = args.size.partition("x")
+    if not (cross and height.isdigit() and width.isdigit()):
+        raise UsageError(f"cannot read --size {args.size!r}; write HEIGHTxWIDTH, as 64x64")
+    size = check_size(int(height), int(width), 8)
+    data = VideoFolder(args.root, num_frames=check_frames(args.frames), size=size, fps=args.fps)
+
+    def source():
+        for start in range(0, len(data), args.batch):
+            frames, captions, kept = data.clips(range(start, min(start + args.batch, len(data))))
+            if kept:
+                yield frames, [[c] for c in captions]
+
+    return source(), {"data": "folder", "fps": args.fps}, len(data)

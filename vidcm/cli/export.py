@@ -1,0 +1,66 @@
+"""`tools/export.py`: runs to one pipeline folder that `generate` and `VideoPipeline` load."""
+
+import argparse
+
+from vidcm.cli.common import Parser, number, positive_int, run
+
+
+def parser() -> argparse.ArgumentParser:
+    p = Parser(
+        "export.py",
+        "Put codec, teacher and student together as a pipeline folder, weights in half precision, "
+        "and check it by loading it and making a clip.",
+        "example:\n"
+        "  python tools/export.py --codec runs/lpc/codec/final --teacher runs/lpc/teacher/final \\\n"
+        "    --student runs/lpc/student/final --output my-model",
+    )
+    p.add_argument("--codec", required=True, help="the codec's model folder")
+    p.add_argument("--teacher", required=True, help="the teacher's model folder")
+    p.add_argument("--student", required=True, help="the student's model folder")
+    p.add_argument("--output", required=True, help="the pipeline folder to write")
+    p.add_argument("--frames", type=positive_int, default=9, help="frames per clip, 4k+1 (default: %(default)s)")
+    p.add_argument("--height", type=positive_int, default=64)
+    p.add_argument("--width", type=positive_int, default=64)
+    p.add_argument("--fps", type=number(0.1, 240), default=8.0, help="default: %(default)s")
+    p.add_argument("--steps", type=positive_int, default=4, help="the student's default steps (default: %(default)s)")
+    p.add_argument("--guidance", type=number(0, 100), default=3.0, help="default scale (default: %(default)s)")
+    p.add_argument("--teacher-steps", type=positive_int, default=50, help="default: %(default)s")
+    p.add_argument("--overwrite", action="store_true", help="replace the models of an existing folder; other files stay")
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run(_export, parser().parse_args(argv))
+
+
+def _export(args: argparse.Namespace) -> None:
+    import json
+    from pathlib import Path
+
+    import torch
+
+    from vidcm.errors import UsageError
+    from vidcm.pipeline import VideoPipeline
+    from vidcm.store import read_card, read_weights, save_model
+    from vidcm.times import STEPS
+
+    output = Path(args.output)
+    if (output / "pipeline.json").exists() and not args.overwrite:
+        raise UsageError(f"{output} holds a pipeline; give another --output, or --overwrite")
+    cards = {role: read_card(getattr(args, role)) for role in ("codec", "teacher", "student")}
+    for role, card in cards.items():
+        weights = read_weights(getattr(args, role))
+        save_model(output / role, card["spec"], weights, made=card["made"], dtype=torch.float16)
+    told = cards["student"]["made"].get("config", {}).get("objective", {}).get("guidance", [1.5, 5.0])
+    settings = {
+        "frames": args.frames, "height": args.height, "width": args.width, "fps": args.fps,
+        "student": {
+            "steps": args.steps, "guidance": args.guidance, "guidance_range": told, "max_steps": 8,
+            "times": {str(k): list(v) for k, v in STEPS.items()},
+        },
+        "teacher": {"steps": args.teacher_steps, "guidance": args.guidance},
+    }
+    (output / "pipeline.json").write_text(json.dumps(settings, indent=1) + "\n", "utf-8")
+    clips = VideoPipeline.from_pretrained(output, "cpu")("a test", steps=1)
+    size = sum(f.stat().st_size for f in output.rglob("*.safetensors")) / 2**20
+    print(f"{output}: {size:.1f} MB of weights; a clip of {clips.frames.shape[1]} frames came out of it")

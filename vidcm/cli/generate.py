@@ -1,0 +1,131 @@
+"""`tools/generate.py`: prompts to clips."""
+
+import argparse
+import json
+import sys
+import time
+
+from vidcm.cli.common import Parser, existing_file, number, positive_int, run, seed, whole_number
+
+STARTED = time.perf_counter()
+
+
+def parser() -> argparse.ArgumentParser:
+    p = Parser(
+        "generate.py",
+        "Make clips from prompts in one to four network evaluations.",
+        "examples:\n"
+        '  python tools/generate.py --prompt "a woman with purple hair walks left"\n'
+        '  python tools/generate.py --prompt "an orc slashes" --steps 1 --seed 7 --num-clips 4 --output orcs.gif\n'
+        '  python tools/generate.py --prompt "a knight falls" --output sheet.png --scale 4   (a sprite sheet)\n'
+        "  python tools/generate.py --prompts-file prompts.txt --output clips/   (lossless frames)",
+    )
+    p.add_argument("--prompt", action="append", default=[], help="what to show; may be repeated")
+    p.add_argument("--prompts-file", type=existing_file, metavar="FILE", help="one prompt per line")
+    p.add_argument("--negative-prompt", default="", metavar="TEXT", help="what to move away from")
+    p.add_argument("--steps", type=whole_number(1, 1000), help="network evaluations (default: the checkpoint's)")
+    p.add_argument("--guidance", type=number(0, 100), help="how strictly to follow the prompt (default: the checkpoint's)")
+    p.add_argument("--seed", type=seed, default=0, help="of the first clip; the next ones count up (default: %(default)s)")
+    p.add_argument("--num-clips", type=positive_int, default=1, help="clips per prompt (default: %(default)s)")
+    p.add_argument("--checkpoint", default="lpc-64", help="a bundled model or a pipeline folder (default: %(default)s)")
+    p.add_argument("--teacher", action="store_true", help="sample the many-step teacher instead of the student")
+    p.add_argument("--output", default="clip.mp4", metavar="PATH",
+                   help="mp4, webm, gif, png (a sprite sheet), or a folder with a final / (png frames); default: %(default)s")
+    p.add_argument("--scale", type=whole_number(1, 64), default=4, help="enlarge pixels this many times (default: %(default)s)")
+    p.add_argument("--fps", type=number(0.1, 240), help="frames per second (default: the checkpoint's)")
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda (default: %(default)s)")
+    p.add_argument("--overwrite", action="store_true", help="replace an existing output")
+    p.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run(_generate, parser().parse_args(argv))
+
+
+def _generate(args: argparse.Namespace) -> None:
+    from vidcm.errors import UsageError
+
+    prompts = [*args.prompt, *(_lines(args.prompts_file) if args.prompts_file else [])]
+    if not prompts:
+        raise UsageError('there is no prompt; give --prompt "..." or --prompts-file')
+
+    from vidcm.pipeline import VideoPipeline, check_prompts, numbered
+    from vidcm.video import check_output
+
+    check_prompts(prompts)
+    for path in numbered(args.output, len(prompts) * args.num_clips):
+        check_output(path, args.overwrite)
+    pipe = VideoPipeline.from_pretrained(args.checkpoint, args.device)
+    model = pipe.model("teacher" if args.teacher else "student")
+    _warn(args, pipe.settings["teacher" if args.teacher else "student"], model, prompts)
+    loaded = time.perf_counter()
+
+    with _bar(args) as progress:
+        clips = pipe(
+            prompts, steps=args.steps, guidance=args.guidance, negative_prompt=args.negative_prompt,
+            seed=args.seed, num_clips=args.num_clips, teacher=args.teacher, progress=progress,
+        )
+    before = time.perf_counter()
+    paths = clips.save(args.output, fps=args.fps, overwrite=args.overwrite, scale=args.scale)
+    done = time.perf_counter()
+    seconds = {"load": loaded - STARTED, **clips.seconds, "write": done - before, "total": done - STARTED}
+    seconds = {k: round(v, 4) for k, v in seconds.items()}
+    if args.json:
+        made = [
+            {"path": str(path), "prompt": prompt, "seed": number}
+            for path, prompt, number in zip(paths, clips.prompts, clips.seeds, strict=True)
+        ]
+        print(json.dumps({"clips": made, "evaluations": clips.evaluations, "seconds": seconds}))
+        return
+    for path in paths:
+        print(path)
+    spent = ", ".join(f"{k} {v:.2f} s" for k, v in seconds.items() if k != "total")
+    noun = "evaluation" if clips.evaluations == 1 else "evaluations"
+    print(f"{clips.evaluations} network {noun} a clip; {seconds['total']:.2f} s in all: {spent}")
+
+
+def _lines(path) -> list[str]:
+    from vidcm.errors import UsageError
+
+    try:
+        text = path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise UsageError(f"{path} holds no prompt; write one per line")
+    return lines
+
+
+def _warn(args: argparse.Namespace, own: dict, model, prompts: list[str]) -> None:
+    """Say what differs from how the checkpoint was tuned, and what of a prompt is not read."""
+    low, high = own.get("guidance_range", (0, 100))
+    if args.guidance is not None and not low <= args.guidance <= high:
+        print(f"warning: the model was trained with guidance {low:g} to {high:g}, not {args.guidance:g}", file=sys.stderr)
+    most = own.get("max_steps")
+    if args.steps is not None and most and args.steps > most:
+        print(f"warning: the model was tuned for 1 to {most} steps, not {args.steps}", file=sys.stderr)
+    for prompt in prompts:
+        if left := model.conditioner.dropped(prompt):
+            print(f"warning: {len(left)} words at the end of a prompt are not read: {' '.join(left[:8])} ...", file=sys.stderr)
+
+
+def _bar(args: argparse.Namespace):
+    """A progress bar over denoising steps, for terminals and more than a few steps."""
+    from contextlib import contextmanager
+
+    from tqdm import tqdm
+
+    @contextmanager
+    def shown():
+        quiet = args.json or not sys.stderr.isatty() or (args.steps or 0) < 8 and not args.teacher
+        with tqdm(unit="step", disable=quiet, leave=False) as bar:
+
+            def progress(step: int, steps: int) -> None:
+                bar.total = steps
+                bar.update(step - bar.n)
+
+            yield progress
+
+    return shown()

@@ -1,0 +1,87 @@
+"""A small text tower, trained along with its denoiser.
+
+A word is the sum of its hashed character n-grams and its hashed whole (Bojanowski et al. 2017,
+arXiv 1607.04606): there is no vocabulary to ship, and a word never seen in training still starts
+from the pieces it shares with words that were.
+"""
+
+import re
+import unicodedata
+import zlib
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+
+from vidcm.models.attention import Attention
+from vidcm.models.rope import rotary
+
+_WORD = re.compile(r"[^\W_]+|[.,;:!?]")
+
+
+def words_of(prompt: str) -> list[str]:
+    """Lower-case words and stops of a prompt, after Unicode compatibility folding."""
+    return _WORD.findall(unicodedata.normalize("NFKC", prompt).lower())
+
+
+@lru_cache(maxsize=65536)
+def ngrams(word: str, buckets: int, limit: int = 24) -> tuple[int, ...]:
+    """Bucket numbers (1 up) of a word and its character 3- to 5-grams, at most `limit`."""
+    marked = f"<{word[:24]}>"
+    pieces = [marked] + [marked[i : i + n] for n in (3, 4, 5) for i in range(len(marked) - n + 1)]
+    return tuple(zlib.crc32(p.encode()) % (buckets - 1) + 1 for p in pieces[:limit])
+
+
+class HashedWords(nn.Module):
+    """prompts -> tokens `(b, n, width)` and mask `(b, n)`; n is the longest prompt's words, at
+    most `max_words` (the rest of a prompt is left out). A prompt of no words is one learnt token.
+    """
+
+    def __init__(
+        self, width: int = 192, depth: int = 3, heads: int = 4, buckets: int = 8192, max_words: int = 64
+    ):
+        super().__init__()
+        self.width, self.heads, self.buckets, self.max_words = width, heads, buckets, max_words
+        self.pieces = nn.EmbeddingBag(buckets, width, mode="mean", padding_idx=0)
+        self.empty = nn.Parameter(torch.randn(width) * 0.02)
+        self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(depth))
+
+    def dropped(self, prompt: str) -> list[str]:
+        """The words of a prompt that lie beyond `max_words`."""
+        return words_of(prompt)[self.max_words :]
+
+    def forward(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        device = self.empty.device
+        words = [words_of(p)[: self.max_words] for p in prompts]
+        longest = max(1, *map(len, words))
+        pieces = [[ngrams(w, self.buckets) for w in ws] + [()] * (longest - len(ws)) for ws in words]
+        flat = [ids for row in pieces for ids in row]
+        bags = torch.zeros(len(flat), max(1, *map(len, flat)), dtype=torch.long)
+        for row, ids in zip(bags, flat, strict=True):
+            row[: len(ids)] = torch.tensor(ids)
+        x = self.pieces(bags.to(device)).view(len(prompts), longest, self.width) * self.width**0.5
+        mask = torch.tensor([[bool(ids) for ids in row] for row in pieces], device=device)
+        none = ~mask.any(1)
+        first = torch.zeros_like(mask)
+        first[:, 0] = none
+        x = torch.where(first.unsqueeze(-1), self.empty, x)
+        mask = mask | first
+        angles = rotary(longest, 1, 1, self.width // self.heads, device)
+        for block in self.blocks:
+            x = block(x, mask, angles)
+        return x, mask
+
+
+class _Block(nn.Module):
+    """Pre-norm self-attention and MLP."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.norms = nn.ModuleList(nn.RMSNorm(width, eps=1e-6) for _ in range(2))
+        self.attention = Attention(width, heads)
+        self.mlp = nn.Sequential(nn.Linear(width, 3 * width), nn.GELU("tanh"), nn.Linear(3 * width, width))
+
+    def forward(self, x: Tensor, mask: Tensor, angles: Tensor) -> Tensor:
+        x = x + self.attention(self.norms[0](x), mask=mask, angles=angles)
+        return x + self.mlp(self.norms[1](x))

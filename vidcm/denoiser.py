@@ -1,0 +1,117 @@
+"""A denoiser: a backbone on a path, with its text tower. Teachers and students are denoisers;
+so is a guided denoiser. Samplers and objectives see nothing else.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vidcm.paths import Path
+from vidcm.registry import build
+from vidcm.shapes import like
+
+
+@dataclass(frozen=True)
+class Cond:
+    """tokens: `(b, n, d)` embedded text. mask: bool `(b, n)`, True where there is a token.
+    guidance: scale `(b,)` a student was told, or None."""
+
+    tokens: Tensor
+    mask: Tensor
+    guidance: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def stack(self, other: "Cond") -> "Cond":
+        """Both as one batch, the shorter prompts padded; guidance scales are left out."""
+        longest = max(self.mask.shape[1], other.mask.shape[1])
+        pads = [(0, longest - c.mask.shape[1]) for c in (self, other)]
+        tokens = [F.pad(c.tokens, (0, 0, *p)) for c, p in zip((self, other), pads, strict=True)]
+        masks = [F.pad(c.mask, p) for c, p in zip((self, other), pads, strict=True)]
+        return Cond(torch.cat(tokens), torch.cat(masks))
+
+
+class Backbone(Protocol):
+    """Knows nothing about diffusion: `(x (b c t h w), time (b,)|(b t), cond) -> (b c t h w)`."""
+
+    def __call__(self, x: Tensor, time: Tensor, cond: Cond) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Clean latents, noise and velocity: three views of one output."""
+
+    x0: Tensor
+    eps: Tensor
+    v: Tensor
+
+
+class Denoiser(nn.Module):
+    """backbone, conditioner, path: specs for the registry. channels: of the latents.
+
+    Whatever the path, the network sees unit-variance input z = x_t / n, n^2 = alpha^2 + sigma^2,
+    and predicts F = (alpha eps - sigma x0) / n, the velocity of TrigFlow (v-prediction, Salimans &
+    Ho 2022, arXiv 2202.00512): next to noise that is -x0, so a narrow network need not carry the
+    noise of wide latents through. Casts to and from the network's precision happen here and nowhere
+    else. Raises UsageError for unknown parts.
+    """
+
+    def __init__(self, backbone: dict, conditioner: dict, channels: int, path: dict | None = None):
+        super().__init__()
+        self.conditioner = build("conditioner", conditioner)
+        self.backbone = build("backbone", backbone, channels=channels, context=self.conditioner.width)
+        self.path: Path = build("path", path or {"name": "rectified_flow"})
+        self.channels = channels
+
+    def encode(self, prompts: Sequence[str], guidance: Tensor | None = None) -> Cond:
+        """Prompts to a condition; the empty prompt is the unconditional one."""
+        tokens, mask = self.conditioner(prompts)
+        return Cond(tokens, mask, guidance)
+
+    def predict(self, x_t: Tensor, t: Tensor, cond: Cond) -> Prediction:
+        """Clean latents, noise and velocity dx_t / dt on this denoiser's path, float32."""
+        alpha, sigma = self.path.alpha(t), self.path.sigma(t)
+        size = torch.hypot(alpha, sigma)
+        a, s = like(alpha / size, x_t), like(sigma / size, x_t)
+        z = x_t / like(size, x_t)
+        out = self.backbone(z, self._clock(t), cond).float()
+        x0, eps = a * z - s * out, s * z + a * out
+        return Prediction(x0, eps, self.path.velocity(x0, eps, t))
+
+    def _clock(self, t: Tensor) -> Tensor:
+        """What the network is told of time: rectified-flow time, in [0, 1] on every path."""
+        sigma, alpha = self.path.sigma(t), self.path.alpha(t)
+        return sigma / (sigma + alpha)
+
+    def velocity(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """dx_t / dt on this denoiser's path."""
+        return self.predict(x_t, t, cond).v
+
+    def clean(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """The consistency function f(x_t, t); f(x, 0) = x whatever the weights."""
+        return self.predict(x_t, t, cond).x0
+
+
+class Guided:
+    """Classifier-free guidance as a denoiser around a denoiser (Ho & Salimans 2022): v_u + w (v_c
+    - v_u) with w = `scale`, a number or one per sample; both branches in one batch.
+
+    negative: what to move away from, one condition per sample (default: the empty prompt's).
+    """
+
+    def __init__(self, denoiser: Denoiser, scale: float | Tensor, negative: Cond):
+        self.denoiser, self.scale, self.negative = denoiser, scale, negative
+        self.path = denoiser.path
+
+    def velocity(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        both = cond.stack(self.negative)
+        v = self.denoiser.velocity(torch.cat([x_t, x_t]), torch.cat([t, t]), both)
+        conditional, unconditional = v.chunk(2)
+        scale = torch.as_tensor(self.scale, dtype=v.dtype, device=v.device)
+        scale = scale.view(-1, *[1] * (v.ndim - 1))
+        return unconditional + scale * (conditional - unconditional)

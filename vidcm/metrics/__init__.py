@@ -1,0 +1,1 @@
+"""Evaluation against true clips: one file per metric, `protocol` runs them all."""

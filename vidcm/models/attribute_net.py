@@ -1,0 +1,87 @@
+"""A small video network that names the attributes of a clip, for the features on the way.
+
+Convolutions over space and windows along time alternate ((2+1)-D, Tran et al. 2018, arXiv
+1711.11248). A second question, how the clip was played (forward, backward, frozen, shuffled), makes
+the features sensitive to motion, which an animation's attributes alone would not: most of them show
+in a single frame.
+"""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+PLAYBACK = ("forward", "backward", "frozen", "shuffled")
+
+
+class Block(nn.Module):
+    """3x3 over space (half the size after it), then three frames along time, added."""
+
+    def __init__(self, width: int, out: int):
+        super().__init__()
+        self.space = nn.Conv2d(width, out, 3, stride=2, padding=1, bias=False)
+        self.space_norm = nn.BatchNorm2d(out)
+        self.time = nn.Linear(3 * out, out, bias=False)
+        self.time_norm = nn.BatchNorm2d(out)
+
+    def forward(self, x: Tensor, frames: int) -> Tensor:
+        """`(b*t, c, h, w)` -> `(b*t, out, h/2, w/2)`."""
+        x = F.relu(self.space_norm(self.space(x)))
+        near = rearrange(x, "(b t) c h w -> b t h w c", t=frames)
+        near = F.pad(near, (0, 0, 0, 0, 0, 0, 1, 1))
+        near = torch.cat([near[:, :-2], near[:, 1:-1], near[:, 2:]], dim=-1)
+        mixed = rearrange(self.time(near), "b t h w c -> (b t) c h w")
+        return x + F.relu(self.time_norm(mixed))
+
+
+class AttributeNet(nn.Module):
+    """video `(b 3 t h w)` in [-1, 1], t of 2 or more -> features `(b, width)`, and logits of each
+    attribute and of the playback.
+
+    classes: attribute -> number of its values. widths: channels at strides 4, 8 and 16. width: of
+    the features. `mean` and `std` are theirs over training clips, stored when a run ends, so that
+    `features` has unit variance there.
+    """
+
+    def __init__(
+        self,
+        classes: Mapping[str, int],
+        widths: tuple[int, int, int] = (48, 96, 160),
+        width: int = 64,
+    ):
+        super().__init__()
+        self.classes = {**classes, "playback": len(PLAYBACK)}
+        a, b, c = widths
+        self.stem = nn.Conv2d(3, a, 8, stride=4, padding=2)
+        self.blocks = nn.ModuleList([Block(a, b), Block(b, c)])
+        # Pooling over a mostly empty picture leaves small differences between clips to scale up.
+        self.pool_norm = nn.BatchNorm1d(2 * c)
+        self.project = nn.Linear(2 * c, width)
+        self.heads = nn.Linear(width, sum(self.classes.values()))
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("std", torch.ones(width))
+        self.mean: Tensor
+        self.std: Tensor
+
+    def embed(self, video: Tensor) -> Tensor:
+        """Raw features `(b, width)`: of what is there, and of what changes between frames."""
+        frames = video.shape[2]
+        x = rearrange(video, "b c t h w -> (b t) c h w")
+        x = F.relu(self.stem(x.contiguous(memory_format=torch.channels_last)))
+        for block in self.blocks:
+            x = block(x, frames)
+        x = rearrange(x, "(b t) c h w -> b t c h w", t=frames)
+        what, change = x.mean((1, 3, 4)), x.diff(dim=1).abs().mean((1, 3, 4))
+        return self.project(self.pool_norm(torch.cat([what, change], dim=1)))
+
+    def forward(self, video: Tensor) -> dict[str, Tensor]:
+        """Logits `(b, values)` by attribute, the playback's last."""
+        logits = self.heads(F.relu(self.embed(video)))
+        parts = logits.split(list(self.classes.values()), dim=1)
+        return dict(zip(self.classes, parts, strict=True))
+
+    def features(self, video: Tensor) -> Tensor:
+        """Features `(b, width)`, of unit variance over training clips."""
+        return (self.embed(video) - self.mean) / self.std

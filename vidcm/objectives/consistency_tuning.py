@@ -1,0 +1,88 @@
+"""Consistency tuning with a continuous noise law and a shrinking gap (RECIPES B.3, C).
+
+f(x_t, t) is drawn to f(x_r, r), r < t on the same trajectory. Geng et al. 2024 (ECT, arXiv
+2406.14548) give the gap: r = sigma (1 - q^-(stage + 1) n(sigma)), from diffusion (r = 0) towards
+the limit as the stages pass. With a teacher, x_r is one guided Euler step of the teacher's from
+x_t, and the student learns the guidance scale as an input; without, x_r shares x_t's noise.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from vidcm.data.batch import Batch
+from vidcm.denoiser import Denoiser
+from vidcm.errors import UsageError
+from vidcm.objectives.base import Loss
+from vidcm.objectives.flow_matching import guided_velocity
+from vidcm.rng import SampleRng
+from vidcm.shapes import like
+
+
+class ConsistencyTuning:
+    """teacher: a frozen denoiser on the same path, or None. mean, std: of ln sigma. q, stages: the
+    gap shrinks by q at each of `stages` equal parts of the run. guidance: range of the scales the
+    student is told (with a teacher). huber: c of the pseudo-Huber loss. dropout: share of empty
+    prompts, so that negative prompts keep their meaning. max_weight: bound of 1 / (sigma - r).
+
+    Raises UsageError for a range or count that makes no sense.
+    """
+
+    SIGMA = (2e-3, 200.0)
+
+    def __init__(
+        self,
+        teacher: Denoiser | None,
+        mean: float = 0.2,
+        std: float = 1.8,
+        q: float = 2.0,
+        stages: int = 6,
+        guidance: tuple[float, float] | list[float] = (1.5, 5.0),
+        huber: float = 1e-3,
+        dropout: float = 0.1,
+        max_weight: float = 1e3,
+    ):
+        if q <= 1 or stages < 1:
+            raise UsageError(f"q={q}, stages={stages}: the gap shrinks only with q > 1 and stages >= 1")
+        if len(guidance) != 2 or not 0 < guidance[0] <= guidance[1]:
+            raise UsageError(f"guidance {guidance} is not a range [low, high] above 0")
+        self.teacher, self.mean, self.std, self.q, self.stages = teacher, mean, std, q, stages
+        self.guidance, self.huber, self.dropout = tuple(guidance), huber, dropout
+        self.max_weight = max_weight
+
+    def __call__(self, model: Denoiser, batch: Batch, progress: float, rng: SampleRng) -> Loss:
+        assert batch.latents is not None
+        x0, path = batch.latents, model.path
+        sigma = torch.exp(self.mean + self.std * rng.normal()).clamp(*self.SIGMA)
+        lower = self.lower(sigma, progress)
+        eps = rng.normal(*x0.shape[1:])
+        dropped = (rng.uniform() < self.dropout).tolist()
+        low, high = self.guidance
+        scale = low + (high - low) * rng.uniform() if self.teacher else None
+
+        t, r = path.time_of(sigma), path.time_of(lower)
+        prompts = ["" if d else p for d, p in zip(dropped, batch.captions, strict=True)]
+        x_t = path.noise(x0, eps, t)
+        if self.teacher is None:
+            x_r = path.noise(x0, eps, r)
+        else:
+            v = guided_velocity(self.teacher, x_t, t, prompts, scale)
+            x_r = x_t - like(t - r, x_t) * v
+        start = model.clean(x_t, t, model.encode(prompts, scale))
+        with torch.no_grad():
+            target = model.clean(x_r, r, model.encode(prompts, scale))
+            # At r = 0 the consistency function is the identity by construction.
+            target = torch.where(like(lower, x_r) == 0, x_r, target)
+        error = (start - target).square().flatten(1).mean(1)
+        weight = (1 / (sigma - lower)).clamp(max=self.max_weight)
+        losses = weight * ((error + self.huber**2).sqrt() - self.huber)
+        logs = {"consistency_error": error.detach().sqrt().mean(), "gap": (lower / sigma).mean()}
+        return Loss(losses.mean(), logs)
+
+    def lower(self, sigma: Tensor, progress: float) -> Tensor:
+        """r of sigma at the stage that `progress` lies in: n = 1 + 8 sigmoid(-sigma / 2), which is
+        ECT's k = 8, b = 1 for data of unit variance; the weights are in sigma, not in t."""
+        stage = min(math.floor(progress * self.stages), self.stages - 1)
+        shrink = self.q ** -(stage + 1) * (1 + 8 * torch.sigmoid(-0.5 * sigma))
+        return (sigma * (1 - shrink)).clamp(min=0)

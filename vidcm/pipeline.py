@@ -1,0 +1,217 @@
+"""Prompts to clips: text, denoising, decoding, each timed; then whatever file was asked for."""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vidcm import sampling
+from vidcm.codecs.causal_vae import CausalVAE
+from vidcm.denoiser import Denoiser, Guided
+from vidcm.errors import UsageError, VidcmError
+from vidcm.rng import SampleRng
+from vidcm.runtime import fast_cpu, pick_device
+from vidcm.store import load_model
+from vidcm.times import few_steps, uniform_grid
+from vidcm.video import to_frames, write_clip
+
+BUNDLED = Path(__file__).parent / "pretrained"
+MAX_PROMPT = 2000  # characters
+MAX_STEPS = 1000
+
+
+@dataclass(frozen=True)
+class Clips:
+    """frames: uint8 `(n t h w c)`. evaluations: network forwards per clip, guidance's second one
+    counted. seconds: wall time of text, denoise and decode for the whole call."""
+
+    frames: np.ndarray
+    prompts: list[str]
+    seeds: list[int]
+    fps: float
+    evaluations: int
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def save(self, path: str | Path, *, fps: float | None = None, overwrite: bool = False, scale: int = 1) -> list[Path]:
+        """Write every clip (`name-1.mp4`, `name-2.mp4`, ... when there are several); the format is
+        the extension's. Returns the paths. Raises UsageError for an unknown or existing one."""
+        return [
+            write_clip(clip, target, fps=fps or self.fps, overwrite=overwrite, scale=scale)
+            for clip, target in zip(self.frames, numbered(path, len(self)), strict=True)
+        ]
+
+
+def numbered(path: str | Path, count: int) -> list[str]:
+    """The file names of `count` clips: the path itself for one."""
+    text = str(path)
+    if count == 1:
+        return [text]
+    folder = text.endswith("/")
+    p = Path(text)
+    names = [str(p.with_name(f"{p.stem}-{i + 1}{p.suffix}")) for i in range(count)]
+    return [n + "/" for n in names] if folder else names
+
+
+class VideoPipeline:
+    """A student, its teacher, their codec, and the settings they were tuned with.
+
+    A pipeline folder holds model folders `codec`, `student`, `teacher` and `pipeline.json`:
+    frames, height, width, fps, steps, guidance and times of the student, steps of the teacher.
+    """
+
+    def __init__(self, folder: Path, settings: dict, device: torch.device):
+        self.folder, self.settings, self.device = folder, settings, device
+        self.codec: CausalVAE = load_model(folder / "codec", CausalVAE, device)
+        self._models: dict[str, Denoiser] = {}
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, device: str = "auto") -> "VideoPipeline":
+        """name: a bundled model ("lpc-64") or a pipeline folder. Raises UsageError when there is
+        none, VidcmError when it is damaged."""
+        fast_cpu()
+        bundled = sorted(p.parent.name for p in BUNDLED.glob("*/pipeline.json"))
+        folder = BUNDLED / name if str(name) in bundled else Path(name)
+        try:
+            settings = json.loads((folder / "pipeline.json").read_text("utf-8"))
+        except FileNotFoundError:
+            raise UsageError(
+                f"{name} is neither a bundled model ({', '.join(bundled) or 'none'}) nor a pipeline folder "
+                "with a pipeline.json; tools/export.py makes one from runs"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise VidcmError(f"cannot read {folder / 'pipeline.json'}: {error}") from None
+        missing = [k for k in ("frames", "height", "width", "fps", "student", "teacher") if k not in settings]
+        if missing:
+            raise VidcmError(f"{folder / 'pipeline.json'} lacks {', '.join(missing)}; export it again")
+        return cls(folder, settings, pick_device(device))
+
+    def model(self, role: str) -> Denoiser:
+        """The denoiser of a role, "student" or "teacher", loaded on first use."""
+        if role not in self._models:
+            model: Denoiser = load_model(self.folder / role, Denoiser, self.device)
+            if (role == "student") != (model.backbone.guidance is not None):
+                raise UsageError(f"{self.folder / role} is not a {role}: a student takes a guidance scale as an input, a teacher does not")
+            self._models[role] = model
+        return self._models[role]
+
+    def __call__(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        steps: int | None = None,
+        guidance: float | None = None,
+        negative_prompt: str = "",
+        seed: int | Sequence[int] = 0,
+        num_clips: int = 1,
+        teacher: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Clips:
+        """Make `num_clips` clips of every prompt.
+
+        steps: network evaluations of the student (default: the checkpoint's), or solver steps of
+        the teacher. guidance: its scale. negative_prompt: what to move away from. seed: of the
+        first clip, the next ones count up; or one per clip. The same seed gives the same clip in
+        any batch. progress: called with (step, steps); may raise to cancel.
+        Raises UsageError for an empty or huge prompt, or numbers out of range.
+        """
+        prompts = check_prompts([prompts] if isinstance(prompts, str) else list(prompts))
+        if num_clips < 1:
+            raise UsageError(f"num_clips is {num_clips}; it must be at least 1")
+        prompts = [p for p in prompts for _ in range(num_clips)]
+        seeds = [seed + i for i in range(len(prompts))] if isinstance(seed, int) else list(seed)
+        if len(seeds) != len(prompts):
+            raise UsageError(f"{len(seeds)} seeds for {len(prompts)} clips; give one seed, or one per clip")
+        own = self.settings["teacher" if teacher else "student"]
+        steps = own["steps"] if steps is None else steps
+        scale = own["guidance"] if guidance is None else guidance
+        if not 1 <= steps <= MAX_STEPS:
+            raise UsageError(f"steps is {steps}; use 1 to {MAX_STEPS}")
+        if not 0 <= scale <= 100:
+            raise UsageError(f"guidance is {scale}; use 0 to 100 (1 is without)")
+        model = self.model("teacher" if teacher else "student")
+        clock = _Clock(self.device)
+
+        device, count = self.device, len(prompts)
+        with torch.no_grad():
+            told = None if teacher else torch.full((count,), float(scale), device=device)
+            cond = model.encode(prompts, told)
+            negative = model.encode([negative_prompt] * count) if teacher or negative_prompt else None
+            clock("text")
+            shape = self.codec.latent_shape(*(self.settings[k] for k in ("frames", "height", "width")))
+            rng = SampleRngs(seeds, device)
+            noise, report = rng.normal(*shape), progress or (lambda step, steps: None)
+            if teacher:
+                flow = Guided(model, scale, negative)
+                x = sampling.euler(flow, noise, uniform_grid(steps), cond, report)
+            else:
+                student = Steered(model, negative, scale) if negative_prompt else model
+                x = sampling.consistency(student, noise, self._times(steps), cond, rng, report)
+            clock("denoise")
+            frames = to_frames(self.codec.decode(x)).cpu().numpy()
+            clock("decode")
+        evaluations = steps * (2 if teacher or negative_prompt else 1)
+        return Clips(frames, prompts, seeds, self.settings["fps"], evaluations, clock.seconds)
+
+    def _times(self, steps: int) -> list[float]:
+        tuned = self.settings["student"].get("times", {})
+        return few_steps(steps, {int(k): v for k, v in tuned.items()} or None)
+
+
+class SampleRngs(SampleRng):
+    """The generators of clips by their own seeds: place 0 of each seed."""
+
+    def __init__(self, seeds: Sequence[int], device: torch.device):
+        super().__init__(0, [], device)
+        self.generators = [g for s in seeds for g in SampleRng(s, [0]).generators]
+
+
+class Steered:
+    """A student moved away from a negative prompt: it already holds guidance against the empty
+    prompt, so the step from the negative's clean latents to the prompt's is added once, scaled by
+    (w - 1) / w, the part of guidance that acts between prompts."""
+
+    def __init__(self, student: Denoiser, negative, scale: float):
+        self.student, self.path = student, student.path
+        self.negative, self.weight = negative, max(scale - 1, 0) / max(scale, 1)
+
+    def clean(self, x_t, t, cond):
+        from dataclasses import replace
+
+        away = replace(self.negative, guidance=torch.ones_like(cond.guidance))
+        x0 = self.student.clean(x_t, t, cond)
+        return x0 + self.weight * (x0 - self.student.clean(x_t, t, away))
+
+
+def check_prompts(prompts: list[str]) -> list[str]:
+    """Refuse what no text tower should be given. Raises UsageError."""
+    if not prompts:
+        raise UsageError("there is no prompt; give at least one")
+    for prompt in prompts:
+        if not isinstance(prompt, str):
+            raise UsageError(f"a prompt must be text, not {type(prompt).__name__}")
+        if not prompt.strip():
+            raise UsageError("the prompt is empty; say what the clip should show")
+        if len(prompt) > MAX_PROMPT:
+            raise UsageError(f"a prompt of {len(prompt)} characters is too long; use at most {MAX_PROMPT}")
+    return prompts
+
+
+class _Clock:
+    """Seconds by stage, the device drained at every mark."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.seconds, self.at = device, {}, time.perf_counter()
+
+    def __call__(self, stage: str) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        now = time.perf_counter()
+        self.seconds[stage] = now - self.at
+        self.at = now

@@ -1,0 +1,53 @@
+"""Laws of training times and grids of sampling times, in rectified-flow time unless said.
+
+One clock serves all paths: ln(sigma / alpha). A resolution shift s multiplies that ratio by s
+(RECIPES: t' = s t / (1 + (s - 1) t)).
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vidcm.errors import UsageError
+from vidcm.rng import SampleRng
+
+NEARLY_NOISE = 0.9999  # where few-step sampling starts: the students are trained next to 1
+STEPS = {1: (NEARLY_NOISE,), 2: (NEARLY_NOISE, 0.75), 4: (NEARLY_NOISE, 0.9375, 0.833, 0.625)}
+
+
+def shift(t: Tensor, by: float) -> Tensor:
+    """Multiply sigma / alpha by `by` (Esser et al. 2024, arXiv 2403.03206, section 5.3.2)."""
+    return by * t / (1 + (by - 1) * t)
+
+
+def logit_normal(rng: SampleRng, mean: float, std: float) -> Tensor:
+    """Times whose ln(sigma / alpha) is N(mean, std), `(b,)` in (0, 1)."""
+    return torch.sigmoid(mean + std * rng.normal())
+
+
+def uniform_grid(steps: int, *, by: float = 1.0) -> Tensor:
+    """`steps + 1` shifted times from 1 down to 0, float64. Raises UsageError below one step."""
+    if steps < 1:
+        raise UsageError(f"{steps} steps cannot sample; use at least 1")
+    return shift(torch.linspace(1, 0, steps + 1, dtype=torch.float64), by)
+
+
+def few_steps(steps: int, table: dict[int, Sequence[float]] | None = None) -> list[float]:
+    """Times of the consistency sampler: a tuned list where there is one, else a shifted grid."""
+    known = table or STEPS
+    if steps in known:
+        return list(known[steps])
+    times = uniform_grid(steps, by=5.0)[:-1]
+    return times.clamp(max=NEARLY_NOISE).tolist()
+
+
+def law_of_ratio(t: Tensor) -> Tensor:
+    """ln(sigma / alpha) of rectified-flow times."""
+    return torch.log(t) - torch.log1p(-t)
+
+
+def cosine_ramp(progress: float) -> float:
+    """0 to 1 along a half cosine."""
+    return 0.5 * (1 - math.cos(math.pi * min(max(progress, 0.0), 1.0)))

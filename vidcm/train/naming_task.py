@@ -1,0 +1,65 @@
+"""The feature network's run: accuracy on held-out combinations, features scaled at the end."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vidcm.config import TrainConfig
+from vidcm.data.lpc import LPC
+from vidcm.errors import UsageError
+from vidcm.models.attribute_net import AttributeNet
+from vidcm.registry import build
+from vidcm.train.loop import Task
+from vidcm.video import to_video
+
+HELD_SEED = 2**31 + 7
+
+
+def naming_task(config: TrainConfig, model: AttributeNet, data: LPC) -> Task:
+    """Raises UsageError when the data cannot give the labels that the model names."""
+    if not isinstance(data, LPC):
+        raise UsageError(
+            f"attribute_net needs labels; use the data lpc, not {config.data.get('name')!r}"
+        )
+    counts = {name: len(data.words[name]) for name in data.attributes}
+    if {**counts, "playback": model.classes["playback"]} != model.classes:
+        raise UsageError(f"model.classes does not fit the data; it must be {counts}")
+
+    def filled(weights: dict[str, Tensor]) -> AttributeNet:
+        copy = build("model", config.model)
+        copy.load_state_dict(weights)
+        return copy.eval()
+
+    def preview(weights: dict[str, Tensor], path: Path) -> dict[str, float]:
+        marks = accuracy(filled(weights), data, 128)
+        return {"heldout/accuracy": float(np.mean(list(marks.values())))}
+
+    @torch.no_grad()
+    def finish(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Store the features' mean and deviation, so that every feature has unit variance."""
+        net, raw = filled(weights), []
+        for start in range(0, 1024, 32):
+            frames = data.batch(HELD_SEED, range(start, start + 32)).frames
+            assert frames is not None
+            raw.append(net.embed(to_video(frames)))
+        features = torch.cat(raw)
+        return weights | {"mean": features.mean(0), "std": features.std(0)}
+
+    return Task(model, build("objective", config.objective), data, preview, finish)
+
+
+@torch.no_grad()
+def accuracy(net: AttributeNet, data: LPC, count: int, batch: int = 32) -> dict[str, float]:
+    """Share of `count` held-out clips whose attribute is named rightly, by attribute."""
+    right: dict[str, int] = dict.fromkeys(data.attributes, 0)
+    for start in range(0, count, batch):
+        places = range(start, min(start + batch, count))
+        combinations = [
+            data.sample(np.random.default_rng([HELD_SEED, p]), "heldout") for p in places
+        ]
+        logits = net(to_video(data.render(combinations)))
+        for name, label in zip(data.attributes, data.labels(combinations).unbind(1), strict=True):
+            right[name] += int((logits[name].argmax(1) == label).sum())
+    return {name: n / count for name, n in right.items()}

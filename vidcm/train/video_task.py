@@ -1,0 +1,105 @@
+"""Training a denoiser, teacher or student: checks that the parts fit, and draws sample sheets."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vidcm import sampling
+from vidcm.codecs.causal_vae import CausalVAE
+from vidcm.config import TrainConfig
+from vidcm.data.batch import Batch, Dataset
+from vidcm.data.latents import LatentShards
+from vidcm.denoiser import Denoiser, Guided
+from vidcm.errors import UsageError
+from vidcm.objectives.flow_matching import FlowMatching
+from vidcm.registry import build
+from vidcm.rng import SampleRng
+from vidcm.store import load_model, read_card
+from vidcm.times import few_steps, uniform_grid
+from vidcm.train.loop import Task
+from vidcm.video import contact_sheet, to_frames, to_video
+
+TEACHER_STEPS, STUDENT_STEPS, GUIDANCE = 25, (4, 2, 1), 3.0
+
+
+class Encoded:
+    """A data set of frames seen through a codec, for training on fresh clips."""
+
+    def __init__(self, data: Dataset, codec: CausalVAE, device: torch.device):
+        self.data, self.codec, self.device = data, codec, device
+
+    @torch.no_grad()
+    def batch(self, seed: int, positions) -> Batch:
+        batch = self.data.batch(seed, positions)
+        assert batch.frames is not None
+        latents = self.codec.encode(to_video(batch.frames.to(self.device)))
+        return Batch(batch.captions, latents=latents)
+
+
+def video_task(config: TrainConfig, model: Denoiser, data: Dataset, device: torch.device) -> Task:
+    """Build teacher, objective and codec around a denoiser. Raises UsageError when the teacher's
+    latents differ from the student's, or the data are another codec's."""
+    teacher = _teacher(config, model, device)
+    objective = build("objective", config.objective, teacher=teacher)
+    if config.codec is None:
+        raise UsageError("a denoiser needs a codec: set codec to the `final` folder of a codec run")
+    codec: CausalVAE = load_model(config.codec, CausalVAE, device)
+    if codec.channels != model.channels:
+        raise UsageError(f"model.channels is {model.channels}, but the codec has {codec.channels}")
+    if isinstance(data, LatentShards):
+        data.check_codec(read_card(config.codec)["sha256"])
+    else:
+        data = Encoded(data, codec, device)
+    shape = data.batch(config.seed, [0]).latents.shape[1:]
+    prompts = config.prompts or data.batch(config.seed, range(6)).captions
+
+    def preview(weights: dict[str, Tensor], path: Path) -> dict[str, float]:
+        copy = build("model", config.model).to(device).eval().requires_grad_(False)
+        copy.load_state_dict(weights)
+        rows, labels = [], []
+
+        def draw(label: str, latents: Tensor) -> Tensor:
+            frames = to_frames(codec.decode(latents))
+            rows.append(list(frames.cpu().numpy()))
+            labels.append(label)
+            return frames.float().diff(dim=1).abs().mean()
+
+        rng = SampleRng(config.seed, range(len(prompts)), device)
+        noise = rng.normal(*shape)
+        flow = copy if isinstance(objective, FlowMatching) else teacher
+        numbers = {}
+        if flow is not None:
+            guided = Guided(flow, GUIDANCE, flow.encode([""] * len(prompts)))
+            x = sampling.euler(guided, noise, uniform_grid(TEACHER_STEPS), flow.encode(prompts))
+            reference = draw(f"teacher, {TEACHER_STEPS} steps", x)
+            numbers["preview/motion"] = float(reference)
+        if flow is not copy:
+            scale = torch.full((len(prompts),), GUIDANCE, device=device)
+            cond = copy.encode(prompts, scale if teacher else None)
+            for steps in STUDENT_STEPS:
+                x = sampling.consistency(copy, noise, few_steps(steps), cond, rng)
+                motion = draw(f"student, {steps} steps", x)
+                if flow is not None:
+                    numbers[f"preview/motion_ratio_{steps}"] = float(motion / reference)
+        contact_sheet(rows, labels, path, scale=1, overwrite=True)
+        return numbers
+
+    return Task(model, objective, data, preview, finish=lambda weights: weights)
+
+
+def _teacher(config: TrainConfig, student: Denoiser, device: torch.device) -> Denoiser | None:
+    if config.teacher is None:
+        return None
+    teacher: Denoiser = load_model(config.teacher, Denoiser, device)
+    if teacher.channels != student.channels:
+        raise UsageError(
+            f"the teacher's latents have {teacher.channels} channels, the student's "
+            f"{student.channels}; use the teacher's codec and channels"
+        )
+    if type(teacher.path) is not type(student.path):
+        raise UsageError(
+            f"the teacher is on the path {type(teacher.path).__name__}, the student on "
+            f"{type(student.path).__name__}; give both the same path"
+        )
+    return teacher

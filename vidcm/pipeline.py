@@ -3,15 +3,16 @@
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from vidcm import sampling
 from vidcm.codecs.causal_vae import CausalVAE
-from vidcm.denoiser import Denoiser, Guided
+from vidcm.denoiser import Cond, Denoiser, Guided
 from vidcm.errors import UsageError, VidcmError
 from vidcm.rng import SampleRng
 from vidcm.runtime import fast_cpu, pick_device
@@ -142,7 +143,7 @@ class VideoPipeline:
         with torch.no_grad():
             told = None if teacher else torch.full((count,), float(scale), device=device)
             cond = model.encode(prompts, told)
-            negative = model.encode([negative_prompt] * count) if teacher or negative_prompt else None
+            negative, empty = (model.encode([p] * count) for p in (negative_prompt, ""))
             clock("text")
             shape = self.codec.latent_shape(*(self.settings[k] for k in ("frames", "height", "width")))
             rng = SampleRngs(seeds, device)
@@ -151,12 +152,12 @@ class VideoPipeline:
                 flow = Guided(model, scale, negative)
                 x = sampling.euler(flow, noise, uniform_grid(steps), cond, report)
             else:
-                student = Steered(model, negative, scale) if negative_prompt else model
+                student = Steered(model, negative, empty, scale) if negative_prompt else model
                 x = sampling.consistency(student, noise, self._times(steps), cond, rng, report)
             clock("denoise")
             frames = to_frames(self.codec.decode(x)).cpu().numpy()
             clock("decode")
-        evaluations = steps * (2 if teacher or negative_prompt else 1)
+        evaluations = steps * (2 if teacher else 3 if negative_prompt else 1)
         return Clips(frames, prompts, seeds, self.settings["fps"], evaluations, clock.seconds)
 
     def _times(self, steps: int) -> list[float]:
@@ -173,20 +174,18 @@ class SampleRngs(SampleRng):
 
 
 class Steered:
-    """A student moved away from a negative prompt: it already holds guidance against the empty
-    prompt, so the step from the negative's clean latents to the prompt's is added once, scaled by
-    (w - 1) / w, the part of guidance that acts between prompts."""
+    """A student moved away from a negative prompt n. Guidance against n instead of the empty prompt
+    u is v_n + w (v_c - v_n) = [v_u + w (v_c - v_u)] + (w - 1) (v_u - v_n): what the student learnt
+    plus a correction, here taken of its clean latents at guidance 1. Three evaluations a step."""
 
-    def __init__(self, student: Denoiser, negative, scale: float):
-        self.student, self.path = student, student.path
-        self.negative, self.weight = negative, max(scale - 1, 0) / max(scale, 1)
+    def __init__(self, student: Denoiser, negative: Cond, empty: Cond, scale: float):
+        self.student, self.path, self.scale = student, student.path, scale
+        ones = torch.ones(len(negative), device=negative.tokens.device)
+        self.negative, self.empty = replace(negative, guidance=ones), replace(empty, guidance=ones)
 
-    def clean(self, x_t, t, cond):
-        from dataclasses import replace
-
-        away = replace(self.negative, guidance=torch.ones_like(cond.guidance))
-        x0 = self.student.clean(x_t, t, cond)
-        return x0 + self.weight * (x0 - self.student.clean(x_t, t, away))
+    def clean(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        away = self.student.clean(x_t, t, self.empty) - self.student.clean(x_t, t, self.negative)
+        return self.student.clean(x_t, t, cond) + (self.scale - 1) * away
 
 
 def check_prompts(prompts: list[str]) -> list[str]:

@@ -28,7 +28,9 @@ class Puppets:
         top, bottom = BANDS[kind]
         left, right = 25, 39
         if kind == "hair":
-            left, bottom = (28, 24) if style == "xlong" else (31, 18) if style == "mohawk" else (25, 18)
+            left, bottom = (
+                (28, 24) if style == "xlong" else (31, 18) if style == "mohawk" else (25, 18)
+            )
         if "dress" in name:
             bottom = 46  # hides the legs
         color = zlib.crc32(name.split("/")[-1].encode()).to_bytes(4, "big")[:3]

@@ -5,7 +5,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vidcm.metrics import adherence
 from vidcm.metrics.adherence import chance, exam, mark, read_open, summary, wilson
 
 
@@ -15,8 +14,13 @@ def drawn(lpc, count: int, seed: int = 0):
 
 @pytest.fixture(scope="module")
 def world(puppets):
-    combinations = drawn(puppets, 40)
-    return puppets, combinations, [exam(puppets, c) for c in combinations], puppets.render(combinations)
+    combinations = drawn(puppets, 24)
+    return (
+        puppets,
+        combinations,
+        [exam(puppets, c) for c in combinations],
+        puppets.render(combinations),
+    )
 
 
 def score(lpc, exams, frames) -> float:
@@ -33,15 +37,17 @@ def test_true_clips_are_right_everywhere(world):
 def test_the_true_clip_of_a_wrong_value_is_read_as_that_value(world):
     lpc, combinations, exams, _ = world
     asked = 0
-    for combination, questions in zip(combinations[:12], exams, strict=False):
+    for combination, questions in zip(combinations[:6], exams, strict=False):
         for name, question in questions.items():
             for value, other in enumerate(lpc.alternatives(combination, name)):
                 clip = lpc.render([other])[0].numpy()
-                same = [i for i, s in enumerate(question.shown) if (s == question.shown[value]).all()]
+                same = [
+                    i for i, s in enumerate(question.shown) if (s == question.shown[value]).all()
+                ]
                 assert question.values[value] == other[name]
                 assert question.nearest(clip) in same
                 asked += value != question.answer
-    assert asked > 150
+    assert asked > 80
 
 
 def test_what_cannot_be_seen_is_not_asked(world):
@@ -86,7 +92,9 @@ def test_other_clips_score_about_chance(world):
 
 def test_open_attributes_are_read_off_the_clip(world):
     lpc, combinations, _, _ = world
-    combination = next(c for c in combinations if c["action"] != "hurt" and c["torso"] != "red_dress")
+    combination = next(
+        c for c in combinations if c["action"] != "hurt" and c["torso"] != "red_dress"
+    )
     shown = next(c for c in lpc.alternatives(combination, "background")[::-1])
     shown = lpc.alternatives(shown, "skin")[-1]
     clip = lpc.render([shown])[0].numpy()
@@ -124,13 +132,9 @@ def test_wilson_is_the_textbook_interval_and_covers():
 
 def test_bootstrap_covers_the_mean_of_correlated_marks():
     rng, inside = np.random.default_rng(0), []
-    for trial in range(60):
+    for trial in range(40):
         easy = rng.random((80, 1)) < 0.5  # clips differ in difficulty, their marks agree
         marks = (rng.random((80, 5)) < np.where(easy, 0.9, 0.5)).astype(float)
         found = summary(marks, list("abcde"), seed=trial)
         inside.append(found["low"] <= 0.7 <= found["high"])
     assert np.mean(inside) > 0.85
-
-
-def test_versions_are_numbers():
-    assert isinstance(adherence.VERSION, int)

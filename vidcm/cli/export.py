@@ -51,7 +51,7 @@ def _export(args: argparse.Namespace) -> None:
     for role, card in cards.items():
         weights = read_weights(getattr(args, role))
         save_model(output / role, card["spec"], weights, made=card["made"], dtype=torch.float16)
-    told = cards["student"]["made"].get("config", {}).get("objective", {}).get("guidance", [1.5, 5.0])
+    told = cards["student"]["made"].get("config", {}).get("objective", {}).get("guidance", [1.0, 5.0])
     settings = {
         "frames": args.frames, "height": args.height, "width": args.width, "fps": args.fps,
         "student": {

@@ -2,7 +2,9 @@
 
 adaLN-zero (Peebles & Xie 2023, arXiv 2212.09748) with one shared modulation per time and a learnt
 offset per block (PixArt-alpha, arXiv 2310.00426, "adaLN-single"), QK-RMSNorm, three-axis rotary
-embedding, text by cross-attention. Time may differ per frame: `(b,)` or `(b, t)`.
+embedding, text by cross-attention. A gated skip takes the noisy patches straight to the output, so
+that the tokens may be narrower than the noise of a patch (which a velocity holds whole; compare Li
+& He 2025, arXiv 2511.13720). Time may differ per frame: `(b,)` or `(b, t)`.
 """
 
 from collections.abc import Sequence
@@ -32,16 +34,22 @@ class Block(nn.Module):
         hidden = int(width * ratio)
         self.attention = Attention(width, heads)
         self.text = Attention(width, heads, context)
-        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU("tanh"), nn.Linear(hidden, width))
+        self.mlp = nn.Sequential(
+            nn.Linear(width, hidden), nn.GELU("tanh"), nn.Linear(hidden, width)
+        )
         self.offset = nn.Parameter(torch.zeros(9, width))
 
-    def forward(self, x: Tensor, modulation: Tensor, context: Tensor, mask: Tensor, angles: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, modulation: Tensor, context: Tensor, mask: Tensor, angles: Tensor
+    ) -> Tensor:
         parts = (modulation.unflatten(-1, (9, -1)) + self.offset).unbind(-2)
-        for i, branch in enumerate((
-            lambda h: self.attention(h, angles=angles),
-            lambda h: self.text(h, context, mask),
-            self.mlp,
-        )):
+        for i, branch in enumerate(
+            (
+                lambda h: self.attention(h, angles=angles),
+                lambda h: self.text(h, context, mask),
+                self.mlp,
+            )
+        ):
             shift, scale, gate = parts[3 * i : 3 * i + 3]
             x = x + gate * branch(modulate(x, shift, scale))
         return x
@@ -68,7 +76,9 @@ class DiT(nn.Module):
     ):
         super().__init__()
         if width % heads or width // heads % 16:
-            raise UsageError(f"width {width} over {heads} heads: a head must be a multiple of 16 wide")
+            raise UsageError(
+                f"width {width} over {heads} heads: a head must be a multiple of 16 wide"
+            )
         self.patch, self.heads, self.width = tuple(patch), heads, width
         pt, ph, pw = self.patch
         self.embed = nn.Linear(channels * pt * ph * pw, width)
@@ -78,8 +88,9 @@ class DiT(nn.Module):
         self.text_norm = nn.RMSNorm(context, eps=1e-6)
         self.pool = nn.Linear(context, width)
         self.blocks = nn.ModuleList(Block(width, heads, context, ratio) for _ in range(depth))
-        self.head_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
-        self.head = nn.Linear(width, channels * pt * ph * pw)
+        size = channels * pt * ph * pw
+        self.head_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width + size))
+        self.head = nn.Linear(width, size)
         for layer in (self.modulation[-1], self.head_modulation[-1], self.head):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -88,17 +99,21 @@ class DiT(nn.Module):
         pt, ph, pw = self.patch
         frames, height, width = (n // p for n, p in zip(x.shape[2:], self.patch, strict=True))
         if (frames * pt, height * ph, width * pw) != tuple(x.shape[2:]):
-            raise UsageError(f"latents of {tuple(x.shape[2:])} do not divide into patches of {self.patch}")
+            raise UsageError(
+                f"latents of {tuple(x.shape[2:])} do not divide into patches of {self.patch}"
+            )
         pattern = "b c (t i) (h j) (w k) -> b (t h w) (c i j k)"
-        tokens = self.embed(rearrange(x, pattern, i=pt, j=ph, k=pw).to(self.embed.weight.dtype))
+        patches = rearrange(x, pattern, i=pt, j=ph, k=pw).to(self.embed.weight.dtype)
+        tokens = self.embed(patches)
         text = self.text_norm(cond.tokens)
         state = self._state(time, cond, text, frames, height * width)
         modulation = self.modulation(state)
         angles = rotary(frames, height, width, self.width // self.heads, x.device)
         for block in self.blocks:
             tokens = block(tokens, modulation, text, cond.mask, angles)
-        shift, scale = self.head_modulation(state).chunk(2, dim=-1)
-        out = self.head(modulate(tokens, shift, scale))
+        sizes = [self.width, self.width, patches.shape[-1]]
+        shift, scale, skip = self.head_modulation(state).split(sizes, dim=-1)
+        out = self.head(modulate(tokens, shift, scale)) + skip * patches
         pattern = "b (t h w) (c i j k) -> b c (t i) (h j) (w k)"
         return rearrange(out, pattern, t=frames, h=height, w=width, i=pt, j=ph, k=pw)
 

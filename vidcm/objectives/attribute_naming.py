@@ -57,7 +57,7 @@ class AttributeNaming:
 
 
 def frame_order(playback: Tensor, u: Tensor) -> Tensor:
-    """Which frame stands where, `(b, t)`: playback `(b,)` indexes PLAYBACK; u `(b, t)` in [0, 1)."""
+    """Which frame stands where, `(b, t)`. playback `(b,)`: places in PLAYBACK. u: uniform `(b, t)`."""
     b, t = u.shape
     forward = torch.arange(t, device=u.device).expand(b, t)
     frozen = (u[:, :1] * t).long().expand(b, t)

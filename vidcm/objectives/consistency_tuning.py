@@ -38,7 +38,7 @@ class ConsistencyTuning:
         std: float = 1.8,
         q: float = 2.0,
         stages: int = 6,
-        guidance: tuple[float, float] | list[float] = (1.5, 5.0),
+        guidance: tuple[float, float] | list[float] = (1.0, 5.0),
         huber: float = 1e-3,
         dropout: float = 0.1,
         max_weight: float = 1e3,

@@ -11,7 +11,10 @@ minutes), `safe_get_full_fp32_param` and its kin, and where each stage keeps its
 
 import logging
 import os
+import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
+from io import StringIO
 
 import torch
 import torch.distributed as dist
@@ -50,12 +53,13 @@ class DeepSpeedEngine:
         self.order = [names[p] for g in self.optimizer.param_groups for p in g["params"]]
         self.groups = self.optimizer.state_dict()["param_groups"]
         micro = len(positions(0, config.batch_size, self.world * config.accumulation, 0))
-        self.engine, *_ = deepspeed.initialize(
-            model=step,
-            optimizer=self.optimizer,
-            config=_settings(config, self.stage, micro),
-            dist_init_required=False,
-        )
+        with redirect_stdout(StringIO()):  # a part of it prints, whatever the log level
+            self.engine, *_ = deepspeed.initialize(
+                model=step,
+                optimizer=self.optimizer,
+                config=_settings(config, self.stage, micro),
+                dist_init_required=False,
+            )
         for name, buffer in self.model.named_buffers():  # rounded to bf16 with the weights
             buffer.data = buffers[name]
         self.shards = self._shards()
@@ -117,7 +121,7 @@ class DeepSpeedEngine:
         held = [self.optimizer.state[s] for s in self.shards]
         moments = {k: self._gather([state[k] for state in held]) for k in MOMENTS}
         entries = {
-            i: {"step": held[0]["step"].cpu(), **{k: moments[k][name] for k in MOMENTS}}
+            i: {"step": held[0]["step"].clone(), **{k: moments[k][name] for k in MOMENTS}}
             for i, name in enumerate(self.order)
         }
         return {"state": entries, "param_groups": self.groups}
@@ -155,7 +159,8 @@ class DeepSpeedEngine:
     def _gather(self, tensors: list[Tensor]) -> dict[str, Tensor]:
         """Full tensors by name, on the CPU of every rank, of what is laid out like the shards."""
         if self.stage == 0:
-            return {n: t.detach().to("cpu", copy=True) for n, t in zip(self.order, tensors, strict=True)}
+            named = zip(self.order, tensors, strict=True)
+            return {n: t.detach().to("cpu", copy=True) for n, t in named}
         from deepspeed.utils import safe_get_full_fp32_param
 
         # DeepSpeed knows how masters lie over the ranks: put the tensors in their place.
@@ -205,6 +210,8 @@ def _import(device: torch.device):
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # It calls collectives by names that torch is about to change.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     if device.type == "cpu":
         # Else it compiles a shared-memory all-reduce for most of a minute; gloo does without.
         deepspeed.ops.__compatible_ops__ = {}

@@ -22,7 +22,9 @@ def make_task(config: TrainConfig, device: torch.device) -> Task:
     """Build everything a config names. Raises UsageError where parts do not fit together."""
     model = build("model", config.model)
     if config.init:
-        load_weights(model, read_weights(config.init), config.init)
+        # A student starts as its teacher; the guidance input that it has beyond it starts at zero.
+        fresh = {k: v for k, v in model.state_dict().items() if k.startswith("backbone.guidance.")}
+        load_weights(model, fresh | read_weights(config.init), config.init)
     model.to(device)
     data = build("data", config.data)
     if isinstance(model, CausalVAE):

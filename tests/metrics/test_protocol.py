@@ -1,0 +1,393 @@
+"""The whole protocol with pipelines that are oracles: truth, frozen, blurred, noise."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import vidcm
+from vidcm.cli import evaluate as command
+from vidcm.data.lpc import vocabulary
+from vidcm.errors import UsageError, VidcmError
+from vidcm.metrics import adherence, hand, protocol, report
+from vidcm.metrics.diversity import draw, ratio, spread
+from vidcm.metrics.environment import environment
+from vidcm.metrics.protocol import Truth, evaluate
+from vidcm.metrics.rows import ROWS
+from vidcm.models.attribute_net import AttributeNet
+from vidcm.store import save_model
+
+COUNT = 16
+REPO = Path(vidcm.__file__).parents[1]
+
+
+class Codec:
+    """Forgets the lowest bits."""
+
+    def encode(self, video: Tensor) -> Tensor:
+        return (video * 16).round() / 16
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return latents
+
+
+class Oracle:
+    """Knows the true clips of every prompt; the student's steps say how it spoils them."""
+
+    def __init__(self, folder: Path, answers: dict[str, Tensor]):
+        (folder / "pipeline.json").write_text("{}")
+        self.folder, self.answers, self.codec = folder, answers, Codec()
+        self.device, self.settings = torch.device("cpu"), {"frames": 5}
+        self.calls: list[tuple[int, bool]] = []
+        self.breaks_at: int | None = None
+
+    def __call__(self, prompts: list[str], *, steps: int, teacher: bool, seed: Sequence[int]):
+        self.calls.append((steps, teacher))
+        if steps == self.breaks_at:
+            raise VidcmError("the power went off")
+        pairs = [(self.answers[p], s) for p, s in zip(prompts, seed, strict=True)]
+        clips = torch.stack([known[s % len(known)] for known, s in pairs])
+        if not teacher and steps == 1:
+            clips = clips[:, :1].expand_as(clips)
+        if not teacher and steps == 2:
+            rngs = [np.random.default_rng(s) for s in seed]
+            clips = torch.stack(
+                [torch.from_numpy(r.integers(0, 256, clips.shape[1:], np.uint8)) for r in rngs]
+            )
+        return SimpleNamespace(
+            frames=clips.numpy(),
+            evaluations=steps * (1 + teacher),
+            seconds={"denoise": 0.5, "decode": 0.25},
+        )
+
+
+@pytest.fixture(scope="module")
+def features(puppets, tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    counts = {name: len(puppets.words[name]) for name in puppets.attributes}
+    folder = tmp_path_factory.mktemp("features") / "net"
+    net = AttributeNet(counts)
+    spec = {"name": "attribute_net", "classes": counts}
+    save_model(folder, spec, net.state_dict(), made={"heldout_accuracy": {"sex": 0.5}})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def hands(puppets) -> list[hand.HandPrompt]:
+    found = []
+    for i in range(5):
+        combination = puppets.sample(np.random.default_rng([9, i]))
+        found.append(hand.HandPrompt(f"sprite no. {i}, zyzzyva", combination, ["skin", "feet"]))
+    return found
+
+
+@pytest.fixture(scope="module")
+def answers(puppets, hands) -> dict[str, Tensor]:
+    truth = Truth(puppets, COUNT, 0)
+    known = {c: f[None] for c, f in zip(truth.captions, truth.frames, strict=True)}
+    known |= {p.prompt: p.truth for p in truth.open_prompts}
+    shown = [p.attributes | {"skin": "orc"} for p in hands]  # one of what the prompts leave open
+    for said in ([p.prompt for p in hands], hand.templates(puppets, hands, 0)):
+        known |= {p: f[None] for p, f in zip(said, puppets.render(shown), strict=True)}
+    return known
+
+
+@pytest.fixture
+def pipe(tmp_path, answers) -> Oracle:
+    folder = tmp_path / "pipeline"
+    folder.mkdir()
+    return Oracle(folder, answers)
+
+
+@pytest.fixture(scope="module")
+def exams() -> dict:
+    return {}
+
+
+@pytest.fixture
+def measure(pipe, puppets, features, hands, exams, tmp_path, monkeypatch):
+    def once(lpc, combination, attributes=None):
+        key = (*combination.values(), *(attributes or ()))
+        if key not in exams:
+            exams[key] = exam(lpc, combination, attributes)
+        return exams[key]
+
+    exam = adherence.exam
+    for module in (adherence, hand):
+        monkeypatch.setattr(module, "exam", once)
+    monkeypatch.setattr(hand, "load", lambda: hands)
+    monkeypatch.setattr(hand, "LEXICON_CAPTIONS", 50)
+
+    def call(rows=("codec", "teacher-8", "student-1", "student-2", "student-4"), **options) -> dict:
+        options = {"count": COUNT, "name": "fake", "features": features, "rows": rows} | options
+        return evaluate(pipe, puppets, tmp_path / "results.json", **options)
+
+    return call
+
+
+def timeless(results: dict) -> dict:
+    rows = {n: row["heldout"] | {"seconds": 0} for n, row in results["rows"].items()}
+    return {"rows": rows, "protocol": results["protocol"]}
+
+
+# --- numbers --------------------------------------------------------------------------------------
+
+
+def test_truth_frozen_and_noise_get_the_numbers_they_deserve(measure, tmp_path):
+    results = measure()
+    rows = {name: row["heldout"] for name, row in results["rows"].items()}
+    assert list(rows) == ["codec", "teacher-8", "student-1", "student-2", "student-4"]
+    for name in ("teacher-8", "student-4"):
+        true = rows[name]
+        assert true["adherence"]["score"] == true["adherence"]["all_right"] == 1
+        assert true["fidelity"] == {"psnr": 100, "ssim": 1}
+        assert true["motion"]["ratio"] == 1 and true["frechet"]["distance"] < 1e-6
+        assert 0.5 < true["diversity"]["ratio"] < 1.6
+    codec, frozen, noise = (rows[n] for n in ("codec", "student-1", "student-2"))
+    assert codec["adherence"]["score"] == 1 and 30 < codec["fidelity"]["psnr"] < 50
+    assert codec["evaluations"] is None and 0.9 < codec["motion"]["ratio"] < 1.1
+    assert frozen["motion"]["ratio"] == 0 and frozen["motion"]["quartiles"] == [0, 0, 0]
+    assert noise["motion"]["ratio"] > 5 and noise["fidelity"]["psnr"] < 10
+    assert 0 < codec["frechet"]["distance"] < frozen["frechet"]["distance"]
+    assert frozen["frechet"]["distance"] < noise["frechet"]["distance"]
+    assert noise["adherence"]["score"] < 0.6 and 0 < noise["adherence"]["chance"] < 0.5
+    assert (rows["student-4"]["evaluations"], rows["teacher-8"]["evaluations"]) == (4, 16)
+    assert rows["student-4"]["seconds"]["stages"] == {"denoise": 0.5, "decode": 0.25}
+    assert json.loads((tmp_path / "results.json").read_text()) == results
+
+
+def test_the_file_says_what_was_measured_on_what(measure, features):
+    results = measure(rows=["codec"])
+    p, row = results["protocol"], results["rows"]["codec"]["heldout"]
+    assert (p["count"], p["seed"], p["split"], p["frames"]) == (COUNT, 0, "heldout", 5)
+    assert set(p["metrics"]) == {"adherence", "fidelity", "motion", "frechet", "diversity", "hand"}
+    assert len(p["captions"]) == len(row["truth"]) == 64
+    assert list(results["model"]["files"]) == ["pipeline.json"]
+    assert results["features"]["heldout_accuracy"] == {"sex": 0.5}
+    assert row["environment"]["torch"] == torch.__version__ and row["environment"]["threads"] >= 1
+    assert row["frechet"]["clips"] == COUNT
+
+
+def test_batches_change_nothing(measure, tmp_path):
+    one = measure(rows=["student-2", "codec"], batch=3)
+    (tmp_path / "results.json").unlink()
+    assert timeless(measure(rows=["codec", "student-2"], batch=7)) == timeless(one)
+
+
+def test_prompts_by_hand_are_marked_on_what_they_say(measure, pipe, hands):
+    results = measure(rows=["student-4", "student-1"], hand_prompts=True)
+    found = results["rows"]["student-4"]["hand_prompts"]
+    assert found["hand"]["score"] == found["template"]["score"] == 1 and found["loss"] == 0
+    assert set(found["hand"]["attributes"]).isdisjoint({"skin", "feet"})
+    assert found["unseen"]["prompts"] == 5 and "zyzzyva" in found["unseen"]["words"]
+    assert results["rows"]["student-1"]["hand_prompts"]["hand"]["score"] < 1
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def test_finished_rows_are_kept_after_a_failure(measure, pipe, tmp_path):
+    pipe.breaks_at = 4
+    with pytest.raises(VidcmError, match="power"):
+        measure(rows=["student-1", "student-4"])
+    assert list(json.loads((tmp_path / "results.json").read_text())["rows"]) == ["student-1"]
+    pipe.calls.clear()
+    pipe.breaks_at = None
+    assert list(measure(rows=["student-4", "student-1"])["rows"]) == ["student-1", "student-4"]
+    assert {steps for steps, _ in pipe.calls} == {4}
+    pipe.calls.clear()
+    again = measure(rows=["student-1"], hand_prompts=True)
+    assert set(again["rows"]["student-1"]) == {"heldout", "hand_prompts"} and len(pipe.calls) == 2
+    assert [p.name for p in tmp_path.iterdir() if "part" in p.name] == []
+
+
+def test_results_of_something_else_are_refused_and_stay(measure, pipe, tmp_path):
+    measure(rows=["codec"])
+    before = (tmp_path / "results.json").read_text()
+    with pytest.raises(UsageError, match="another protocol.count 16, not 8; give another --output"):
+        measure(count=8)
+    (pipe.folder / "pipeline.json").write_text('{"steps": 3}')
+    with pytest.raises(UsageError, match="another model.files; give another --output"):
+        measure()
+    assert (tmp_path / "results.json").read_text() == before
+    assert list(measure(rows=["student-4"], overwrite=True)["rows"]) == ["student-4"]
+
+
+def test_a_model_of_other_clips_is_refused(measure, pipe):
+    pipe.answers = {k: v[:, :, :, :4] for k, v in pipe.answers.items()}
+    with pytest.raises(VidcmError, match="evaluate a model of the lpc task"):
+        measure(rows=["student-4"])
+
+
+# --- parts ----------------------------------------------------------------------------------------
+
+
+def test_every_open_prompt_leaves_something_to_see(puppets):
+    for i in range(4):
+        found = draw(puppets, np.random.default_rng(i))
+        assert spread(found.truth) >= 1
+    halves = [spread(found.truth[:8]) for _ in range(1)], [spread(found.truth)]
+    assert 0.4 < ratio(*halves) < 1.8
+    assert spread(found.truth[:1].expand(3, -1, -1, -1, -1)) == 0
+
+
+def test_spread_is_the_mean_over_pairs():
+    flat = torch.tensor([0, 30, 90], dtype=torch.uint8).view(3, 1, 1, 1, 1).expand(3, 2, 5, 7, 3)
+    assert spread(flat) == pytest.approx((30 + 90 + 60) / 3)
+
+
+def test_bundled_prompts_by_hand_mean_combinations_that_exist():
+    words, prompts = vocabulary(), hand.load()
+    assert len(prompts) == len({p.prompt for p in prompts}) == 50
+    for p in prompts:
+        assert list(p.attributes) == words["core"]
+        for name, value in p.attributes.items():
+            entry = words["attributes"][name][value]
+            assert p.attributes["sex"] in entry or not {"male", "female"} & set(entry)
+        assert set(p.open) <= set(p.attributes)
+
+
+def test_environment_names_this_machine():
+    found = environment()
+    assert found["cpu"] and found["device"] == "cpu" and found["python"].startswith("3.")
+    assert found["commit"] is None or re.fullmatch("[0-9a-f]{40}", found["commit"])
+
+
+# --- markdown -------------------------------------------------------------------------------------
+
+
+def test_table_has_a_line_a_row(measure):
+    text = report.table(measure(hand_prompts=True))
+    lines = text.splitlines()
+    frozen = next(x for x in lines if x.startswith("| student-1 | 1 |"))
+    assert frozen.count("|") == lines[0].count("|") and "| 0.00 |" in frozen
+    assert next(x for x in lines if x.startswith("| codec | - |"))
+    assert "| student-4 | 100.0 | 100.0 | 0.0 |" in lines
+    assert f"{COUNT} held-out combinations, seed 0" in lines[-1]
+
+
+def test_rewrite_touches_only_what_stands_between_the_marks(tmp_path):
+    file = tmp_path / "README.md"
+    file.write_bytes(b"# a\r\n<!-- results:begin -->\r\nold\r\n<!-- results:end -->\r\nb\xc3\xa9 ")
+    report.rewrite(file, "| x |\n| y |\n")
+    new = b"# a\r\n<!-- results:begin -->\r\n| x |\r\n| y |\r\n<!-- results:end -->\r\nb\xc3\xa9 "
+    assert file.read_bytes() == new
+    report.rewrite(file, "| x |\n| y |\n")
+    assert file.read_bytes() == new
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["no marks", report.END + report.BEGIN, report.BEGIN, (report.BEGIN + report.END) * 2],
+)
+def test_rewrite_refuses_a_file_without_its_marks(tmp_path, text):
+    file = tmp_path / "README.md"
+    file.write_text(text)
+    with pytest.raises(UsageError, match="needs one line"):
+        report.rewrite(file, "x")
+    assert file.read_text() == text
+
+
+@pytest.mark.parametrize(
+    "text, why", [("{", "not JSON"), ("[]", "no results"), ('{"rows": {}}', "no results")]
+)
+def test_damaged_results_are_refused(tmp_path, text, why):
+    file = tmp_path / "results.json"
+    file.write_text(text)
+    with pytest.raises(UsageError, match=why):
+        report.read_results(file)
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def world(monkeypatch, pipe, puppets, features, measure):
+    """The command, with the oracle for a model and puppets for the art."""
+    import vidcm.data.lpc
+    import vidcm.pipeline
+
+    loaded = SimpleNamespace(from_pretrained=lambda name, device: pipe)
+    monkeypatch.setattr(vidcm.pipeline, "VideoPipeline", loaded)
+    monkeypatch.setattr(vidcm.data.lpc, "LPC", lambda art, num_frames: puppets)
+    monkeypatch.setattr(protocol.frechet, "BUNDLED", features)
+    monkeypatch.setattr(
+        evaluate, "__kwdefaults__", evaluate.__kwdefaults__ | {"features": features}
+    )
+
+
+def test_command_measures_prints_and_draws(world, tmp_path, capsys):
+    output, sheet = tmp_path / "r.json", tmp_path / "sheet.png"
+    argv = ["--output", str(output), "--sheet", str(sheet), "--art", "x", "--count", str(COUNT)]
+    argv += ["--rows", "student-1", "codec"]
+    assert command.main(argv) == 0
+    out, _ = capsys.readouterr()
+    assert out.startswith("|  | evaluations |") and "| student-1 | 1 |" in out
+    assert list(json.loads(output.read_text())["rows"]) == ["codec", "student-1"]
+    from vidcm.video import read_png
+
+    height, width, _ = read_png(sheet).shape
+    assert height > 4 * 5 * 64 * 2 and width == 5 * 64 * 2
+    readme = tmp_path / "README.md"
+    readme.write_text(f"{report.BEGIN}\n{report.END}\n")
+    assert command.main(["--table", str(output), "--into", str(readme)]) == 0
+    assert out in readme.read_text() and capsys.readouterr().out == ""
+    assert command.main(argv) == 2  # the sheet is there
+    assert "sheet.png exists" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "argv, expected",
+    [
+        ([], "nothing to write; give --output, --sheet or --table"),
+        (["--into", "x.md"], "nothing to write"),
+        (["--sheet", "x.png", "--into", "x.md"], "--into needs numbers"),
+        (["--sheet", "x.gif"], "--sheet writes .png files, not 'x.gif'"),
+        (["--output", "."], "is a folder"),
+        (["--output", "x.json"], "give --art, or set VIDCM_LPC_ART"),
+        (["--output", "x.json", "--table", __file__], "leave out --output"),
+        (["--table", __file__], "is not JSON"),
+    ],
+)
+def test_command_refuses_what_makes_no_sense(monkeypatch, capsys, tmp_path, argv, expected):
+    monkeypatch.delenv("VIDCM_LPC_ART", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert command.main(argv) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and expected in err and err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--count", "1"],
+        ["--rows", "student-3"],
+        ["--batch", "0"],
+        ["--row", "codec"],
+        ["--table", "nix"],
+    ],
+)
+def test_bad_options_are_usage_errors(capsys, argv):
+    with pytest.raises(SystemExit) as ended:
+        command.main(argv)
+    assert ended.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+def test_rows_of_the_command_are_the_protocols_and_help_needs_no_torch():
+    assert command.ROWS == ROWS
+    code = (
+        "import sys; from vidcm.cli.evaluate import parser; text = parser().format_help();"
+        "import vidcm.metrics.report;"
+        "assert '--hand-prompts' in text; assert not {'torch', 'numpy', 'av'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPO)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,99 @@
+"""The closed-form Gaussian world, in which every claim about diffusion can be checked by hand.
+
+Data are N(mu, std^2) per element, mu given by the prompt. On any path the noisy marginal is
+N(alpha mu, d^2) with d^2 = alpha^2 std^2 + sigma^2, and a trajectory of the probability-flow ODE
+keeps its standard score z = (x_t - alpha mu) / d, so that posterior mean, velocity and the whole
+flow map are one line each. Guidance moves mu and nothing else: v is affine in mu with a slope that
+prompts share, hence v_u + w (v_c - v_u) is the velocity of the world whose mean is
+mu_u + w (mu_c - mu_u).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vidcm.denoiser import Cond, Prediction
+from vidcm.paths import Path, RectifiedFlow, TrigFlow, VarianceExploding
+from vidcm.shapes import like
+
+PATHS = [RectifiedFlow(), TrigFlow(), VarianceExploding()]
+
+
+class Gaussian:
+    """The exact denoiser of this world. means: prompt -> mu, "" among them for guidance.
+
+    It is what samplers and objectives ask for: `velocity` and `predict` are a perfect teacher's,
+    `clean` is a perfect student's, which obeys the guidance scale it is told.
+    """
+
+    def __init__(self, path: Path, std: float = 0.5, means: dict[str, float] | None = None):
+        self.path, self.std, self.means = path, std, means or {"": 0.7}
+
+    def encode(self, prompts: Sequence[str], guidance: Tensor | None = None) -> Cond:
+        mu = torch.tensor([self.means[p] for p in prompts], dtype=torch.float64)
+        return Cond(mu.view(-1, 1, 1), torch.ones(len(mu), 1, dtype=torch.bool), guidance)
+
+    def mean(self, cond: Cond) -> Tensor:
+        """mu of every sample `(b,)`, at the guidance scale it was told."""
+        mu = cond.tokens[:, 0, 0]
+        if cond.guidance is None:
+            return mu
+        return self.means[""] + cond.guidance.double() * (mu - self.means[""])
+
+    def spread(self, t: Tensor) -> Tensor:
+        """Standard deviation of x_t."""
+        return torch.hypot(self.path.alpha(t) * self.std, self.path.sigma(t))
+
+    def _deviation(self, x_t: Tensor, t: Tensor, cond: Cond) -> tuple[Tensor, Tensor]:
+        mu = like(self.mean(cond), x_t)
+        return mu, x_t - like(self.path.alpha(t), x_t) * mu
+
+    def predict(self, x_t: Tensor, t: Tensor, cond: Cond) -> Prediction:
+        """E[x0 | x_t] and what it implies."""
+        mu, off = self._deviation(x_t, t, cond)
+        alpha, sigma = self.path.alpha(t), self.path.sigma(t)
+        gain = alpha * self.std**2 / self.spread(t) ** 2
+        x0 = mu + like(gain, x_t) * off
+        eps = like(sigma / self.spread(t) ** 2, x_t) * off
+        return Prediction(x0, eps, self.path.velocity(x0, eps, t))
+
+    def velocity(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        return self.predict(x_t, t, cond).v
+
+    def clean(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """The consistency function f(x_t, t)."""
+        return self.flow(x_t, t, torch.zeros_like(t), cond)
+
+    def flow(self, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond) -> Tensor:
+        """Where the trajectory through x_t at t is at s."""
+        mu, off = self._deviation(x_t, t, cond)
+        return like(self.path.alpha(s), x_t) * mu + like(self.spread(s) / self.spread(t), x_t) * off
+
+
+class Pointwise(nn.Module):
+    """A backbone that acts on every element alone, which is all this world asks of one."""
+
+    def __init__(self, channels: int, context: int, width: int = 32):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(4 + context, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
+            nn.Linear(width, 1),
+        )
+
+    def forward(self, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
+        told = torch.zeros_like(time) if cond.guidance is None else cond.guidance
+        scalars = torch.stack([time, time.square(), told], dim=-1)
+        known = torch.cat([scalars, cond.tokens[:, 0].to(scalars.dtype)], dim=-1)
+        known = known.view(len(x), *[1] * (x.ndim - 1), -1).expand(*x.shape, -1)
+        return self.layers(torch.cat([x.unsqueeze(-1), known], dim=-1)).squeeze(-1)
+
+
+class Said(nn.Module):
+    """A conditioner for prompts that are numbers: the token is the number."""
+
+    width = 1
+
+    def forward(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        numbers = torch.tensor([float(p or 0) for p in prompts])
+        return numbers.view(-1, 1, 1), torch.ones(len(numbers), 1, dtype=torch.bool)

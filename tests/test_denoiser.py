@@ -1,0 +1,152 @@
+"""The denoiser's identities hold for any weights: they are what makes it a consistency model."""
+
+import pytest
+import tiny
+import torch
+from oracle import PATHS, Gaussian
+
+from vidcm.denoiser import Cond, Denoiser, Guided
+from vidcm.errors import UsageError
+from vidcm.registry import build
+
+NAMES = ["rectified_flow", "trig_flow", "variance_exploding"]
+PROMPTS = ["a woman walks left", "an orc"]
+
+
+def denoiser(path: str = "rectified_flow", **options) -> Denoiser:
+    spec = tiny.denoiser(**options) | {"path": {"name": path}}
+    return tiny.shaken(build("model", spec)).eval()
+
+
+def latents() -> torch.Tensor:
+    return torch.randn(2, 5, 3, 2, 4)
+
+
+@pytest.fixture(params=zip(NAMES, PATHS, strict=True), ids=NAMES)
+def model(request) -> Denoiser:
+    name, path = request.param
+    found = denoiser(name)
+    assert type(found.path) is type(path)
+    return found
+
+
+def test_f_at_zero_is_the_identity_whatever_the_weights(model):
+    x = latents()
+    cond = model.encode(PROMPTS)
+    assert model.clean(x, torch.zeros(2), cond).equal(x)
+    assert not model.clean(x, torch.full((2,), 0.3), cond).allclose(x, atol=1e-3)
+
+
+def test_the_three_views_agree(model):
+    x = latents()
+    t = model.path.time_of(torch.tensor([0.3, 7.0]))
+    seen = model.predict(x, t, model.encode(PROMPTS))
+    torch.testing.assert_close(model.path.noise(seen.x0, seen.eps, t), x)
+    torch.testing.assert_close(model.path.velocity(seen.x0, seen.eps, t), seen.v)
+    x0, eps = model.path.split(x, seen.v, t)
+    torch.testing.assert_close((x0, eps), (seen.x0, seen.eps), rtol=1e-4, atol=1e-4)
+
+
+def test_all_paths_show_the_network_the_same_problem():
+    """The same weights on another clock: f of matched inputs is the same clean latents."""
+    x0, eps = latents(), latents()
+    found = []
+    for name in NAMES:
+        model = denoiser(name)
+        t = model.path.time_of(torch.tensor([0.3, 7.0]))
+        found.append(model.clean(model.path.noise(x0, eps, t), t, model.encode(PROMPTS)))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found[2], found[0], rtol=1e-4, atol=1e-4)
+
+
+def test_equal_times_per_frame_are_one_time(model):
+    x = latents()
+    t = model.path.time_of(torch.tensor([0.3, 7.0]))
+    cond = model.encode(PROMPTS)
+    frames = t[:, None].expand(-1, 3)
+    torch.testing.assert_close(model.clean(x, frames, cond), model.clean(x, t, cond))
+    mixed = frames.clone()
+    mixed[:, 1] = 0
+    out = model.clean(x, mixed, cond)
+    torch.testing.assert_close(out[:, :, 1], x[:, :, 1])
+    assert not out[:, :, 0].allclose(x[:, :, 0], atol=1e-3)
+
+
+def test_outputs_are_float32_when_the_network_is_not():
+    model = denoiser().bfloat16()
+    seen = model.predict(latents(), torch.tensor([0.2, 0.9]), model.encode(PROMPTS))
+    assert {seen.x0.dtype, seen.eps.dtype, seen.v.dtype} == {torch.float32}
+
+
+# --- conditions -----------------------------------------------------------------------------------
+
+
+def test_stacking_pads_and_padding_changes_nothing():
+    model, t, x = denoiser(), torch.tensor([0.2, 0.9]), latents()
+    short, long = model.encode(["orc"] * 2), model.encode(["a very long prompt about a dragon"] * 2)
+    both = short.stack(long)
+    assert len(both) == 4 and both.mask.sum(1).tolist() == [1, 1, 7, 7]
+    assert long.stack(short).mask.shape == both.mask.shape
+    out = model.clean(torch.cat([x, x]), torch.cat([t, t]), both)
+    torch.testing.assert_close(out[:2], model.clean(x, t, short), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(out[2:], model.clean(x, t, long), rtol=1e-5, atol=1e-5)
+
+
+def test_what_stands_in_padding_is_not_read():
+    model, t, x = denoiser(), torch.tensor([0.2, 0.9]), latents()
+    cond = model.encode(["an orc", "a very long prompt"])
+    noise = torch.where(cond.mask.unsqueeze(-1), cond.tokens, torch.randn_like(cond.tokens) * 9)
+    changed = Cond(noise, cond.mask)
+    torch.testing.assert_close(model.clean(x, t, changed), model.clean(x, t, cond))
+
+
+def test_a_student_hears_its_guidance_scale():
+    model, t, x = denoiser(guided=True), torch.tensor([0.2, 0.9]), latents()
+    low, high = (model.clean(x, t, model.encode(PROMPTS, torch.full((2,), w))) for w in (1.5, 5.0))
+    assert not low.allclose(high, atol=1e-4)
+
+
+# --- guidance -------------------------------------------------------------------------------------
+
+
+def test_guidance_is_the_line_through_both_branches():
+    model, t, x = denoiser(), torch.tensor([0.2, 0.9]), latents()
+    cond, negative = model.encode(PROMPTS), model.encode(["", ""])
+
+    def guided(scale) -> torch.Tensor:
+        return Guided(model, scale, negative).velocity(x, t, cond)
+
+    close = {"rtol": 1e-4, "atol": 1e-5}
+    torch.testing.assert_close(guided(1), model.velocity(x, t, cond), **close)
+    torch.testing.assert_close(guided(0), model.velocity(x, t, negative), **close)
+    torch.testing.assert_close(guided(3.5), guided(0) + 3.5 * (guided(1) - guided(0)), **close)
+    scales = guided(torch.tensor([1.5, 4.0]))
+    torch.testing.assert_close(scales[:1], guided(1.5)[:1], **close)
+    torch.testing.assert_close(scales[1:], guided(4.0)[1:], **close)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=NAMES)
+def test_guidance_in_the_gaussian_world_moves_the_mean(path):
+    world = Gaussian(path, means={"": 0.2, "up": 1.0})
+    x = torch.randn(3, 2, 1, 2, 2, dtype=torch.float64)
+    t = path.time_of(torch.tensor([0.1, 1.0, 30.0], dtype=torch.float64))
+    scale = torch.tensor([0.0, 1.0, 4.0])
+    guided = Guided(world, scale, world.encode([""] * 3)).velocity(x, t, world.encode(["up"] * 3))
+    told = world.encode(["up"] * 3, scale)
+    torch.testing.assert_close(guided, world.velocity(x, t, told))
+
+
+@pytest.mark.parametrize(
+    "part, spec, message",
+    [
+        ("backbone", {"name": "dot"}, "unknown backbone 'dot'; did you mean 'dit'"),
+        ("backbone", {"name": "dit", "widht": 3}, "no option 'widht'; did you mean 'width'"),
+        ("backbone", {"name": "dit", "channels": 3}, "no option 'channels'"),
+        ("backbone", {"name": "dit", "width": 40, "heads": 2}, "multiple of 16"),
+        ("conditioner", {"width": 3}, "the conditioner has no name"),
+        ("path", {"name": "rectified"}, "did you mean 'rectified_flow'"),
+    ],
+)
+def test_unknown_parts_are_refused_by_name(part, spec, message):
+    with pytest.raises(UsageError, match=message):
+        build("model", tiny.denoiser() | {part: spec})

@@ -1,0 +1,62 @@
+"""Laws and grids of time, on the one clock that paths share."""
+
+import math
+
+import pytest
+import torch
+
+from vidcm import times
+from vidcm.errors import UsageError
+from vidcm.rng import SampleRng
+
+
+def log_ratio(t: torch.Tensor) -> torch.Tensor:
+    return torch.logit(t.double())
+
+
+@pytest.mark.parametrize("by", [0.2, 1.0, 3.0, 17.0])
+def test_a_shift_multiplies_the_ratio_and_keeps_the_ends(by):
+    t = torch.linspace(0.01, 0.99, 23, dtype=torch.float64)
+    torch.testing.assert_close(log_ratio(times.shift(t, by)), log_ratio(t) + math.log(by))
+    assert times.shift(torch.tensor([0.0, 1.0]), by).tolist() == [0, 1]
+
+
+def test_shifts_compose():
+    t = torch.linspace(0, 1, 11, dtype=torch.float64)
+    torch.testing.assert_close(times.shift(times.shift(t, 3), 2), times.shift(t, 6))
+
+
+def test_logit_normal_has_its_moments():
+    t = times.logit_normal(SampleRng(0, range(20_000)), 0.7, 1.6)
+    assert t.shape == (20_000,) and 0 < t.min() and t.max() <= 1
+    law = log_ratio(t[t < 1])
+    assert law.mean() == pytest.approx(0.7, abs=0.05) and law.std() == pytest.approx(1.6, rel=0.03)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 50])
+def test_uniform_grid_goes_from_noise_to_data(steps):
+    grid = times.uniform_grid(steps, by=5.0)
+    assert grid.dtype == torch.float64 and grid.shape == (steps + 1,)
+    assert grid[0] == 1 and grid[-1] == 0 and grid.diff().lt(0).all()
+    plain = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+    torch.testing.assert_close(times.uniform_grid(steps), plain)
+
+
+def test_no_steps_are_refused():
+    with pytest.raises(UsageError, match="0 steps.*at least 1"):
+        times.uniform_grid(0)
+    with pytest.raises(UsageError, match="at least 1"):
+        times.few_steps(0)
+
+
+@pytest.mark.parametrize("steps", range(1, 13))
+def test_few_steps_descend_from_nearly_noise(steps):
+    grid = times.few_steps(steps)
+    assert len(grid) == steps and grid[0] == times.NEARLY_NOISE
+    assert all(a > b > 0 for a, b in zip(grid, grid[1:], strict=False))
+
+
+def test_a_checkpoint_s_own_times_win_and_others_fall_back():
+    table = {2: [0.99, 0.5]}
+    assert times.few_steps(2, table) == [0.99, 0.5]
+    assert len(times.few_steps(3, table)) == 3

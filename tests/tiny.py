@@ -1,0 +1,67 @@
+"""Models small enough for tests to build by the dozen, and a whole pipeline of them."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from vidcm.cli import export
+from vidcm.registry import build
+from vidcm.store import save_model
+
+CODEC = {
+    "name": "causal_vae",
+    "channels": 5,
+    "widths": [48, 24, 16],
+    "encoder_depths": [1, 0, 0],
+    "decoder_depths": [0, 1, 0],
+}
+TEXT = {"name": "hashed_words", "width": 32, "depth": 1, "heads": 2, "buckets": 127, "max_words": 11}
+SIZE = {"frames": 5, "height": 16, "width": 24}
+
+
+def denoiser(*, guided: bool = False, channels: int = 5, **options) -> dict:
+    """The spec of a small denoiser; `options` go to its backbone."""
+    backbone = {"name": "dit", "width": 32, "depth": 2, "heads": 2, "patch": [1, 1, 1], **options}
+    if guided:
+        backbone["guided"] = True
+    return {"name": "denoiser", "backbone": backbone, "conditioner": TEXT, "channels": channels}
+
+
+def shaken(model: nn.Module, by: float = 0.1, seed: int = 0) -> nn.Module:
+    """Every parameter moved at random: what starts at zero (adaLN-zero) shows what it does."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(by * torch.randn(p.shape, generator=generator))
+    return model
+
+
+def save(folder: Path, spec: dict, seed: int = 0) -> Path:
+    """A model folder with shaken weights."""
+    torch.manual_seed(seed)
+    model = build("model", spec)
+    if spec["name"] == "causal_vae":
+        model.start_from_data(torch.rand(4, 3, 9, 32, 32) * 2 - 1)
+    else:
+        shaken(model, 0.2, seed)
+    save_model(folder, spec, model.state_dict())
+    return folder
+
+
+def parts(folder: Path) -> dict[str, Path]:
+    """Model folders of a codec, a teacher and a student that fit together."""
+    specs = {"codec": CODEC, "teacher": denoiser(), "student": denoiser(guided=True)}
+    return {role: save(folder / role, spec, i) for i, (role, spec) in enumerate(specs.items())}
+
+
+def export_arguments(models: dict[str, Path], output: Path) -> list[str]:
+    """What to tell `tools/export.py` to make a pipeline of them."""
+    options = {**models, "output": output, **SIZE, "teacher-steps": 3, "steps": 2}
+    return [text for name, value in options.items() for text in (f"--{name}", str(value))]
+
+
+def pipeline(folder: Path) -> Path:
+    """A pipeline folder, made by the export command."""
+    assert export.main(export_arguments(parts(folder / "models"), folder / "pipeline")) == 0
+    return folder / "pipeline"

@@ -46,7 +46,7 @@ class Gaussian:
         return torch.hypot(self.path.alpha(t) * self.std, self.path.sigma(t))
 
     def _deviation(self, x_t: Tensor, t: Tensor, cond: Cond) -> tuple[Tensor, Tensor]:
-        mu = like(self.mean(cond), x_t)
+        mu = like(self.mean(cond), x_t).to(x_t.dtype)
         return mu, x_t - like(self.path.alpha(t), x_t) * mu
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Cond) -> Prediction:

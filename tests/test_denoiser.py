@@ -14,6 +14,7 @@ PROMPTS = ["a woman walks left", "an orc"]
 
 
 def denoiser(path: str = "rectified_flow", **options) -> Denoiser:
+    torch.manual_seed(0)
     spec = tiny.denoiser(**options) | {"path": {"name": path}}
     return tiny.shaken(build("model", spec)).eval()
 
@@ -22,7 +23,7 @@ def latents() -> torch.Tensor:
     return torch.randn(2, 5, 3, 2, 4)
 
 
-@pytest.fixture(params=zip(NAMES, PATHS, strict=True), ids=NAMES)
+@pytest.fixture(params=list(zip(NAMES, PATHS, strict=True)), ids=NAMES)
 def model(request) -> Denoiser:
     name, path = request.param
     found = denoiser(name)

@@ -18,7 +18,7 @@ def log_ratio(t: torch.Tensor) -> torch.Tensor:
 def test_a_shift_multiplies_the_ratio_and_keeps_the_ends(by):
     t = torch.linspace(0.01, 0.99, 23, dtype=torch.float64)
     torch.testing.assert_close(log_ratio(times.shift(t, by)), log_ratio(t) + math.log(by))
-    assert times.shift(torch.tensor([0.0, 1.0]), by).tolist() == [0, 1]
+    assert times.shift(torch.tensor([0.0, 1.0]), by).tolist() == pytest.approx([0, 1])
 
 
 def test_shifts_compose():
@@ -27,10 +27,10 @@ def test_shifts_compose():
 
 
 def test_logit_normal_has_its_moments():
-    t = times.logit_normal(SampleRng(0, range(20_000)), 0.7, 1.6)
-    assert t.shape == (20_000,) and 0 < t.min() and t.max() <= 1
+    t = times.logit_normal(SampleRng(0, range(10_000)), 0.7, 1.6)
+    assert t.shape == (10_000,) and 0 < t.min() and t.max() <= 1
     law = log_ratio(t[t < 1])
-    assert law.mean() == pytest.approx(0.7, abs=0.05) and law.std() == pytest.approx(1.6, rel=0.03)
+    assert law.mean() == pytest.approx(0.7, abs=0.06) and law.std() == pytest.approx(1.6, rel=0.04)
 
 
 @pytest.mark.parametrize("steps", [1, 3, 50])

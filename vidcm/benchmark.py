@@ -9,28 +9,30 @@ import hashlib
 import json
 import os
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from vidcm.errors import UsageError, VidcmError
+import torch
 
-if TYPE_CHECKING:  # comparing and showing numbers measured before needs no torch
-    import torch
-    from torch import nn
+from vidcm.errors import VidcmError
+from vidcm.metrics.cost import (
+    Watch,
+    attention_backends,
+    flops_per_evaluation,
+    ratios,
+    summaries,
+    tokens_of,
+)
+from vidcm.metrics.environment import environment
+from vidcm.pipeline import Clips, VideoPipeline, check_prompts
+from vidcm.store import read_card
 
-    from vidcm.pipeline import VideoPipeline
-
-SCHEMA = 1
-STAGES = ("text", "denoise", "decode", "write")
-TOTALS = ("dit_only", "latent_to_pixels", "end_to_end")
 DEFINITION = {
     "text": "prompt to text tokens, the guidance scale among them",
     "denoise": "drawing noise and every network evaluation, to clean latents",
@@ -42,11 +44,12 @@ DEFINITION = {
     "network": "inside the network's forwards: CUDA events on a GPU, the clock on a CPU",
     "evaluations": "counted forwards of the network per clip; a guided step counts two",
     "flops": "two per multiply-add of every matrix product and attention, per evaluation",
+    "peak_memory": "bytes; `process` is main memory since the start, all rows together; on a GPU "
+    "`allocated` and `reserved` are a row's own, the codec in it",
     "cold": "a new process, files cached: `wall` from its start to the finished mp4; `start` until "
     "our first line runs, `load` until the models are in place, `first_call` to frames",
 }
 SCALE = 4  # what tools/generate.py enlarges pixels by
-RELATIVE, ABSOLUTE = 0.08, 0.005  # a change counts beyond both: share of the older time, seconds
 _COLD = "import sys; from vidcm.cli.generate import main; sys.exit(main(sys.argv[1:]))"
 
 
@@ -73,22 +76,21 @@ class Plan:
     seed: int = 0
     threads: int | None = None
 
-    def turns(self, rows: int) -> int:
-        """Calls of the pipeline or of processes in all."""
+    def calls(self, rows: int) -> int:
+        """Of the pipeline and of new processes, in all."""
         return rows * (self.warmup + self.repeats + self.cold)
 
 
 def measure(
-    checkpoint: str | Path, device: str, rows: Sequence[Row], plan: Plan,
+    checkpoint: str | Path,
+    device: str,
+    rows: Sequence[Row],
+    plan: Plan,
     tick: Callable[[str], None] = lambda row: None,
 ) -> dict:
-    """Everything that the JSON holds. tick: told the row before each call.
+    """All the numbers, ready for JSON. tick: told the row before each call.
 
     Raises UsageError for a bad prompt or checkpoint, VidcmError when a new process fails."""
-    import torch
-
-    from vidcm.pipeline import VideoPipeline, check_prompts
-
     shell = dict(os.environ)  # new processes start from it, not from what loading adds
     load_average = [os.getloadavg()]
     check_prompts([plan.prompt])
@@ -97,7 +99,8 @@ def measure(
         shell["OMP_NUM_THREADS"] = str(plan.threads)
     pipe = VideoPipeline.from_pretrained(checkpoint, device)
     roles = sorted({row.role for row in rows})
-    backends = {role: attention_backends(pipe, role, plan) for role in roles}
+    for role in roles:
+        pipe.model(role)
     with tempfile.TemporaryDirectory(prefix="vidcm-bench-") as name:
         calls = _warm(pipe, rows, plan, Path(name), tick)
         cold = _cold(pipe, rows, plan, Path(name), shell, tick)
@@ -112,12 +115,9 @@ def measure(
         **{k: getattr(plan, k) for k in ("prompt", "batch", "seed", "warmup")},
     }
     made = {str(row): _facts(pipe, row, plan, calls[row]) for row in rows}
-    for row in rows:
-        made[str(row)]["attention"] = backends[row.role]
-        if plan.cold:
-            made[str(row)]["cold"] = summaries(cold[row])
+    for row, runs in cold.items():
+        made[str(row)]["cold"] = summaries(runs)
     return {
-        "schema_version": SCHEMA,
         "definition": DEFINITION,
         "recipe_hash": hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16],
         "recipe": recipe,
@@ -134,7 +134,7 @@ def measure(
 
 
 def _warm(
-    pipe: "VideoPipeline", rows: Sequence[Row], plan: Plan, folder: Path, tick: Callable
+    pipe: VideoPipeline, rows: Sequence[Row], plan: Plan, folder: Path, tick: Callable
 ) -> dict[Row, list[dict]]:
     """The calls of every row, in turns."""
     calls: dict[Row, list[dict]] = {row: [] for row in rows}
@@ -146,10 +146,8 @@ def _warm(
     return calls
 
 
-def _once(pipe: "VideoPipeline", row: Row, plan: Plan, folder: Path) -> dict[str, Any]:
+def _once(pipe: VideoPipeline, row: Row, plan: Plan, folder: Path) -> dict[str, Any]:
     """One call, clocked, with what its network did."""
-    import torch
-
     gpu = pipe.device.type == "cuda"
     if gpu:
         torch.cuda.synchronize(pipe.device)
@@ -165,7 +163,7 @@ def _once(pipe: "VideoPipeline", row: Row, plan: Plan, folder: Path) -> dict[str
     seconds = {**clips.seconds, "write": ended - shown, "dit_only": clips.seconds["denoise"]}
     seconds["latent_to_pixels"] = seconds["denoise"] + seconds["decode"]
     seconds["end_to_end"] = ended - began
-    memory = {"resident": _peak_resident()}
+    memory = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
     if gpu:
         memory["allocated"] = torch.cuda.max_memory_allocated(pipe.device)
         memory["reserved"] = torch.cuda.max_memory_reserved(pipe.device)
@@ -179,109 +177,47 @@ def _once(pipe: "VideoPipeline", row: Row, plan: Plan, folder: Path) -> dict[str
     }
 
 
-def _make(pipe: "VideoPipeline", row: Row, plan: Plan) -> "Clips":
+def _make(pipe: VideoPipeline, row: Row, plan: Plan) -> Clips:
     teacher = row.role == "teacher"
-    return pipe(
-        plan.prompt, steps=row.steps, seed=plan.seed, num_clips=plan.batch, teacher=teacher
-    )
-
-
-class Watch:
-    """While entered, counts a network's forwards and their samples, and times them: by CUDA events
-    on a GPU, which do not stop it, else by the clock."""
-
-    def __init__(self, network: "nn.Module", device: "torch.device"):
-        self.network, self.gpu = network, device if device.type == "cuda" else None
-        self.forwards, self.samples, self.dtype = 0, 0, ""
-        self._marks: list[Any] = []
-
-    def __enter__(self) -> "Watch":
-        self._hooks = [
-            self.network.register_forward_pre_hook(lambda *_: self._mark()),
-            self.network.register_forward_hook(self._after),
-        ]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for hook in self._hooks:
-            hook.remove()
-
-    def seconds(self) -> float:
-        """Inside forwards so far."""
-        pairs = list(zip(self._marks[::2], self._marks[1::2], strict=True))
-        if self.gpu is None:
-            return sum(end - start for start, end in pairs)
-        pairs[-1][1].synchronize()
-        return sum(start.elapsed_time(end) for start, end in pairs) / 1000
-
-    def _mark(self) -> None:
-        import torch
-
-        if self.gpu is None:
-            self._marks.append(time.perf_counter())
-        else:
-            event = torch.cuda.Event(enable_timing=True)
-            event.record(torch.cuda.current_stream(self.gpu))
-            self._marks.append(event)
-
-    def _after(self, network: "nn.Module", inputs: tuple, output: "torch.Tensor") -> None:
-        self._mark()
-        self.forwards += 1
-        self.samples += len(output)
-        self.dtype = str(output.dtype).removeprefix("torch.")
-
-
-def attention_backends(pipe: "VideoPipeline", role: str, plan: Plan) -> list[str]:
-    """The kernels that torch chooses for the attention of one step: text tower and backbone."""
-    import torch
-    from torch.nn.attention import SDPBackend
-    from torch.overrides import TorchFunctionMode
-
-    seen = set()
-
-    class Listen(TorchFunctionMode):
-        def __torch_function__(self, func, types, args=(), kwargs=None):
-            if func is torch.nn.functional.scaled_dot_product_attention:
-                seen.add(SDPBackend(torch._fused_sdp_choice(*args, **kwargs or {})).name.lower())
-            return func(*args, **kwargs or {})
-
-    with Listen():
-        _make(pipe, Row(role, 1), plan)
-    return sorted(seen)
+    return pipe(plan.prompt, steps=row.steps, seed=plan.seed, num_clips=plan.batch, teacher=teacher)
 
 
 def _cold(
-    pipe: "VideoPipeline", rows: Sequence[Row], plan: Plan, folder: Path, shell: dict, tick: Callable
+    pipe: VideoPipeline, rows: Sequence[Row], plan: Plan, folder: Path, shell: dict, tick: Callable
 ) -> dict[Row, list[dict]]:
     """Each row in new processes, in turns: `tools/generate.py` as a user starts it."""
     paths = [str(Path(__file__).parents[1]), shell.get("PYTHONPATH")]
     shell = {**shell, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    runs: dict[Row, list[dict]] = {row: [] for row in rows}
-    for row in [row for _ in range(plan.cold) for row in rows]:
+    runs: dict[Row, list[dict]] = {}
+    for row in [*rows] * plan.cold:
         tick(str(row))
         options = {
-            "prompt": plan.prompt, "checkpoint": pipe.folder.resolve(), "steps": row.steps,
-            "seed": plan.seed, "num-clips": plan.batch, "device": pipe.device, "output": "cold.mp4",
+            "prompt": plan.prompt,
+            "checkpoint": pipe.folder.resolve(),
+            "steps": row.steps,
+            "seed": plan.seed,
+            "num-clips": plan.batch,
+            "device": pipe.device,
+            "output": "cold.mp4",
         }
         words = [f"--{key}={value}" for key, value in options.items()]
         words += ["--json", "--overwrite", *(["--teacher"] if row.role == "teacher" else [])]
-        runs[row].append(_process([sys.executable, "-c", _COLD, *words], shell, folder))
+        run = _process([sys.executable, "-c", _COLD, *words], shell, folder)
+        runs.setdefault(row, []).append(run)
     return runs
 
 
 def _process(command: list[str], shell: dict, folder: Path) -> dict[str, float]:
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "text": True}
     with tempfile.TemporaryFile("w+") as said:
         began = time.perf_counter()
-        child = subprocess.Popen(
-            command, env=shell, cwd=folder, stdout=subprocess.PIPE, stderr=said, text=True
-        )
-        try:
-            line = child.stdout.readline() if child.stdout else ""  # it comes right after the mp4
-            wall = time.perf_counter() - began
-        finally:
-            if not sys.exc_info()[0]:
+        with subprocess.Popen(command, env=shell, cwd=folder, stderr=said, **pipes) as child:
+            try:
+                line = child.stdout.readline()  # comes right after the mp4
+                wall = time.perf_counter() - began
                 child.wait()
-            child.kill()
+            finally:
+                child.kill()
         if child.returncode:
             said.seek(0)
             last = (said.read().strip().splitlines() or ["it said nothing"])[-1]
@@ -291,70 +227,54 @@ def _process(command: list[str], shell: dict, folder: Path) -> dict[str, float]:
     return {"wall": wall, "start": wall - own.pop("total"), **own, "first_call": first}
 
 
-def _tokens(backbone: "nn.Module", shape: Sequence[int]) -> int:
-    spans = zip(shape[1:], backbone.patch, strict=True)
-    total = 1
-    for span, patch in spans:
-        total *= span // patch
-    return total
-
-
-def flops_per_evaluation(dit: "nn.Module", shape: Sequence[int], words: int) -> int:
-    """Analytic floating-point operations of one `DiT` forward of one sample, a multiply-add two.
-
-    shape: latents `(c, t, h, w)`. words: text tokens. With n tokens, width d, MLP width m, context
-    c, P numbers per patch and L blocks, in multiply-adds:
-        patches in and out   2 n P d
-        a block              4 n d^2 + 2 n^2 d  (self-attention)
-                             2 n d^2 + 2 words c d + 2 n words d  (cross-attention)
-                             2 n d m  (MLP)
-        once                 each scalar embedding f d + d^2, pooled text c d, modulations 11 d^2
-    Norms, rotations and activations, a few per cent of a small network, are left out.
-    """
-    n, d, patch = _tokens(dit, shape), dit.width, dit.embed.in_features
-    context, hidden = dit.pool.in_features, dit.blocks[0].mlp[0].out_features
-    block = 6 * n * d**2 + 2 * n**2 * d + 2 * words * context * d + 2 * n * words * d
-    block += 2 * n * d * hidden
-    scalars = [e.map[0].in_features * d + d**2 for e in (dit.time, dit.guidance) if e is not None]
-    once = sum(scalars) + context * d + 11 * d**2
-    return 2 * (2 * n * patch * d + len(dit.blocks) * block + once)
-
-
-def summary(samples: Sequence[float]) -> dict:
-    """Median, 95th percentile (linear between samples), mean and ends; and the samples."""
-    ranked = sorted(samples)
-    place = 0.95 * (len(ranked) - 1)
-    low = ranked[int(place)]
-    high = ranked[min(int(place) + 1, len(ranked) - 1)]
+def _facts(pipe: VideoPipeline, row: Row, plan: Plan, calls: list[dict]) -> dict:
+    """A row of the results, from its calls."""
+    kept, last, model = calls[plan.warmup :], calls[-1], pipe.model(row.role)
+    seconds = summaries([call["seconds"] for call in kept])
+    size = [pipe.settings[k] for k in ("frames", "height", "width")]
+    shape, words = pipe.codec.latent_shape(*size), len(model.encode([plan.prompt]).tokens[0])
+    flops = flops_per_evaluation(model.backbone, shape, words)
+    whole, evaluations = seconds["end_to_end"]["p50"], last["evaluations"]
+    work = flops * evaluations * plan.batch
     return {
-        "p50": statistics.median(ranked), "p95": low + (place % 1) * (high - low),
-        "mean": statistics.fmean(ranked), "min": ranked[0], "max": ranked[-1],
-        "samples": list(samples),
+        "steps": row.steps,
+        **{k: last[k] for k in ("evaluations", "forwards", "dtype")},
+        "attention": attention_backends(lambda: _make(pipe, Row(row.role, 1), plan)),
+        "tokens": tokens_of(model.backbone, shape),
+        "text_tokens": words,
+        "parameters": sum(p.numel() for p in model.backbone.parameters()),
+        "flops_per_evaluation": flops,
+        "gflops_per_second": work / seconds["network"]["p50"] / 1e9,
+        "realtime_factor": plan.batch * size[0] / pipe.settings["fps"] / whole,
+        "clips_per_second": plan.batch / whole,
+        "seconds": seconds,
+        "warmup": summaries([call["seconds"] for call in calls[: plan.warmup]]),
+        "peak_memory": {k: max(call["memory"][k] for call in kept) for k in last["memory"]},
+        "clips_sha256": last["clips"],
     }
 
 
-def summaries(calls: Sequence[dict[str, float]]) -> dict[str, dict]:
-    """A summary of each key over calls."""
-    return {key: summary([call[key] for call in calls]) for key in calls[0]}
-
-
-def ratios(rows: dict[str, dict]) -> dict[str, dict]:
-    """Denoise time of the teacher row of most steps over each student row's: of the medians, and
-    between which ends the ratio lies within single turns. Empty without a teacher."""
-    teachers = [name for name in rows if name.startswith("teacher")]
-    if not teachers:
-        return {}
-    of = max(teachers, key=lambda name: rows[name]["steps"])
-    slow = rows[of]["seconds"]["denoise"]
-    found = {}
-    for name in rows:
-        if name.startswith("student"):
-            fast = rows[name]["seconds"]["denoise"]
-            pairs = [a / b for a, b in zip(slow["samples"], fast["samples"], strict=True)]
-            ratio = slow["p50"] / fast["p50"]
-            found[name] = {"of": of, "denoise": ratio, "low": min(pairs), "high": max(pairs)}
-    return found
-
-
-def compare():
-    pass
+def _machine(device: torch.device) -> dict:
+    """What `metrics.environment` records, memory and cores, and the GPU's own state."""
+    facts = environment(device) | {
+        "cores": len(os.sched_getaffinity(0)),
+        "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+    }
+    if device.type == "cuda":
+        card = torch.cuda.get_device_properties(device)
+        facts |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+        facts["gpu_memory"] = card.total_memory
+        asked = "driver_version,power.limit,clocks.max.sm"
+        words = [
+            "nvidia-smi",
+            f"--id=GPU-{card.uuid}",
+            f"--query-gpu={asked}",
+            "--format=csv,noheader",
+        ]
+        try:
+            line = subprocess.run(words, capture_output=True, text=True, timeout=60).stdout
+        except (OSError, subprocess.TimeoutExpired):
+            line = ""  # a container may lack it: the facts are then not known
+        values = [word.strip() for word in line.split(",")]
+        facts |= dict(zip(("driver", "power_limit", "top_clock"), values, strict=False))
+    return facts

@@ -1,6 +1,7 @@
 """Strict YAML to dataclasses: unknown, doubled or mistyped keys are errors that name the fix."""
 
 import dataclasses
+import math
 import re
 import types
 import typing
@@ -57,18 +58,21 @@ class TrainConfig:
     prompts: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        positive = ("steps", "batch_size", "accumulation", "log_every", "save_every", "keep", "max_skipped")
-        for name in positive:
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        positive = ("steps", "batch_size", "accumulation", "keep", "max_skipped")
+        least = dict.fromkeys((*positive, "log_every", "sample_every", "save_every"), 1)
+        for name, low in {**least, "workers": 0, "seed": 0}.items():
+            if getattr(self, name) < low:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least {low}")
         if not 0 <= self.ema < 1:
             raise UsageError(f"ema is {self.ema}; it must be in [0, 1)")
         if self.precision not in ("fp32", "bf16"):
             raise UsageError(f"precision is {self.precision!r}; use fp32 or bf16")
         if self.zero not in (0, 1, 2, 3):
             raise UsageError(f"zero is {self.zero}; DeepSpeed's ZeRO stages are 0, 1, 2 and 3")
-        if self.optimizer.lr <= 0:
-            raise UsageError(f"optimizer.lr is {self.optimizer.lr}; it must be above 0")
+        for name in ("lr", "clip"):
+            value = getattr(self.optimizer, name)
+            if value <= 0:
+                raise UsageError(f"optimizer.{name} is {value}; it must be above 0")
 
 
 class _Loader(yaml.SafeLoader):
@@ -77,15 +81,20 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.events.AliasEvent):
             event = self.peek_event()
-            raise yaml.composer.ComposerError(None, None, "aliases are not allowed", event.start_mark)
+            raise yaml.MarkedYAMLError(
+                None, None, "aliases are not allowed", event.start_mark
+            )
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict:
         seen = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                message = "a key must be a word"
+                raise yaml.MarkedYAMLError(None, None, message, key.start_mark)
             if key.value in seen:
                 message = f"the key {key.value!r} stands twice"
-                raise yaml.constructor.ConstructorError(None, None, message, key.start_mark)
+                raise yaml.MarkedYAMLError(None, None, message, key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -110,6 +119,10 @@ def parse_yaml(text: str, where: str) -> Any:
         at = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise UsageError(f"{where}{at}: {problem}") from None
+    except ValueError as error:  # such as a date in month 13
+        raise UsageError(f"{where}: {error}") from None
+    except RecursionError:
+        raise UsageError(f"{where}: nested too deeply") from None
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
@@ -119,13 +132,19 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     path = Path(path)
     if not path.is_file():
         raise UsageError(f"there is no config file {path}; the ones that ship are in configs/")
-    data = parse_yaml(path.read_text("utf-8"), str(path))
+    try:
+        text = path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 text (byte {error.start})") from None
+    data = parse_yaml(text, str(path))
     if not isinstance(data, dict):
         raise UsageError(f"{path} holds {type(data).__name__}; expected keys and values")
     for item in overrides:
         key, equals, value = item.partition("=")
         if not equals or not key:
-            raise UsageError(f"cannot read the override {item!r}; write key=value, as optimizer.lr=1e-4")
+            raise UsageError(
+                f"cannot read the override {item!r}; write key=value, as optimizer.lr=1e-4"
+            )
         node = data
         *parents, leaf = key.split(".")
         for parent in parents:
@@ -170,10 +189,16 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
     if origin is dict and isinstance(value, dict):
         return value
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise UsageError(f"{where}: {value} is not a finite number")
         return float(value)
     if kind is int and isinstance(value, float) and value.is_integer():
         return int(value)
-    if isinstance(kind, type) and isinstance(value, kind) and (kind is bool) == isinstance(value, bool):
+    if (
+        isinstance(kind, type)
+        and isinstance(value, kind)
+        and (kind is bool) == isinstance(value, bool)
+    ):
         return value
     name = getattr(kind, "__name__", str(kind)).replace("typing.", "")
     raise UsageError(f"{where}: {value!r} is not {name}")

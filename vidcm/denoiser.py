@@ -64,7 +64,9 @@ class Denoiser(nn.Module):
     def __init__(self, backbone: dict, conditioner: dict, channels: int, path: dict | None = None):
         super().__init__()
         self.conditioner = build("conditioner", conditioner)
-        self.backbone = build("backbone", backbone, channels=channels, context=self.conditioner.width)
+        self.backbone = build(
+            "backbone", backbone, channels=channels, context=self.conditioner.width
+        )
         self.path: Path = build("path", path or {"name": "rectified_flow"})
         self.channels = channels
 

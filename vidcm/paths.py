@@ -53,7 +53,9 @@ class Path(ABC):
 
     def split(self, x_t: Tensor, v: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """The (x0, eps) that `noise` and `velocity` made x_t and v of."""
-        a, s, da, ds = (like(f(t), x_t) for f in (self.alpha, self.sigma, self.d_alpha, self.d_sigma))
+        a, s, da, ds = (
+            like(f(t), x_t) for f in (self.alpha, self.sigma, self.d_alpha, self.d_sigma)
+        )
         wronskian = a * ds - s * da
         return (ds * x_t - s * v) / wronskian, (a * v - da * x_t) / wronskian
 
@@ -126,8 +128,11 @@ def match(x_t: Tensor, t: Tensor, source: Path, target: Path) -> tuple[Tensor, T
     """The same noisy latents on another path: (x, t) on `target` at equal signal-to-noise ratio.
 
     Computed in float64; times are returned in the dtype of `t`."""
-    wide = t.double()
+    # The float32 next to t_max may lie beyond it, where the ratio changes its sign.
+    wide = t.double().clamp(max=source.t_max)
     there = target.time_of(source.ratio(wide)).clamp(max=target.t_max)
     # At infinite ratio only the noise is left, and the scale is the ratio of the sigmas.
-    size, size_there = (torch.hypot(p.alpha(s), p.sigma(s)) for p, s in ((source, wide), (target, there)))
+    size, size_there = (
+        torch.hypot(p.alpha(s), p.sigma(s)) for p, s in ((source, wide), (target, there))
+    )
     return x_t * like((size_there / size).to(x_t.dtype), x_t), there.to(t.dtype)

@@ -40,7 +40,9 @@ class Clips:
     def __len__(self) -> int:
         return len(self.frames)
 
-    def save(self, path: str | Path, *, fps: float | None = None, overwrite: bool = False, scale: int = 1) -> list[Path]:
+    def save(
+        self, path: str | Path, *, fps: float | None = None, overwrite: bool = False, scale: int = 1
+    ) -> list[Path]:
         """Write every clip (`name-1.mp4`, `name-2.mp4`, ... when there are several); the format is
         the extension's. Returns the paths. Raises UsageError for an unknown or existing one."""
         return [
@@ -88,9 +90,15 @@ class VideoPipeline:
             ) from None
         except (OSError, ValueError) as error:
             raise VidcmError(f"cannot read {folder / 'pipeline.json'}: {error}") from None
-        missing = [k for k in ("frames", "height", "width", "fps", "student", "teacher") if k not in settings]
+        missing = [
+            k
+            for k in ("frames", "height", "width", "fps", "student", "teacher")
+            if k not in settings
+        ]
         if missing:
-            raise VidcmError(f"{folder / 'pipeline.json'} lacks {', '.join(missing)}; export it again")
+            raise VidcmError(
+                f"{folder / 'pipeline.json'} lacks {', '.join(missing)}; export it again"
+            )
         return cls(folder, settings, pick_device(device))
 
     def model(self, role: str) -> Denoiser:
@@ -98,7 +106,9 @@ class VideoPipeline:
         if role not in self._models:
             model: Denoiser = load_model(self.folder / role, Denoiser, self.device)
             if (role == "student") != (model.backbone.guidance is not None):
-                raise UsageError(f"{self.folder / role} is not a {role}: a student takes a guidance scale as an input, a teacher does not")
+                raise UsageError(
+                    f"{self.folder / role} is not a {role}: a student takes a guidance scale as an input, a teacher does not"
+                )
             self._models[role] = model
         return self._models[role]
 
@@ -128,7 +138,9 @@ class VideoPipeline:
         prompts = [p for p in prompts for _ in range(num_clips)]
         seeds = [seed + i for i in range(len(prompts))] if isinstance(seed, int) else list(seed)
         if len(seeds) != len(prompts):
-            raise UsageError(f"{len(seeds)} seeds for {len(prompts)} clips; give one seed, or one per clip")
+            raise UsageError(
+                f"{len(seeds)} seeds for {len(prompts)} clips; give one seed, or one per clip"
+            )
         own = self.settings["teacher" if teacher else "student"]
         steps = own["steps"] if steps is None else steps
         scale = own["guidance"] if guidance is None else guidance
@@ -145,7 +157,9 @@ class VideoPipeline:
             cond = model.encode(prompts, told)
             negative, empty = (model.encode([p] * count) for p in (negative_prompt, ""))
             clock("text")
-            shape = self.codec.latent_shape(*(self.settings[k] for k in ("frames", "height", "width")))
+            shape = self.codec.latent_shape(
+                *(self.settings[k] for k in ("frames", "height", "width"))
+            )
             rng = SampleRngs(seeds, device)
             noise, report = rng.normal(*shape), progress or (lambda step, steps: None)
             if teacher:
@@ -198,7 +212,9 @@ def check_prompts(prompts: list[str]) -> list[str]:
         if not prompt.strip():
             raise UsageError("the prompt is empty; say what the clip should show")
         if len(prompt) > MAX_PROMPT:
-            raise UsageError(f"a prompt of {len(prompt)} characters is too long; use at most {MAX_PROMPT}")
+            raise UsageError(
+                f"a prompt of {len(prompt)} characters is too long; use at most {MAX_PROMPT}"
+            )
     return prompts
 
 

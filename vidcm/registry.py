@@ -2,8 +2,11 @@
 
 import difflib
 import inspect
+import typing
 from collections.abc import Mapping
 from importlib import import_module
+from pathlib import Path
+from types import NoneType, UnionType
 from typing import Any
 
 from vidcm.errors import UsageError
@@ -45,7 +48,7 @@ def suggest(word: str, known: list[str]) -> str:
 def lookup(kind: str, name: str) -> type:
     """The class registered as `name` of `kind`. Raises UsageError with the nearest name."""
     known = TABLE[kind]
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise UsageError(f"unknown {kind} {name!r}{suggest(str(name), list(known))}")
     module, _, attribute = known[name].partition(":")
     return getattr(import_module(module), attribute)
@@ -58,11 +61,12 @@ def build(kind: str, spec: Mapping[str, Any], **context: Any) -> Any:
     if "name" not in options:
         raise UsageError(f"the {kind} has no name (known: {', '.join(sorted(TABLE[kind]))})")
     cls = lookup(kind, options.pop("name"))
-    parameters = inspect.signature(cls).parameters
-    for key in options:
+    parameters = {n: p for n, p in inspect.signature(cls).parameters.items() if p.kind not in _REST}
+    for key, value in options.items():
         if key not in parameters or key in context:
             known = [p for p in parameters if p not in context]
-            raise UsageError(f"{kind} {spec['name']!r} has no option {key!r}{suggest(key, known)}")
+            raise UsageError(f"{kind} {spec['name']!r} has no option {key!r}{suggest(str(key), known)}")
+        _check_plain(f"{kind} {spec['name']!r}: {key}", value, parameters[key].annotation)
     missing = [
         name
         for name, p in parameters.items()
@@ -71,3 +75,17 @@ def build(kind: str, spec: Mapping[str, Any], **context: Any) -> Any:
     if missing:
         raise UsageError(f"{kind} {spec['name']!r} needs the option {missing[0]!r}")
     return cls(**options, **{k: v for k, v in context.items() if k in parameters})
+
+
+_REST = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+_PLAIN = {float: int | float} | {k: k for k in (int, bool, str, Path, NoneType)}
+
+
+def _check_plain(where: str, value: Any, kind: Any) -> None:
+    """Refuse a value of another type where the constructor asks for a plain one, or one of some."""
+    kinds = typing.get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    if not all(k in _PLAIN for k in kinds):
+        return
+    flag = isinstance(value, bool) and bool not in kinds  # True is an int to Python
+    if flag or not any(isinstance(value, _PLAIN[k]) for k in kinds):
+        raise UsageError(f"{where}: {value!r} is not {getattr(kind, '__name__', kind)}")

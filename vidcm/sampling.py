@@ -38,7 +38,11 @@ def _quiet(step: int, steps: int) -> None:
 
 @torch.no_grad()
 def euler(
-    denoiser: Flow, noise: Tensor, times: Sequence[float] | Tensor, cond: Cond, progress: Progress = _quiet
+    denoiser: Flow,
+    noise: Tensor,
+    times: Sequence[float] | Tensor,
+    cond: Cond,
+    progress: Progress = _quiet,
 ) -> Tensor:
     """First order: one evaluation per interval of `times` (descending, the last is where to stop)."""
     x, times = noise, [float(t) for t in times]
@@ -50,7 +54,11 @@ def euler(
 
 @torch.no_grad()
 def heun(
-    denoiser: Flow, noise: Tensor, times: Sequence[float] | Tensor, cond: Cond, progress: Progress = _quiet
+    denoiser: Flow,
+    noise: Tensor,
+    times: Sequence[float] | Tensor,
+    cond: Cond,
+    progress: Progress = _quiet,
 ) -> Tensor:
     """Second order (Karras et al. 2022, algorithm 1): two evaluations per interval, but one in the
     last, whose end at zero noise has no slope of its own."""

@@ -50,7 +50,11 @@ def file_hash(path: Path) -> str:
 
 
 def save_model(
-    folder: str | Path, spec: dict, weights: dict[str, Tensor], *, made: dict | None = None,
+    folder: str | Path,
+    spec: dict,
+    weights: dict[str, Tensor],
+    *,
+    made: dict | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:
     """Write a model folder, whole or not at all. spec: what `build("model", spec)` takes. made:
@@ -84,8 +88,12 @@ def read_card(folder: str | Path) -> dict:
         raise VidcmError(f"cannot read {folder / 'model.json'}: {error}") from None
     if not isinstance(card, dict) or not isinstance(card.get("spec"), dict):
         raise VidcmError(f"{folder / 'model.json'} is damaged: it has no `spec`")
-    if card.get("format", 0) > FORMAT:
-        raise VidcmError(f"{folder} was made by vidcm {card.get('vidcm')}, newer than {__version__}; upgrade")
+    if not isinstance(card.get("format"), int):
+        raise VidcmError(f"{folder / 'model.json'} is damaged: it has no `format`")
+    if card["format"] > FORMAT:
+        raise VidcmError(
+            f"{folder} was made by vidcm {card.get('vidcm')}, newer than {__version__}; upgrade"
+        )
     return card
 
 
@@ -96,7 +104,9 @@ def read_weights(folder: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise VidcmError(f"{folder} lacks model.safetensors; copy the whole folder")
     if file_hash(path) != card.get("sha256"):
-        raise VidcmError(f"{path} is truncated or altered (its sha256 is not the one in model.json); copy it again")
+        raise VidcmError(
+            f"{path} is truncated or altered (its sha256 is not the one in model.json); copy it again"
+        )
     try:
         weights = load_file(path)
     except (SafetensorError, OSError) as error:
@@ -107,7 +117,9 @@ def read_weights(folder: str | Path) -> dict[str, Tensor]:
     return weights
 
 
-def load_model(folder: str | Path, kind: type | None = None, device: str | torch.device = "cpu") -> Any:
+def load_model(
+    folder: str | Path, kind: type | None = None, device: str | torch.device = "cpu"
+) -> Any:
     """Build and fill the model of a folder, in evaluation mode, fp32, without gradients.
 
     kind: the class it must be. Raises UsageError for another kind and VidcmError for damage."""
@@ -130,6 +142,8 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], where: str) -> No
         if k in weights and weights[k].shape != v.shape
     ]
     if problems:
-        shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+        shown = "; ".join(problems[:5]) + (
+            f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+        )
         raise VidcmError(f"the weights of {where} do not fit the model: {shown}")
     model.load_state_dict({k: v.to(own[k].dtype) for k, v in weights.items()})

@@ -20,7 +20,7 @@ from vidcm.config import OptimizerConfig, TrainConfig
 from vidcm.data.batch import Batch
 from vidcm.objectives.base import Loss
 from vidcm.rng import SampleRng, mix
-from vidcm.train.engine import Engine, LocalEngine, MicroBatch, TrainStep
+from vidcm.train.engine import Engine, LocalEngine, TrainStep
 from vidcm.train.loader import batches
 from vidcm.train.loop import Task
 from vidcm.train.schedule import learning_rate
@@ -51,7 +51,10 @@ def regression(model: nn.Module, batch: Batch, progress: float, rng: SampleRng) 
     assert batch.latents is not None
     x = batch.latents.flatten(1)
     error = model(x + 0.1 * (1 - progress) * rng.normal(7)).float() - x[:, :5].sin() * 3
-    return Loss(error.square().mean(), {"absolute": error.detach().abs().mean()})
+    logs = {"absolute": error.detach().abs().mean()}
+    if bool((x[:, 0] > 1.3).any()):  # as objectives that log by time: not every batch has all
+        logs["large"] = x[:, 0].max()
+    return Loss(error.square().mean(), logs)
 
 
 class Points:

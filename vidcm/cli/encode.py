@@ -18,14 +18,35 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--data", required=True, choices=["lpc", "folder"], help="what to encode")
     p.add_argument("--output", required=True, help="a new folder for the cache")
     p.add_argument("--art", help="lpc: folder or tar of the layers (default: VIDCM_LPC_ART)")
-    p.add_argument("--count", type=positive_int, default=30000, help="lpc: clips to compose (default: %(default)s)")
-    p.add_argument("--captions", type=positive_int, default=8, help="lpc: captions per clip (default: %(default)s)")
+    p.add_argument(
+        "--count",
+        type=positive_int,
+        default=30000,
+        help="lpc: clips to compose (default: %(default)s)",
+    )
+    p.add_argument(
+        "--captions",
+        type=positive_int,
+        default=8,
+        help="lpc: captions per clip (default: %(default)s)",
+    )
     p.add_argument("--root", help="folder: where the videos and captions are")
-    p.add_argument("--frames", type=positive_int, default=17, help="folder: frames per clip, 4k+1 (default: %(default)s)")
+    p.add_argument(
+        "--frames",
+        type=positive_int,
+        default=17,
+        help="folder: frames per clip, 4k+1 (default: %(default)s)",
+    )
     p.add_argument("--size", default="64x64", help="folder: HEIGHTxWIDTH (default: %(default)s)")
-    p.add_argument("--fps", type=float, default=8.0, help="folder: frames per second (default: %(default)s)")
-    p.add_argument("--seed", type=non_negative_int, default=0, help="lpc: which clips (default: %(default)s)")
-    p.add_argument("--batch", type=positive_int, default=32, help="clips at a time (default: %(default)s)")
+    p.add_argument(
+        "--fps", type=float, default=8.0, help="folder: frames per second (default: %(default)s)"
+    )
+    p.add_argument(
+        "--seed", type=non_negative_int, default=0, help="lpc: which clips (default: %(default)s)"
+    )
+    p.add_argument(
+        "--batch", type=positive_int, default=32, help="clips at a time (default: %(default)s)"
+    )
     p.add_argument("--device", default="auto", help="auto, cpu, cuda (default: %(default)s)")
     p.add_argument("--overwrite", action="store_true", help="replace an existing cache")
     return p
@@ -46,7 +67,9 @@ def _encode(args: argparse.Namespace) -> None:
     if args.data == "lpc":
         args.art = args.art or os.environ.get("VIDCM_LPC_ART")
         if not args.art:
-            raise UsageError("--data lpc needs --art (or VIDCM_LPC_ART): the folder or tar of the layers")
+            raise UsageError(
+                "--data lpc needs --art (or VIDCM_LPC_ART): the folder or tar of the layers"
+            )
     elif not args.root:
         raise UsageError("--data folder needs --root: where the videos and captions are")
 
@@ -90,7 +113,10 @@ def _lpc(args: argparse.Namespace, device):
 
     def source():
         for start in range(0, args.count, args.batch):
-            rngs = [np.random.default_rng([args.seed, i]) for i in range(start, min(start + args.batch, args.count))]
+            rngs = [
+                np.random.default_rng([args.seed, i])
+                for i in range(start, min(start + args.batch, args.count))
+            ]
             combinations = [data.sample(rng) for rng in rngs]
             captions = [
                 [data.caption(c, rng) for _ in range(args.captions)]

@@ -18,14 +18,30 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--teacher", required=True, help="the teacher's model folder")
     p.add_argument("--student", required=True, help="the student's model folder")
     p.add_argument("--output", required=True, help="the pipeline folder to write")
-    p.add_argument("--frames", type=positive_int, default=9, help="frames per clip, 4k+1 (default: %(default)s)")
+    p.add_argument(
+        "--frames",
+        type=positive_int,
+        default=9,
+        help="frames per clip, 4k+1 (default: %(default)s)",
+    )
     p.add_argument("--height", type=positive_int, default=64)
     p.add_argument("--width", type=positive_int, default=64)
     p.add_argument("--fps", type=number(0.1, 240), default=8.0, help="default: %(default)s")
-    p.add_argument("--steps", type=positive_int, default=4, help="the student's default steps (default: %(default)s)")
-    p.add_argument("--guidance", type=number(0, 100), default=3.0, help="default scale (default: %(default)s)")
+    p.add_argument(
+        "--steps",
+        type=positive_int,
+        default=4,
+        help="the student's default steps (default: %(default)s)",
+    )
+    p.add_argument(
+        "--guidance", type=number(0, 100), default=3.0, help="default scale (default: %(default)s)"
+    )
     p.add_argument("--teacher-steps", type=positive_int, default=50, help="default: %(default)s")
-    p.add_argument("--overwrite", action="store_true", help="replace the models of an existing folder; other files stay")
+    p.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace the models of an existing folder; other files stay",
+    )
     return p
 
 
@@ -51,11 +67,19 @@ def _export(args: argparse.Namespace) -> None:
     for role, card in cards.items():
         weights = read_weights(getattr(args, role))
         save_model(output / role, card["spec"], weights, made=card["made"], dtype=torch.float16)
-    told = cards["student"]["made"].get("config", {}).get("objective", {}).get("guidance", [1.0, 5.0])
+    told = (
+        cards["student"]["made"].get("config", {}).get("objective", {}).get("guidance", [1.0, 5.0])
+    )
     settings = {
-        "frames": args.frames, "height": args.height, "width": args.width, "fps": args.fps,
+        "frames": args.frames,
+        "height": args.height,
+        "width": args.width,
+        "fps": args.fps,
         "student": {
-            "steps": args.steps, "guidance": args.guidance, "guidance_range": told, "max_steps": 8,
+            "steps": args.steps,
+            "guidance": args.guidance,
+            "guidance_range": told,
+            "max_steps": 8,
             "times": {str(k): list(v) for k, v in STEPS.items()},
         },
         "teacher": {"steps": args.teacher_steps, "guidance": args.guidance},
@@ -63,4 +87,6 @@ def _export(args: argparse.Namespace) -> None:
     (output / "pipeline.json").write_text(json.dumps(settings, indent=1) + "\n", "utf-8")
     clips = VideoPipeline.from_pretrained(output, "cpu")("a test", steps=1)
     size = sum(f.stat().st_size for f in output.rglob("*.safetensors")) / 2**20
-    print(f"{output}: {size:.1f} MB of weights; a clip of {clips.frames.shape[1]} frames came out of it")
+    print(
+        f"{output}: {size:.1f} MB of weights; a clip of {clips.frames.shape[1]} frames came out of it"
+    )

@@ -23,16 +23,48 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--prompt", action="append", default=[], help="what to show; may be repeated")
     p.add_argument("--prompts-file", type=existing_file, metavar="FILE", help="one prompt per line")
     p.add_argument("--negative-prompt", default="", metavar="TEXT", help="what to move away from")
-    p.add_argument("--steps", type=whole_number(1, 1000), help="network evaluations (default: the checkpoint's)")
-    p.add_argument("--guidance", type=number(0, 100), help="how strictly to follow the prompt (default: the checkpoint's)")
-    p.add_argument("--seed", type=seed, default=0, help="of the first clip; the next ones count up (default: %(default)s)")
-    p.add_argument("--num-clips", type=positive_int, default=1, help="clips per prompt (default: %(default)s)")
-    p.add_argument("--checkpoint", default="lpc-64", help="a bundled model or a pipeline folder (default: %(default)s)")
-    p.add_argument("--teacher", action="store_true", help="sample the many-step teacher instead of the student")
-    p.add_argument("--output", default="clip.mp4", metavar="PATH",
-                   help="mp4, webm, gif, png (a sprite sheet), or a folder with a final / (png frames); default: %(default)s")
-    p.add_argument("--scale", type=whole_number(1, 64), default=4, help="enlarge pixels this many times (default: %(default)s)")
-    p.add_argument("--fps", type=number(0.1, 240), help="frames per second (default: the checkpoint's)")
+    p.add_argument(
+        "--steps",
+        type=whole_number(1, 1000),
+        help="network evaluations (default: the checkpoint's)",
+    )
+    p.add_argument(
+        "--guidance",
+        type=number(0, 100),
+        help="how strictly to follow the prompt (default: the checkpoint's)",
+    )
+    p.add_argument(
+        "--seed",
+        type=seed,
+        default=0,
+        help="of the first clip; the next ones count up (default: %(default)s)",
+    )
+    p.add_argument(
+        "--num-clips", type=positive_int, default=1, help="clips per prompt (default: %(default)s)"
+    )
+    p.add_argument(
+        "--checkpoint",
+        default="lpc-64",
+        help="a bundled model or a pipeline folder (default: %(default)s)",
+    )
+    p.add_argument(
+        "--teacher", action="store_true", help="sample the many-step teacher instead of the student"
+    )
+    p.add_argument(
+        "--output",
+        default="clip.mp4",
+        metavar="PATH",
+        help="mp4, webm, gif, png (a sprite sheet), or a folder with a final / (png frames); default: %(default)s",
+    )
+    p.add_argument(
+        "--scale",
+        type=whole_number(1, 64),
+        default=4,
+        help="enlarge pixels this many times (default: %(default)s)",
+    )
+    p.add_argument(
+        "--fps", type=number(0.1, 240), help="frames per second (default: the checkpoint's)"
+    )
     p.add_argument("--device", default="auto", help="auto, cpu, cuda (default: %(default)s)")
     p.add_argument("--overwrite", action="store_true", help="replace an existing output")
     p.add_argument("--json", action="store_true", help="print one JSON object instead of text")
@@ -63,13 +95,24 @@ def _generate(args: argparse.Namespace) -> None:
 
     with _bar(args) as progress:
         clips = pipe(
-            prompts, steps=args.steps, guidance=args.guidance, negative_prompt=args.negative_prompt,
-            seed=args.seed, num_clips=args.num_clips, teacher=args.teacher, progress=progress,
+            prompts,
+            steps=args.steps,
+            guidance=args.guidance,
+            negative_prompt=args.negative_prompt,
+            seed=args.seed,
+            num_clips=args.num_clips,
+            teacher=args.teacher,
+            progress=progress,
         )
     before = time.perf_counter()
     paths = clips.save(args.output, fps=args.fps, overwrite=args.overwrite, scale=args.scale)
     done = time.perf_counter()
-    seconds = {"load": loaded - STARTED, **clips.seconds, "write": done - before, "total": done - STARTED}
+    seconds = {
+        "load": loaded - STARTED,
+        **clips.seconds,
+        "write": done - before,
+        "total": done - STARTED,
+    }
     seconds = {k: round(v, 4) for k, v in seconds.items()}
     if args.json:
         made = [
@@ -91,7 +134,9 @@ def _lines(path) -> list[str]:
     try:
         text = path.read_text("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+        raise UsageError(
+            f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8"
+        ) from None
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         raise UsageError(f"{path} holds no prompt; write one per line")
@@ -102,13 +147,21 @@ def _warn(args: argparse.Namespace, own: dict, model, prompts: list[str]) -> Non
     """Say what differs from how the checkpoint was tuned, and what of a prompt is not read."""
     low, high = own.get("guidance_range", (0, 100))
     if args.guidance is not None and not low <= args.guidance <= high:
-        print(f"warning: the model was trained with guidance {low:g} to {high:g}, not {args.guidance:g}", file=sys.stderr)
+        print(
+            f"warning: the model was trained with guidance {low:g} to {high:g}, not {args.guidance:g}",
+            file=sys.stderr,
+        )
     most = own.get("max_steps")
     if args.steps is not None and most and args.steps > most:
-        print(f"warning: the model was tuned for 1 to {most} steps, not {args.steps}", file=sys.stderr)
+        print(
+            f"warning: the model was tuned for 1 to {most} steps, not {args.steps}", file=sys.stderr
+        )
     for prompt in prompts:
         if left := model.conditioner.dropped(prompt):
-            print(f"warning: {len(left)} words at the end of a prompt are not read: {' '.join(left[:8])} ...", file=sys.stderr)
+            print(
+                f"warning: {len(left)} words at the end of a prompt are not read: {' '.join(left[:8])} ...",
+                file=sys.stderr,
+            )
 
 
 def _bar(args: argparse.Namespace):

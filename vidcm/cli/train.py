@@ -18,7 +18,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--config", required=True, help="a YAML file, see configs/")
     p.add_argument("--device", default="auto", help="auto (a GPU when there is one), cpu, cuda")
     p.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
-    p.add_argument("overrides", nargs="*", metavar="key=value", help="change keys of the config, dotted")
+    p.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="change keys of the config, dotted"
+    )
     return p
 
 

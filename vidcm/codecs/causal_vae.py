@@ -59,8 +59,8 @@ class Residual(nn.Module):
         super().__init__()
         self.norm = RMSNorm(width)
         self.first, self.last = Conv(width, width), Conv(width, width)
-        nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
+        for p in self.last.parameters():
+            nn.init.zeros_(p)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.last(F.silu(self.first(F.silu(self.norm(x)))))
@@ -212,7 +212,7 @@ class CausalVAE(nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         """Whitened latents -> video in [-1, 1]."""
         mean, std = (s.view(-1, 1, 1, 1) for s in (self.mean, self.std))
-        raw = (latents * std + mean).to(self.encoder[0].weight.dtype)
+        raw = (latents * std + mean).to(self.mean.dtype)
         return self.reconstruct(raw).float().clamp(-1, 1)
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:

@@ -39,7 +39,12 @@ class HashedWords(nn.Module):
     """
 
     def __init__(
-        self, width: int = 192, depth: int = 3, heads: int = 4, buckets: int = 8192, max_words: int = 64
+        self,
+        width: int = 192,
+        depth: int = 3,
+        heads: int = 4,
+        buckets: int = 8192,
+        max_words: int = 64,
     ):
         super().__init__()
         self.width, self.heads, self.buckets, self.max_words = width, heads, buckets, max_words
@@ -55,7 +60,9 @@ class HashedWords(nn.Module):
         device = self.empty.device
         words = [words_of(p)[: self.max_words] for p in prompts]
         longest = max(1, *map(len, words))
-        pieces = [[ngrams(w, self.buckets) for w in ws] + [()] * (longest - len(ws)) for ws in words]
+        pieces = [
+            [ngrams(w, self.buckets) for w in ws] + [()] * (longest - len(ws)) for ws in words
+        ]
         flat = [ids for row in pieces for ids in row]
         bags = torch.zeros(len(flat), max(1, *map(len, flat)), dtype=torch.long)
         for row, ids in zip(bags, flat, strict=True):
@@ -80,7 +87,9 @@ class _Block(nn.Module):
         super().__init__()
         self.norms = nn.ModuleList(nn.RMSNorm(width, eps=1e-6) for _ in range(2))
         self.attention = Attention(width, heads)
-        self.mlp = nn.Sequential(nn.Linear(width, 3 * width), nn.GELU("tanh"), nn.Linear(3 * width, width))
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 3 * width), nn.GELU("tanh"), nn.Linear(3 * width, width)
+        )
 
     def forward(self, x: Tensor, mask: Tensor, angles: Tensor) -> Tensor:
         x = x + self.attention(self.norms[0](x), mask=mask, angles=angles)

@@ -3,11 +3,27 @@
 import numpy as np
 
 # What a sentence may leave out; sex and action always stay, for they carry the grammar.
-OPTIONAL = ["skin", "hair", "torso", "legs", "feet", "background", "facial_hair", "headwear", "cape", "weapon"]
+OPTIONAL = [
+    "skin",
+    "hair",
+    "torso",
+    "legs",
+    "feet",
+    "background",
+    "facial_hair",
+    "headwear",
+    "cape",
+    "weapon",
+]
 
 
-def speak(combination: dict[str, str], words: dict[str, dict[str, dict]], rng: np.random.Generator, *,
-          partial: float) -> str:
+def speak(
+    combination: dict[str, str],
+    words: dict[str, dict[str, dict]],
+    rng: np.random.Generator,
+    *,
+    partial: float,
+) -> str:
     """A caption for a combination. partial: probability of leaving some attributes out."""
 
     def pick(options: list) -> str:
@@ -65,13 +81,22 @@ def speak(combination: dict[str, str], words: dict[str, dict[str, dict]], rng: n
     if has:
         phrases.append(f"{pick(['with', 'with', 'who has', 'having'])} {_list(has, pick)}")
     if wears:
-        phrases.append(f"{pick(['wearing', 'in', 'dressed in', 'who wears', 'clad in'])} {_list(wears, pick)}")
+        phrases.append(
+            f"{pick(['wearing', 'in', 'dressed in', 'who wears', 'clad in'])} {_list(wears, pick)}"
+        )
     rng.shuffle(phrases)
     where = ""
     if "background" in shown:
         color = pick(entry("background")["say"])
-        where = pick([f"on a {color} background", f"against a {color} background", f"in front of {color}",
-                      f"{color} background", f"over {color}"])
+        where = pick(
+            [
+                f"on a {color} background",
+                f"against a {color} background",
+                f"in front of {color}",
+                f"{color} background",
+                f"over {color}",
+            ]
+        )
 
     form = int(rng.integers(4))
     if form == 0:
@@ -82,11 +107,25 @@ def speak(combination: dict[str, str], words: dict[str, dict[str, dict]], rng: n
         text = ", ".join([subject, *has, *wears, does])
     else:
         text = f"{subject} {does}. " + " ".join(
-            filter(None, [f"{pick(['has', 'with'])} {_list(has, pick)}." if has else "",
-                          f"{pick(['wears', 'wearing', 'dressed in'])} {_list(wears, pick)}." if wears else ""]))
+            filter(
+                None,
+                [
+                    f"{pick(['has', 'with'])} {_list(has, pick)}." if has else "",
+                    f"{pick(['wears', 'wearing', 'dressed in'])} {_list(wears, pick)}."
+                    if wears
+                    else "",
+                ],
+            )
+        )
         text = text.strip()
     if where:
-        text = f"{where}, {text}" if chance(0.2) else f"{text.rstrip('.')}, {where}" if chance(0.7) else f"{text} {where}"
+        text = (
+            f"{where}, {text}"
+            if chance(0.2)
+            else f"{text.rstrip('.')}, {where}"
+            if chance(0.7)
+            else f"{text} {where}"
+        )
     if chance(0.3):
         text = text[0].upper() + text[1:] + ("" if text.endswith(".") else ".")
     return text

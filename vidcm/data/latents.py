@@ -27,11 +27,14 @@ class LatentShards:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        self._orders: dict[tuple[int, int], np.ndarray] = {}
         try:
             self.index = json.loads((self.path / INDEX).read_text("utf-8"))
             shards = self.index["shards"]
         except FileNotFoundError:
-            raise UsageError(f"{path} holds no latents ({INDEX} is missing); make them with tools/encode.py") from None
+            raise UsageError(
+                f"{path} holds no latents ({INDEX} is missing); make them with tools/encode.py"
+            ) from None
         except (ValueError, KeyError, TypeError):
             raise VidcmError(f"{self.path / INDEX} is damaged; encode again") from None
         parts, self.captions = [], []
@@ -41,10 +44,14 @@ class LatentShards:
                     parts.append(file.get_tensor("latents"))
                 self.captions += json.loads((self.path / f"{name}.json").read_text("utf-8"))
             except Exception as error:
-                raise VidcmError(f"the shard {name} of {path} cannot be read ({error}); encode again") from None
+                raise VidcmError(
+                    f"the shard {name} of {path} cannot be read ({error}); encode again"
+                ) from None
         self.latents: Tensor = torch.cat(parts)
         if len(self.captions) != len(self.latents):
-            raise VidcmError(f"{path} has {len(self.latents)} clips but {len(self.captions)} captions; encode again")
+            raise VidcmError(
+                f"{path} has {len(self.latents)} clips but {len(self.captions)} captions; encode again"
+            )
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -69,13 +76,20 @@ class LatentShards:
         return Batch(captions, latents=self.latents[rows].float())
 
     def _order(self, seed: int, epoch: int) -> np.ndarray:
-        if getattr(self, "_cached", None) is None or self._cached[0] != (seed, epoch):
-            self._cached = (seed, epoch), np.random.default_rng([seed, epoch]).permutation(len(self))
-        return self._cached[1]
+        key = (seed, epoch)
+        if key not in self._orders:  # two epochs at most, for batches that span an edge
+            if len(self._orders) > 1:
+                self._orders.clear()
+            self._orders[key] = np.random.default_rng(key).permutation(len(self))
+        return self._orders[key]
 
 
 def write_shards(
-    folder: str | Path, clips: Iterator[tuple[Tensor, list[list[str]]]], *, codec: str, about: dict,
+    folder: str | Path,
+    clips: Iterator[tuple[Tensor, list[list[str]]]],
+    *,
+    codec: str,
+    about: dict,
     shard_size: int = 4096,
 ) -> int:
     """Write (latents `(b c t h w)`, captions of each) to a new folder, whole or not at all;
@@ -90,14 +104,16 @@ def write_shards(
             if not latents:
                 return
             names.append(f"shard-{len(names):05d}")
-            save_file({"latents": torch.cat(latents).half()}, part / f"{names[-1]}.safetensors")
+            save_file({"latents": torch.cat(latents).contiguous()}, part / f"{names[-1]}.safetensors")
             (part / f"{names[-1]}.json").write_text(json.dumps(captions), "utf-8")
             latents.clear()
             captions.clear()
 
         for x, said in clips:
             if not x.isfinite().all():
-                raise VidcmError(f"the codec gave values that are not finite for clips {count} to {count + len(x)}")
+                raise VidcmError(
+                    f"the codec gave values that are not finite for clips {count} to {count + len(x)}"
+                )
             latents.append(x.half().cpu())
             captions.extend(said)
             count += len(x)

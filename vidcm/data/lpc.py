@@ -63,7 +63,9 @@ class Sheets:
             archive = tarfile.open(self.art)
             return archive, {m.name.removeprefix("./"): m for m in archive.getmembers()}
         except tarfile.TarError as error:
-            raise UsageError(f"{self.art} is neither a folder nor a readable tar: {error}") from None
+            raise UsageError(
+                f"{self.art} is neither a folder nor a readable tar: {error}"
+            ) from None
 
     def __getitem__(self, name: str) -> np.ndarray:
         import av
@@ -183,9 +185,13 @@ class LPC:
                 combination[attribute] = allowed[0]
         return combination
 
-    def caption(self, combination: Combination, rng: np.random.Generator, *, full: bool = False) -> str:
+    def caption(
+        self, combination: Combination, rng: np.random.Generator, *, full: bool = False
+    ) -> str:
         """A sentence for a combination. full: name every attribute instead of, sometimes, a few."""
-        shown = {k: v for k, v in combination.items() if v != "none" and self._visible(k, combination)}
+        shown = {
+            k: v for k, v in combination.items() if v != "none" and self._visible(k, combination)
+        }
         return speak(shown, self.words, rng, partial=0.0 if full else self.partial)
 
     # -- pixels ---------------------------------------------------------------------------------
@@ -217,10 +223,8 @@ class LPC:
         layers = [[index[p] if p else 0 for p in self._paths(c)] for c in combinations]
         rows = [self._row(c) for c in combinations]
         colors = [self.words["background"][c["background"]]["rgb"] for c in combinations]
-        on = {"device": self.device}
-        return self.wardrobe.compose(
-            torch.tensor(layers, **on), torch.tensor(rows, **on), torch.tensor(colors, **on)
-        )
+        chosen = (torch.tensor(part, device=self.device) for part in (layers, rows, colors))
+        return self.wardrobe.compose(*chosen)
 
     def batch(self, seed: int, positions: Iterable[int]) -> Batch:
         """Clips, captions and labels at positions of the endless sequence of `seed`."""

@@ -28,13 +28,18 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(
-        self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None,
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        mask: Tensor | None = None,
         angles: Tensor | None = None,
     ) -> Tensor:
         source = x if context is None else context
         split = "b n (heads d) -> b heads n d"
         q = self.query_norm(rearrange(self.queries(x), split, heads=self.heads))
-        k, v = (rearrange(y, split, heads=self.heads) for y in self.keys_values(source).chunk(2, -1))
+        k, v = (
+            rearrange(y, split, heads=self.heads) for y in self.keys_values(source).chunk(2, -1)
+        )
         k = self.key_norm(k)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)

@@ -92,8 +92,8 @@ class DiT(nn.Module):
         self.head_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width + size))
         self.head = nn.Linear(width, size)
         for layer in (self.modulation[-1], self.head_modulation[-1], self.head):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            for parameter in layer.parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
         pt, ph, pw = self.patch

@@ -19,12 +19,14 @@ class ScalarEmbedding(nn.Module):
         steps = torch.linspace(0, 1, frequencies)
         self.register_buffer("frequencies", torch.exp(steps * math.log(top)), persistent=False)
         self.frequencies: Tensor
-        self.map = nn.Sequential(nn.Linear(2 * frequencies, width), nn.SiLU(), nn.Linear(width, width))
+        self.map = nn.Sequential(
+            nn.Linear(2 * frequencies, width), nn.SiLU(), nn.Linear(width, width)
+        )
         if zero:
-            nn.init.zeros_(self.map[-1].weight)
-            nn.init.zeros_(self.map[-1].bias)
+            for parameter in self.map[-1].parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, scalar: Tensor) -> Tensor:
         angles = scalar.float().unsqueeze(-1) * self.frequencies
         waves = torch.cat([angles.cos(), angles.sin()], dim=-1)
-        return self.map(waves.to(self.map[0].weight.dtype))
+        return self.map(waves.to(next(self.map.parameters()).dtype))

@@ -4,7 +4,9 @@ import torch
 from torch import Tensor
 
 
-def rotary(frames: int, height: int, width: int, dim: int, device: torch.device, base: float = 100.0) -> Tensor:
+def rotary(
+    frames: int, height: int, width: int, dim: int, device: torch.device, base: float = 100.0
+) -> Tensor:
     """Angles `(t h w, dim / 2)`: the pairs of a head are shared out over time, rows and columns
     (a quarter or a little more to time). Positions are whole token indices, so a model trained on
     one shape runs on another."""

@@ -57,7 +57,7 @@ class AttributeNaming:
 
 
 def frame_order(playback: Tensor, u: Tensor) -> Tensor:
-    """Which frame stands where, `(b, t)`. playback `(b,)`: places in PLAYBACK. u: uniform `(b, t)`."""
+    """Which frame stands where, `(b, t)`, by place in PLAYBACK `(b,)` and uniform draws `(b, t)`."""
     b, t = u.shape
     forward = torch.arange(t, device=u.device).expand(b, t)
     frozen = (u[:, :1] * t).long().expand(b, t)

@@ -28,7 +28,9 @@ class Autoencoding:
         decoder_only: bool = False,
     ):
         if crop % CausalVAE.stride:
-            raise UsageError(f"crop {crop} is not a multiple of the codec's stride {CausalVAE.stride}")
+            raise UsageError(
+                f"crop {crop} is not a multiple of the codec's stride {CausalVAE.stride}"
+            )
         self.crop, self.windows, self.tries = crop, windows, tries
         self.decoder_only = decoder_only
         self.perceptual, self.motion, self.kl = perceptual, motion, kl

@@ -44,7 +44,9 @@ class ConsistencyTuning:
         max_weight: float = 1e3,
     ):
         if q <= 1 or stages < 1:
-            raise UsageError(f"q={q}, stages={stages}: the gap shrinks only with q > 1 and stages >= 1")
+            raise UsageError(
+                f"q={q}, stages={stages}: the gap shrinks only with q > 1 and stages >= 1"
+            )
         if len(guidance) != 2 or not 0 < guidance[0] <= guidance[1]:
             raise UsageError(f"guidance {guidance} is not a range [low, high] above 0")
         self.teacher, self.mean, self.std, self.q, self.stages = teacher, mean, std, q, stages
@@ -59,7 +61,8 @@ class ConsistencyTuning:
         eps = rng.normal(*x0.shape[1:])
         dropped = (rng.uniform() < self.dropout).tolist()
         low, high = self.guidance
-        scale = low + (high - low) * rng.uniform() if self.teacher else None
+        told = low + (high - low) * rng.uniform()
+        scale = told if self.teacher else None
 
         t, r = path.time_of(sigma), path.time_of(lower)
         prompts = ["" if d else p for d, p in zip(dropped, batch.captions, strict=True)]
@@ -67,7 +70,7 @@ class ConsistencyTuning:
         if self.teacher is None:
             x_r = path.noise(x0, eps, r)
         else:
-            v = guided_velocity(self.teacher, x_t, t, prompts, scale)
+            v = guided_velocity(self.teacher, x_t, t, prompts, told)
             x_r = x_t - like(t - r, x_t) * v
         start = model.clean(x_t, t, model.encode(prompts, scale))
         with torch.no_grad():

@@ -15,13 +15,15 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from io import StringIO
+from itertools import chain
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from vidcm.config import TrainConfig
-from vidcm.train.engine import MicroBatch, StepReport, TrainStep, make_optimizer
+from vidcm.train.engine import MicroBatch, StepReport, TrainStep, make_optimizer, mean_logs
 from vidcm.train.loader import positions
 
 PERSISTENT = 100_000  # ZeRO-3: smaller parameters stay whole on every rank
@@ -68,13 +70,12 @@ class DeepSpeedEngine:
     def step(self, parts: Sequence[MicroBatch], progress: float, lr: float) -> StepReport:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        sums: dict[str, Tensor] = {}
+        each = []
         for turn, part in enumerate(parts, start=1):
             loss, logs = self.engine(part, progress)
             # A loss that is not finite makes its gradients so, and these reach every rank.
             self.engine.backward(loss * (loss.detach() * 0 + 1))
-            for name, value in {"": loss.detach(), **logs}.items():
-                sums[name] = sums.get(name, 0) + value.double()
+            each.append({"loss": loss.detach(), **logs})
             norm = self._clip() if self.stage == 0 and turn == len(parts) else None
             self.engine.step()  # does something after the last part only
         if norm is None:
@@ -83,10 +84,10 @@ class DeepSpeedEngine:
         if applied:
             with torch.no_grad():
                 torch._foreach_lerp_(self.average, self.shards, 1 - self.decay)
-        means = torch.stack(list(sums.values()))
-        dist.all_reduce(means)
-        logs = dict(zip(sums, (means / (self.world * len(parts))).tolist(), strict=True))
-        return StepReport(logs.pop(""), logs, float(norm), applied)
+        ranks: list[Any] = [None] * self.world
+        dist.all_gather_object(ranks, [{k: float(v) for k, v in x.items()} for x in each])
+        means = mean_logs(chain.from_iterable(ranks))
+        return StepReport(means.pop("loss"), means, float(norm), applied)
 
     def _clip(self) -> Tensor:
         """Stage 0 leaves norm and refusal to us; without gradients the optimizer does nothing."""

@@ -4,7 +4,7 @@
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -85,6 +85,15 @@ class TrainStep(nn.Module):
         return loss.total, loss.logs
 
 
+def mean_logs(parts: Iterable[dict[str, float]]) -> dict[str, float]:
+    """The mean of each name over the parts that have it: what a part logs may depend on its data."""
+    values: dict[str, list[float]] = {}
+    for part in parts:
+        for name, value in part.items():
+            values.setdefault(name, []).append(value)
+    return {name: sum(v) / len(v) for name, v in values.items()}
+
+
 def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
     """AdamW; matrices decay, vectors (norms, biases) do not."""
     parameters = [p for p in module.parameters() if p.requires_grad]
@@ -111,14 +120,14 @@ class LocalEngine:
         self.average = {n: p.detach().clone() for n, p in self.parameters.items()}
 
     def step(self, parts: Sequence[MicroBatch], progress: float, lr: float) -> StepReport:
-        total, logs = 0.0, {}
+        each = []
         self.optimizer.zero_grad()
         for part in parts:
-            loss, values = self.module(part, progress)
+            loss, logs = self.module(part, progress)
             (loss / len(parts)).backward()
-            total += loss.item() / len(parts)
-            for name, value in values.items():
-                logs[name] = logs.get(name, 0.0) + float(value) / len(parts)
+            each.append({"loss": loss.item()} | {k: float(v) for k, v in logs.items()})
+        means = mean_logs(each)
+        total = means.pop("loss")
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip)
         applied = bool(norm.isfinite()) and math.isfinite(total)
         if applied:
@@ -126,7 +135,7 @@ class LocalEngine:
                 group["lr"] = lr
             self.optimizer.step()
             self._update_average()
-        return StepReport(total, logs, float(norm), applied)
+        return StepReport(total, means, float(norm), applied)
 
     @torch.no_grad()
     def _update_average(self) -> None:

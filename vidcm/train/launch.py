@@ -21,10 +21,14 @@ def launch(config: TrainConfig, device_name: str = "auto") -> int:
     torch.manual_seed(config.seed)
     distributed = "RANK" in os.environ
     if config.zero and not distributed:
-        raise UsageError(f"zero={config.zero} needs ranks to share; start with: deepspeed --num_gpus N tools/train.py")
+        raise UsageError(
+            f"zero={config.zero} needs ranks to share; start with: deepspeed --num_gpus N tools/train.py"
+        )
     device = pick_device(device_name)
     if config.precision == "bf16" and device.type == "cpu":
-        raise UsageError("precision bf16 needs a GPU (on CPUs it is slower than fp32); set precision=fp32")
+        raise UsageError(
+            "precision bf16 needs a GPU (on CPUs it is slower than fp32); set precision=fp32"
+        )
     if distributed and device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)

@@ -21,8 +21,16 @@ def positions(step: int, batch_size: int, parts: int, part: int) -> list[int]:
 
 
 def batches(
-    data: Dataset, *, seed: int, start: int, stop: int, batch_size: int, accumulation: int, rank: int,
-    world: int, workers: int,
+    data: Dataset,
+    *,
+    seed: int,
+    start: int,
+    stop: int,
+    batch_size: int,
+    accumulation: int,
+    rank: int,
+    world: int,
+    workers: int,
 ) -> Iterator[list[MicroBatch]]:
     """The micro-batches of this rank for steps `start..stop`, prepared ahead by threads."""
 

@@ -17,7 +17,7 @@ from vidcm.data.batch import Dataset
 from vidcm.errors import UsageError, VidcmError
 from vidcm.objectives.base import Objective
 from vidcm.train import checkpoint
-from vidcm.train.engine import Engine, MicroBatch, StepReport
+from vidcm.train.engine import Engine, MicroBatch, StepReport, mean_logs
 from vidcm.train.loader import batches
 from vidcm.train.schedule import learning_rate
 
@@ -50,7 +50,12 @@ def train(
     _on_chief(engine, _prepare, run, config, log, start)
     stop, bad = _StopSignal(), 0
     bar = tqdm(
-        total=config.steps, initial=start, unit="step", disable=not chief, smoothing=0.05, mininterval=2
+        total=config.steps,
+        initial=start,
+        unit="step",
+        disable=not chief,
+        smoothing=0.05,
+        mininterval=2,
     )
     stream = batches(
         task.data,
@@ -235,8 +240,8 @@ class _Log:
 
     def __init__(self, run: Path, *, enabled: bool):
         self.path, self.enabled = run / "metrics.jsonl", enabled
-        self.sums: dict[str, float] = {}
-        self.count, self.skipped, self.since = 0, 0, time.perf_counter()
+        self.reports: list[dict[str, float]] = []
+        self.skipped, self.since = 0, time.perf_counter()
         self.board = None
 
     def open(self, start: int) -> None:
@@ -247,6 +252,8 @@ class _Log:
             part = self.path.with_name(".metrics.jsonl.part")
             part.write_text("".join(x + "\n" for x in kept), "utf-8")
             os.replace(part, self.path)
+            counts = [c for x in kept if (c := json.loads(x).get("skipped")) is not None]
+            self.skipped = counts[-1] if counts else 0
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
@@ -256,18 +263,18 @@ class _Log:
     def add(self, report: StepReport) -> None:
         self.skipped += not report.applied
         if report.applied:
-            self.count += 1
-            for name, value in {"loss": report.loss, "grad_norm": report.grad_norm, **report.logs}.items():
-                self.sums[name] = self.sums.get(name, 0.0) + value
+            named = {"loss": report.loss, "grad_norm": report.grad_norm}
+            self.reports.append(named | report.logs)
 
     def write(self, step: int, batch_size: int) -> str:
         now = time.perf_counter()
-        means = {k: v / max(self.count, 1) for k, v in self.sums.items()}
-        steps = self.count or 1
-        means["samples_per_second"] = steps * batch_size / (now - self.since)
+        means = mean_logs(self.reports)
+        means["samples_per_second"] = len(self.reports) * batch_size / (now - self.since)
         self.extra(step, means | {"skipped": self.skipped})
-        self.sums, self.count, self.since = {}, 0, now
-        return f"loss {means.get('loss', float('nan')):.4f}, {means['samples_per_second']:.0f} clips/s"
+        self.reports, self.since = [], now
+        return (
+            f"loss {means.get('loss', float('nan')):.4f}, {means['samples_per_second']:.0f} clips/s"
+        )
 
     def extra(self, step: int, numbers: dict[str, float]) -> None:
         if not self.enabled or not numbers:
@@ -275,8 +282,9 @@ class _Log:
         with self.path.open("a", encoding="utf-8") as file:
             line = {"step": step, **{k: round(v, 6) for k, v in numbers.items()}}
             file.write(json.dumps(line) + "\n")
-        for name, value in numbers.items() if self.board else ():
-            self.board.add_scalar(name, value, step)
+        if self.board:
+            for name, value in numbers.items():
+                self.board.add_scalar(name, value, step)
 
 
 def _step_of(line: str) -> int | None:

@@ -8,7 +8,6 @@ from torch import Tensor
 from vidcm.codecs.causal_vae import CausalVAE
 from vidcm.codecs.losses import psnr
 from vidcm.config import TrainConfig
-from vidcm.data.batch import Batch
 from vidcm.models.attribute_net import AttributeNet
 from vidcm.registry import build
 from vidcm.store import load_model, load_weights, read_weights
@@ -42,9 +41,8 @@ def _codec_task(config: TrainConfig, model: CausalVAE, data, device: torch.devic
     objective = build("objective", config.objective)
     if objective.decoder_only:
         model.encoder.requires_grad_(False)
-    held: Batch = data.batch(PREVIEW_SEED, range(8))
-    assert held.frames is not None
-    video = to_video(held.frames)
+    held: Tensor = data.batch(PREVIEW_SEED, range(8)).frames
+    video = to_video(held)
     if not config.init:
         model.start_from_data(to_video(data.batch(PREVIEW_SEED + 1, range(128)).frames).to(device))
 
@@ -56,7 +54,7 @@ def _codec_task(config: TrainConfig, model: CausalVAE, data, device: torch.devic
 
     def preview(weights: dict[str, Tensor], path: Path) -> dict[str, float]:
         rebuilt = rebuild(weights)[1]
-        pairs = zip(held.frames.numpy()[:4], to_frames(rebuilt).numpy()[:4], strict=True)
+        pairs = zip(held.numpy()[:4], to_frames(rebuilt).numpy()[:4], strict=True)
         contact_sheet([[a, b] for a, b in pairs], None, path, scale=2, overwrite=True)
         return {"preview/psnr": float(psnr(rebuilt, video).mean())}
 

@@ -51,7 +51,9 @@ def video_task(config: TrainConfig, model: Denoiser, data: Dataset, device: torc
         data.check_codec(read_card(config.codec)["sha256"])
     else:
         data = Encoded(data, codec, device)
-    shape = data.batch(config.seed, [0]).latents.shape[1:]
+    first = data.batch(config.seed, [0]).latents
+    assert first is not None
+    shape = first.shape[1:]
     prompts = config.prompts or data.batch(config.seed, range(6)).captions
 
     def preview(weights: dict[str, Tensor], path: Path) -> dict[str, float]:

@@ -1,0 +1,277 @@
+"""Consistency tuning in the closed-form world, and mutants of it that these tests must catch."""
+
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from oracle import PATHS, Gaussian
+
+from vidcm import registry
+from vidcm.data.batch import Batch
+from vidcm.denoiser import Denoiser
+from vidcm.errors import UsageError
+from vidcm.objectives import consistency_tuning
+from vidcm.objectives.consistency_tuning import ConsistencyTuning
+from vidcm.paths import RectifiedFlow
+from vidcm.rng import SampleRng
+from vidcm.times import NEARLY_NOISE
+
+every_path = pytest.mark.parametrize("path", PATHS, ids=[type(p).__name__ for p in PATHS])
+MEANS = {"": 0.2, "up": 0.9}
+PLACES = range(64)
+
+
+def batch(places=PLACES, prompt: str = "up", std: float = 0.5) -> Batch:
+    x0 = MEANS[prompt] + std * SampleRng(8, places).normal(2, 3, 2, 2).double()
+    return Batch([prompt] * len(x0), latents=x0)
+
+
+def loss(model, objective, progress: float = 0.0, places=PLACES) -> torch.Tensor:
+    return objective(model, batch(places), progress, SampleRng(1, places)).total
+
+
+def mutant(old: str, new: str) -> type[ConsistencyTuning]:
+    """The class with one line of its source changed: a planted mistake."""
+    source = Path(consistency_tuning.__file__).read_text("utf-8")
+    assert source.count(old) == 1, f"{old!r} is not in the source: plant the mistake anew"
+    module = ModuleType("mutant")
+    exec(compile(source.replace(old, new), "mutant", "exec"), module.__dict__)
+    return module.ConsistencyTuning
+
+
+WRONG_CLOCK = ("1 / (sigma - lower)", "1 / (t - r)")
+GUIDANCE_OFF_BY_ONE = ("x_t, t, prompts, scale)", "x_t, t, prompts, scale + 1)")
+BACKWARD_STEP = ("x_t - like(t - r, x_t) * v", "x_t + like(t - r, x_t) * v")
+OTHER_NOISE = ("x_r = path.noise(x0, eps, r)", "x_r = path.noise(x0, rng.normal(*x0.shape[1:]), r)")
+
+
+# --- with a teacher -------------------------------------------------------------------------------
+
+
+def distilled(path, kind=ConsistencyTuning, stages: int = 9) -> list[float]:
+    """Losses of the exact map under the exact guided teacher, at stages 3 to the last."""
+    world = Gaussian(path, means=MEANS)
+    objective = kind(world, stages=stages, huber=0.0)
+    return [float(loss(world, objective, (k + 0.5) / stages)) for k in range(3, stages)]
+
+
+@every_path
+def test_the_exact_map_is_left_alone_but_for_the_euler_step(path):
+    """One Euler step errs by the square of the gap, the weight is one over the gap: each stage
+    halves the loss, towards zero."""
+    losses = distilled(path)
+    assert losses[-1] < losses[0] / 16 and losses[-1] < 0.01
+    assert losses[-2] / losses[-1] == pytest.approx(2, rel=0.1)
+
+
+@pytest.mark.parametrize("planted", [GUIDANCE_OFF_BY_ONE, BACKWARD_STEP], ids=["guidance", "sign"])
+def test_planted_mistakes_do_not_vanish(planted):
+    path = RectifiedFlow()
+    assert distilled(path, mutant(*planted))[-1] > 20 * distilled(path)[-1]
+
+
+def test_a_student_deaf_to_guidance_is_not_left_alone():
+    class Deaf(Gaussian):
+        def clean(self, x_t, t, cond):
+            return super().clean(x_t, t, super().encode(["up"] * len(x_t)))
+
+    world = Gaussian(RectifiedFlow(), means=MEANS)
+    objective = ConsistencyTuning(world, stages=9, huber=0.0)
+    deaf = loss(Deaf(world.path, means=MEANS), objective, 0.99)
+    assert deaf > 20 * loss(world, objective, 0.99)
+
+
+def test_the_scales_told_fill_the_range_and_empty_prompts_are_told_too():
+    told, said = [], []
+
+    class Listening(Gaussian):
+        def encode(self, prompts, guidance=None):
+            told.append(guidance)
+            said.extend(prompts)
+            return super().encode(prompts, guidance)
+
+    world = Gaussian(RectifiedFlow(), means=MEANS)
+    loss(Listening(world.path, means=MEANS), ConsistencyTuning(world, guidance=[2.0, 3.0], dropout=0.3))
+    assert told[0].equal(told[1]) and 2 <= told[0].min() < 2.1 and 2.9 < told[0].max() < 3
+    assert 0.15 < said.count("") / len(said) < 0.45
+
+
+# --- the gap and the weight -----------------------------------------------------------------------
+
+
+def test_the_gap_has_its_closed_form_and_shrinks_by_stage():
+    objective = ConsistencyTuning(None, q=3.0, stages=4)
+    sigma = torch.logspace(-2, 2, 41)
+    last = torch.zeros_like(sigma)
+    for stage in range(4):
+        n = 1 + 8 / (1 + torch.exp(sigma / 2))
+        expected = (sigma * (1 - n / 3.0 ** (stage + 1))).clamp(min=0)
+        for progress in (stage / 4, (stage + 0.99) / 4):
+            torch.testing.assert_close(objective.lower(sigma, progress), expected, atol=1e-6, rtol=1e-5)
+        assert (expected < sigma).all() and (expected >= last).all()
+        last = expected
+    torch.testing.assert_close(objective.lower(sigma, 1.0), last)
+    assert ConsistencyTuning(None).lower(torch.tensor([0.01]), 0.0) == 0  # starts as denoising
+
+
+class Constant(Gaussian):
+    """f = (1 + ratio) at every element: errors that are known before the loss is."""
+
+    def clean(self, x_t, t, cond):
+        return torch.ones_like(x_t) * (1 + self.path.ratio(t)).view(-1, 1, 1, 1, 1)
+
+
+@every_path
+@pytest.mark.parametrize("kind, right", [(ConsistencyTuning, True), (mutant(*WRONG_CLOCK), False)])
+def test_the_weight_is_one_over_the_gap_in_sigma(path, kind, right):
+    objective = kind(None, q=4.0, stages=1, huber=0.0, max_weight=1e9, mean=2.0, std=0.5)
+    sigma = torch.exp(2.0 + 0.5 * SampleRng(1, PLACES).normal())
+    lower = objective.lower(sigma, 0.0)
+    assert (lower > 0).all()
+    # |f(x_t, t) - f(x_r, r)| is sigma - r here, so that every sample's loss is one.
+    found = float(loss(Constant(path, means=MEANS), objective))
+    same_clock = path.time_of(torch.ones(1)) == 1 == path.time_of(torch.full((1,), 2.0)) - 1
+    assert (found == pytest.approx(1, rel=1e-4)) == (right or bool(same_clock))
+
+
+def test_weights_are_bounded_and_huber_is_smooth_at_zero():
+    objective = ConsistencyTuning(None, q=1e3, stages=1, max_weight=0.01, mean=3.0, std=0.1, huber=0.0)
+    sigma = torch.exp(3.0 + 0.1 * SampleRng(1, PLACES).normal())
+    gap = sigma - objective.lower(sigma, 0.0)
+    assert float(loss(Constant(RectifiedFlow(), means=MEANS), objective)) == pytest.approx(
+        float((0.01 * gap).mean()), rel=1e-2
+    )
+    still = Gaussian(RectifiedFlow(), means=MEANS)
+    still.clean = lambda x_t, t, cond: (x_t * 0).requires_grad_()
+    value = loss(still, ConsistencyTuning(None, mean=3.0, q=8.0, stages=1, huber=1e-3))
+    value.backward()
+    assert value.detach() == 0
+
+
+# --- without one ----------------------------------------------------------------------------------
+
+
+def test_at_r_zero_it_is_denoising():
+    """Early stages ask for the clean latents themselves, as a denoiser's loss does."""
+    world = Gaussian(RectifiedFlow(), means=MEANS)
+    objective = ConsistencyTuning(None, mean=-2.0, std=0.5, huber=0.0, dropout=0.0)
+    rng = SampleRng(1, PLACES)
+    sigma = torch.exp(-2.0 + 0.5 * rng.normal())
+    assert (objective.lower(sigma, 0.0) == 0).all()
+    given = batch()
+    t = world.path.time_of(sigma)
+    x_t = world.path.noise(given.latents, rng.normal(2, 3, 2, 2), t)
+    off = world.clean(x_t, t, world.encode(given.captions)) - given.latents
+    expected = (off.square().flatten(1).mean(1).sqrt() / sigma).mean()
+    torch.testing.assert_close(loss(world, objective), expected)
+
+
+def test_both_points_share_their_noise():
+    """Small steps of the same noise are close to each other; steps of other noise are not."""
+    world = Gaussian(RectifiedFlow(), means=MEANS)
+    options = {"q": 4.0, "stages": 6, "huber": 0.0}
+    near = [float(loss(world, kind(None, **options), 0.99)) for kind in (ConsistencyTuning, mutant(*OTHER_NOISE))]
+    assert near[0] < near[1] / 50
+
+
+def test_the_scale_is_not_told_without_a_teacher():
+    world = Gaussian(RectifiedFlow(), means=MEANS)
+    world.clean = lambda x_t, t, cond: x_t * 0 + (cond.guidance is None)
+    assert float(loss(world, ConsistencyTuning(None, stages=9), 0.99)) == 0
+
+
+@pytest.mark.parametrize("taught", [True, False])
+def test_a_batch_split_over_ranks_has_the_same_loss(taught):
+    world = Gaussian(RectifiedFlow(), means=MEANS)
+    objective = ConsistencyTuning(world if taught else None)
+    whole = float(loss(world, objective, 0.4, range(12)))
+    parts = [float(loss(world, objective, 0.4, range(k, k + 4))) for k in (0, 4, 8)]
+    assert sum(parts) / 3 == pytest.approx(whole, rel=1e-12)
+
+
+def test_the_target_takes_no_gradient():
+    calls = []
+
+    class Watching(Gaussian):
+        def clean(self, x_t, t, cond):
+            calls.append(torch.is_grad_enabled())
+            return super().clean(x_t, t, cond)
+
+    loss(Watching(RectifiedFlow(), means=MEANS), ConsistencyTuning(None))
+    assert calls == [True, False]
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def student(monkeypatch) -> Denoiser:
+    """A denoiser of single elements whose prompts are numbers."""
+    monkeypatch.setitem(registry.TABLE["backbone"], "pointwise", "oracle:Pointwise")
+    monkeypatch.setitem(registry.TABLE["conditioner"], "said", "oracle:Said")
+    torch.manual_seed(0)
+    return Denoiser({"name": "pointwise"}, {"name": "said"}, channels=1)
+
+
+def trained(model: Denoiser, objective: ConsistencyTuning, steps: int = 600) -> Denoiser:
+    """Adam over fresh batches of N(0.9, 0.5^2), which the prompt "0.9" names."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for step in range(steps):
+        places = range(step * 32, step * 32 + 32)
+        x0 = 0.9 + 0.5 * SampleRng(8, places).normal(1, 1, 1, 16)
+        given = Batch(["0.9"] * 32, latents=x0)
+        total = objective(model, given, step / steps, SampleRng(1, places)).total
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        schedule.step()
+    return model
+
+
+@torch.no_grad()
+def one_step(model: Denoiser, told: float | None) -> tuple[float, float]:
+    """Mean and spread of what one step makes of quantiles of the noise, over the exact map's."""
+    eps = torch.linspace(-2, 2, 17).view(1, 1, 1, 1, 17)
+    guidance = None if told is None else torch.tensor([told])
+    cond = model.encode(["0.9"], guidance)
+    x = model.clean(eps * NEARLY_NOISE, torch.tensor([NEARLY_NOISE]), cond)
+    mean = 0.9 if told is None else 0.4 + told * (0.9 - 0.4)
+    return float(x.mean()) - mean, float(x.std() / (0.5 * eps).std())
+
+
+OPTIONS = {"guidance": [1.0, 2.0], "dropout": 0.0, "mean": 0.7}
+
+
+@pytest.mark.parametrize("taught", [True, False])
+def test_training_reaches_the_exact_one_step_map(student, taught):
+    world = Gaussian(RectifiedFlow(), means={"": 0.4, "0.9": 0.9})
+    model = trained(student, ConsistencyTuning(world if taught else None, **OPTIONS))
+    for told in (1.0, 1.5, 2.0) if taught else (None,):
+        shift, ratio = one_step(model, told)
+        assert shift == pytest.approx(0, abs=0.2 if taught else 0.1)
+        assert ratio == pytest.approx(1, abs=0.1)
+
+
+def test_training_by_the_wrong_clock_does_not(student):
+    shift, ratio = one_step(trained(student, mutant(*WRONG_CLOCK)(None, **OPTIONS), 300), None)
+    assert abs(shift) > 0.5 or abs(ratio - 1) > 0.5
+
+
+# --- refusals -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"q": 1.0}, "q > 1 and stages >= 1"),
+        ({"stages": 0}, "q > 1 and stages >= 1"),
+        ({"guidance": [5.0, 1.5]}, r"not a range \[low, high\]"),
+        ({"guidance": [0.0, 1.5]}, "above 0"),
+        ({"guidance": [1.0]}, "not a range"),
+    ],
+)
+def test_senseless_options_are_refused(options, message):
+    with pytest.raises(UsageError, match=message):
+        ConsistencyTuning(None, **options)

@@ -1,0 +1,207 @@
+"""Configs are strict: what does not belong is refused by name, and every shipped one builds."""
+
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+
+import vidcm
+from vidcm import config
+from vidcm.config import TrainConfig, from_dict, load, parse_yaml, to_dict
+from vidcm.errors import UsageError
+from vidcm.registry import build, lookup
+
+REPO = Path(vidcm.__file__).parents[1]
+SHIPPED = sorted((REPO / "configs").rglob("*.yaml"))
+LEAST = """
+model: {name: causal_vae, channels: 7}
+objective: {name: autoencoding}
+data: {name: lpc, art: art.tar}
+output: runs/x
+steps: 11
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "a.yaml"
+    path.write_text(LEAST)
+    return path
+
+
+def refused(path: Path, *overrides: str) -> str:
+    with pytest.raises(UsageError) as caught:
+        load(path, overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+# --- what ships -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: str(p.relative_to(REPO / "configs")))
+def test_every_shipped_config_loads_and_its_parts_exist(path):
+    found = load(path)
+    model = build("model", found.model)
+    assert sum(p.numel() for p in model.parameters()) > 1000
+    # What needs a teacher or data is not made here, but its options are named right.
+    teacher = {"teacher": None} if "teacher" in options_of("objective", found.objective) else {}
+    build("objective", found.objective, **teacher)
+    assert set(found.data) - {"name"} <= options_of("data", found.data)
+    assert found.batch_size % found.accumulation == 0
+
+
+def options_of(kind: str, spec: dict) -> set[str]:
+    import inspect
+
+    return set(inspect.signature(lookup(kind, spec["name"])).parameters)
+
+
+def test_there_are_configs():
+    assert SHIPPED
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+def test_defaults_and_round_trip(file):
+    found = load(file)
+    assert found.steps == 11 and found.optimizer.betas == (0.9, 0.99) and found.teacher is None
+    assert from_dict(TrainConfig, yaml.safe_load(yaml.safe_dump(to_plain(to_dict(found)))), "x") == found
+
+
+def to_plain(value):
+    """Tuples as the lists that YAML and JSON make of them."""
+    if isinstance(value, dict):
+        return {k: to_plain(v) for k, v in value.items()}
+    return [to_plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+@pytest.mark.parametrize(
+    "text, value",
+    [
+        ("1e-4", 1e-4), ("1E+3", 1000.0), ("1.", 1.0), (".5e1", 5.0), ("-2e3", -2000.0),
+        ("3", 3), ("-3", -3), ("0.1", 0.1), (".inf", math.inf),
+        ("e5", "e5"), ("1e", "1e"), ("v1.2", "v1.2"), ("1-2", "1-2"), ("'1e-4'", "1e-4"), ("-", None),
+    ],
+)  # fmt: skip
+def test_numbers_are_numbers(text, value):
+    if text == "-":
+        assert parse_yaml(text, "x") == [None]
+        return
+    found = parse_yaml(text, "x")
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    "overrides, name, value",
+    [
+        (["optimizer.lr=1e-4"], "optimizer.lr", 1e-4),
+        (["optimizer.betas=[0.8, 0.95]"], "optimizer.betas", (0.8, 0.95)),
+        (["steps=2e3"], "steps", 2000),
+        (["prompts=[an orc, 'a, b']"], "prompts", ["an orc", "a, b"]),
+        (["model.widths=[3, 5, 7]"], "model", {"name": "causal_vae", "channels": 7, "widths": [3, 5, 7]}),
+        (["data={name: folder, path: a=b}"], "data", {"name": "folder", "path": "a=b"}),
+        (["output=a=b"], "output", "a=b"),
+        (["teacher=runs/t", "teacher=null"], "teacher", None),
+        (["steps=3", "steps=5"], "steps", 5),
+    ],
+)
+def test_overrides(file, overrides, name, value):
+    found = load(file, overrides)
+    for part in name.split("."):
+        found = getattr(found, part)
+    assert found == value and type(found) is type(value)
+
+
+# --- refusals -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("stesp=3", "unknown key 'stesp'; did you mean 'steps'"),
+        ("optimizer.leraning=3", "optimizer: unknown key 'leraning'"),
+        ("optimizer.lr.x=3", "optimizer: lr: {'x': 3} is not float"),
+        ("model.name.x=3", "cannot set model.name.x: name is not a group of keys"),
+        ("steps", "cannot read the override 'steps'; write key=value"),
+        ("=3", "cannot read the override '=3'"),
+        ("steps=many", "steps: 'many' is not int"),
+        ("steps=1.5", "steps: 1.5 is not int"),
+        ("steps=true", "steps: True is not int"),
+        ("steps=", "steps: None is not int"),
+        ("steps=0", "steps is 0; it must be at least 1"),
+        ("output=3", "output: 3 is not str"),
+        ("model=dit", "model: 'dit' is not dict"),
+        ("prompts=[1]", "prompts: 1 is not str"),
+        ("prompts=one", "prompts: 'one' is not list"),
+        ("optimizer=3", "optimizer: 3 is not OptimizerConfig"),
+        ("optimizer.betas=[0.9]", "betas: .0.9. is not tuple"),
+        ("optimizer.lr=0", "optimizer.lr is 0.0; it must be above 0"),
+        ("optimizer.lr=.nan", "optimizer: lr: nan is not a finite number"),
+        ("optimizer.lr=1e999", "optimizer: lr: inf is not a finite number"),
+        ("optimizer.lr=fast", "optimizer: lr: 'fast' is not float"),
+        ("optimizer.clip=0", "optimizer.clip is 0.0; it must be above 0"),
+        ("ema=1", r"ema is 1.0; it must be in \[0, 1\)"),
+        ("precision=fp16", "precision is 'fp16'; use fp32 or bf16"),
+        ("zero=4", "zero is 4;.*0, 1, 2 and 3"),
+        ("sample_every=0", "sample_every is 0; it must be at least 1"),
+        ("workers=-1", "workers is -1; it must be at least 0"),
+        ("seed=-1", "seed is -1; it must be at least 0"),
+        ("model={a: 1, a: 2}", "override model.*: the key 'a' stands twice"),
+    ],
+)
+def test_bad_overrides_are_named(file, override, message):
+    import re
+
+    assert re.search(message, refused(file, override))
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", "holds NoneType; expected keys and values"),
+        ("- 1\n- 2", "holds list; expected keys and values"),
+        ("steps: 3", "the key 'model' is missing"),
+        ("steps: 3\nsteps: 4", ":2:1: the key 'steps' stands twice"),
+        ("model: {name: a, x: {b: 1, b: 2}}", "the key 'b' stands twice"),
+        ("a: &a [1]\nb: *a", ":2:4: aliases are not allowed"),
+        ("a: &a {x: *a}", "aliases are not allowed"),
+        ("a: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
+        ("a: [1, 2", ":1:9: expected ',' or ']'"),
+        ("a:\n\t- b", "cannot start any token"),
+        ("? [1, 2]\n: 3", "a key must be a word"),
+        ("1: 2", "unknown key 1"),
+        ("? {a: 1}\n: 3", "a key must be a word"),
+        ("steps: 2024-13-45", "month must be in 1..12"),
+        ("a: \x00", "special characters are not allowed"),
+        ("[" * 3000, "nested too deeply"),
+    ],
+)  # fmt: skip
+def test_broken_files_are_named(tmp_path, text, message):
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    found = refused(path)
+    assert message in found and "broken.yaml" in found
+
+
+def test_an_alias_bomb_costs_nothing(tmp_path):
+    lines = ["a0: &a0 [x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 40)]
+    path = tmp_path / "bomb.yaml"
+    path.write_text("\n".join(lines))
+    assert "aliases are not allowed" in refused(path)
+
+
+def test_files_that_are_none(tmp_path):
+    assert "no config file" in refused(tmp_path / "none.yaml")
+    assert "no config file" in refused(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes("output: caf\xe9".encode("latin-1"))
+    assert "latin.yaml is not UTF-8 text" in refused(tmp_path / "latin.yaml")
+
+
+def test_every_key_is_in_the_class():
+    """`from_dict` needs nothing but the dataclass: a new key is one line there."""
+    assert set(to_dict(TrainConfig({}, {}, {}, "x", 1))) == set(config.TrainConfig.__annotations__)

@@ -1,0 +1,54 @@
+"""Every name leads to a documented class, and what `build` is told is checked."""
+
+import inspect
+
+import pytest
+
+from vidcm.errors import UsageError
+from vidcm.registry import TABLE, build, lookup
+
+NAMES = [(kind, name) for kind, names in TABLE.items() for name in names]
+
+
+@pytest.mark.parametrize("kind, name", NAMES, ids=[f"{k}-{n}" for k, n in NAMES])
+def test_every_name_imports_and_its_options_are_explained(kind, name):
+    cls = lookup(kind, name)
+    assert inspect.isclass(cls) and cls.__doc__
+    # Options are told apart from each other in the docstring, or it says what there is to choose.
+    options = [p for p in inspect.signature(cls).parameters if p not in ("args", "kwargs")]
+    for option in options:
+        assert inspect.signature(cls).parameters[option].kind is not inspect.Parameter.VAR_KEYWORD
+    module = inspect.getmodule(cls)
+    assert module is not None and module.__doc__
+    assert TABLE[kind][name] == f"{cls.__module__}:{cls.__name__}"
+
+
+@pytest.mark.parametrize(
+    "kind, spec, message",
+    [
+        ("path", {}, "the path has no name .known: rectified_flow, trig_flow"),
+        ("path", {"name": "trigflow"}, "unknown path 'trigflow'; did you mean 'trig_flow'"),
+        ("path", {"name": None}, "unknown path None"),
+        ("path", {"name": ["a"]}, r"unknown path \['a'\]"),
+        ("model", {"name": "causal_vae", "channel": 3}, "no option 'channel'; did you mean 'channels'"),
+        ("model", {"name": "causal_vae", 3: 3}, "no option 3"),
+        ("model", {"name": "causal_vae", "channels": "3"}, "'causal_vae': channels: '3' is not int"),
+        ("model", {"name": "causal_vae", "channels": True}, "channels: True is not int"),
+        ("model", {"name": "attribute_net"}, "needs the option 'classes'"),
+        ("objective", {"name": "flow_matching", "mean": "0"}, "mean: '0' is not float"),
+        ("objective", {"name": "consistency_tuning", "teacher": None}, "no option 'teacher'"),
+        ("data", {"name": "latents", "path": 3}, r"path: 3 is not str \| "),
+        ("data", {"name": "lpc"}, "needs the option 'art'"),
+    ],
+)
+def test_refusals(kind, spec, message):
+    context = {"teacher": None} if kind == "objective" else {}
+    with pytest.raises(UsageError, match=message):
+        build(kind, spec, **context)
+
+
+def test_whole_numbers_pass_for_floats_and_context_reaches_whoever_takes_it():
+    found = build("objective", {"name": "flow_matching", "mean": 1}, teacher="ignored")
+    assert found.mean == 1
+    teacher = object()
+    assert build("objective", {"name": "consistency_tuning"}, teacher=teacher).teacher is teacher

@@ -1,0 +1,183 @@
+"""Samplers against the exact flow of the Gaussian world: their order, their law, their repeatability."""
+
+import math
+
+import pytest
+import torch
+from oracle import PATHS, Gaussian
+
+from vidcm.denoiser import Guided
+from vidcm.paths import RectifiedFlow
+from vidcm.rng import SampleRng, mix
+from vidcm.sampling import consistency, euler, heun
+from vidcm.times import few_steps, uniform_grid
+
+NAMES = [type(p).__name__ for p in PATHS]
+every_path = pytest.mark.parametrize("path", PATHS, ids=NAMES)
+
+
+class Calls:
+    """Counts evaluations of a denoiser."""
+
+    def __init__(self, world: Gaussian):
+        self.world, self.path, self.count = world, world.path, 0
+
+    def velocity(self, x_t, t, cond):
+        self.count += 1
+        return self.world.velocity(x_t, t, cond)
+
+    def clean(self, x_t, t, cond):
+        self.count += 1
+        return self.world.clean(x_t, t, cond)
+
+
+class PosteriorMean(Gaussian):
+    """What a diffusion model's one-step guess is: right on average, and nothing but averages."""
+
+    def clean(self, x_t, t, cond):
+        return self.predict(x_t, t, cond).x0
+
+
+def error(sampler, world: Gaussian, steps: int, start: float = 20.0, stop: float = 0.1) -> float:
+    """Distance to the exact flow between two noise ratios, in equal steps of the path's own time."""
+    x = torch.linspace(-2, 2, 5, dtype=torch.float64).view(1, 5, 1, 1, 1)
+    ends = world.path.time_of(torch.tensor([start, stop], dtype=torch.float64))
+    times = torch.linspace(float(ends[0]), float(ends[1]), steps + 1, dtype=torch.float64)
+    cond = world.encode([""])
+    exact = world.flow(x, ends[:1], ends[1:], cond)
+    return float((sampler(world, x, times, cond) - exact).abs().max())
+
+
+@every_path
+@pytest.mark.parametrize("sampler, order", [(euler, 1), (heun, 2)])
+def test_order_of_convergence(path, sampler, order):
+    errors = [error(sampler, Gaussian(path), 2**k * 60) for k in range(3)]
+    rates = [math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]
+    assert rates[-1] == pytest.approx(order, abs=0.12) and errors[-1] < 0.05
+
+
+def test_order_holds_with_guidance():
+    world = Gaussian(RectifiedFlow(), means={"": 0.2, "up": 1.0})
+    x = torch.randn(1, 3, 1, 2, 2, dtype=torch.float64)
+    up, none = world.encode(["up"]), world.encode([""])
+    exact = world.flow(x, torch.ones(1), torch.zeros(1), world.encode(["up"], torch.full((1,), 4.0)))
+    errors = [
+        float((euler(Guided(world, 4.0, none), x, uniform_grid(n), up) - exact).abs().max())
+        for n in (50, 100)
+    ]
+    assert errors[0] / errors[1] == pytest.approx(2, rel=0.1)
+
+
+@pytest.mark.parametrize("sampler, evaluations", [(euler, 7), (heun, 13)])
+def test_evaluations_and_progress(sampler, evaluations):
+    world, seen = Calls(Gaussian(RectifiedFlow())), []
+    x = torch.randn(2, 1, 1, 1, 1)
+    sampler(world, x, uniform_grid(7), world.world.encode(["", ""]), lambda *at: seen.append(at))
+    assert world.count == evaluations  # Heun's last interval has no slope at its end
+    assert seen == [(i, 7) for i in range(1, 8)]
+
+
+def test_progress_may_cancel():
+    class Stop(Exception):
+        pass
+
+    def stop(step: int, steps: int) -> None:
+        if step == 2:
+            raise Stop
+
+    world = Calls(Gaussian(RectifiedFlow()))
+    with pytest.raises(Stop):
+        euler(world, torch.randn(1, 1, 1, 1, 1), uniform_grid(9), world.world.encode([""]), stop)
+    assert world.count == 2
+
+
+# --- consistency sampling -------------------------------------------------------------------------
+
+
+def sample(world: Gaussian, times: list[float], count: int = 400) -> torch.Tensor:
+    rng = SampleRng(3, range(count))
+    noise = rng.normal(2, 5, 2, 2).double()
+    return consistency(world, noise, times, world.encode([""] * count), rng)
+
+
+def on(path, times: list[float]) -> list[float]:
+    """Rectified-flow times on another path."""
+    t = torch.tensor(times, dtype=torch.float64)
+    return path.time_of(t / (1 - t)).clamp(max=path.t_max).tolist()
+
+
+@every_path
+@pytest.mark.parametrize("steps", [1, 2, 4, 7])
+def test_the_exact_map_gives_the_data_in_any_number_of_steps(path, steps):
+    world = Gaussian(path, std=0.5)
+    x = sample(world, on(path, few_steps(steps)))
+    assert x.mean() == pytest.approx(0.7, abs=0.015)
+    assert x.std() == pytest.approx(0.5, rel=0.02)
+
+
+def test_a_posterior_mean_is_no_consistency_map():
+    """One step from noise gives the mean of everything; only re-noising brings back some spread."""
+    world = PosteriorMean(RectifiedFlow(), std=0.5)
+    one, four = (sample(world, few_steps(n)) for n in (1, 4))
+    assert one.mean() == pytest.approx(0.7, abs=0.01) and one.std() < 0.01
+    assert one.std() < four.std() < 0.4
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_as_many_evaluations_as_times(steps):
+    world, seen = Calls(Gaussian(RectifiedFlow())), []
+    cond = world.world.encode([""])
+    rng = SampleRng(0, [0])
+    consistency(world, rng.normal(1, 1, 1, 1), few_steps(steps), cond, rng, lambda *at: seen.append(at))
+    assert world.count == steps and seen == [(i, steps) for i in range(1, steps + 1)]
+
+
+def test_the_same_noise_travels_to_the_same_place():
+    """One exact step is the ODE's own map, so student and teacher agree sample by sample."""
+    world = Gaussian(RectifiedFlow())
+    rng = SampleRng(3, range(5))
+    noise, cond = rng.normal(2, 1, 2, 2).double(), world.encode([""] * 5)
+    jumped = consistency(world, noise, few_steps(1), cond, rng)
+    walked = heun(world, noise, uniform_grid(60), cond)
+    torch.testing.assert_close(jumped, walked, rtol=1e-3, atol=1e-3)
+
+
+# --- randomness -----------------------------------------------------------------------------------
+
+
+def draws(positions) -> tuple[torch.Tensor, torch.Tensor]:
+    rng = SampleRng(11, positions)
+    return rng.normal(3, 2), rng.uniform(5)
+
+
+def test_a_sample_s_draws_depend_on_its_place_alone():
+    normal, uniform = draws([4, 9, 2])
+    for row, position in enumerate([4, 9, 2]):
+        alone = draws([position])
+        assert alone[0][0].equal(normal[row]) and alone[1][0].equal(uniform[row])
+    flipped = draws([2, 9, 4])
+    assert flipped[0].flip(0).equal(normal) and flipped[1].flip(0).equal(uniform)
+
+
+def test_seeds_and_places_do_not_meet():
+    seeds = {mix(seed, place) for seed in range(100) for place in range(100)}
+    assert len(seeds) == 10_000 and all(0 <= s < 2**63 for s in seeds)
+    assert mix(1, 2) != mix(2, 1) and mix(-1, 0) != mix(1, 0)
+
+
+def test_neighbouring_places_are_independent():
+    x = SampleRng(0, range(2000)).normal(2)
+    assert torch.corrcoef(torch.stack([x[:-1, 0], x[1:, 0], x[:-1, 1]])).fill_diagonal_(0).abs().max() < 0.07
+    assert x.mean().abs() < 0.06 and x.std() == pytest.approx(1, abs=0.04)
+
+
+def test_a_clip_is_the_same_in_any_batch():
+    world, times = Gaussian(RectifiedFlow()), few_steps(4)
+
+    def clips(positions) -> torch.Tensor:
+        rng = SampleRng(5, positions)
+        noise = rng.normal(2, 3, 1, 1)
+        return consistency(world, noise, times, world.encode([""] * len(positions)), rng)
+
+    together = clips([0, 1, 2, 3])
+    assert clips([2]).equal(together[2:3]) and clips([3, 1]).equal(together[[3, 1]])

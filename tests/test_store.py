@@ -1,0 +1,177 @@
+"""Model folders: whole or refused, never half-written."""
+
+import json
+import os
+import struct
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from vidcm.codecs.causal_vae import CausalVAE
+from vidcm.denoiser import Denoiser
+from vidcm.errors import UsageError, VidcmError
+from vidcm.registry import build
+from vidcm.store import FORMAT, load_model, load_weights, read_card, read_weights, replacing, save_model
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tiny.save(tmp_path / "model", tiny.denoiser())
+
+
+def edit(folder: Path, **changes) -> None:
+    card = json.loads((folder / "model.json").read_text()) | changes
+    (folder / "model.json").write_text(json.dumps(card))
+
+
+def refused(folder: Path, kind: type | None = None) -> VidcmError:
+    with pytest.raises(VidcmError) as caught:
+        load_model(folder, kind)
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+# --- round trip -----------------------------------------------------------------------------------
+
+
+def test_round_trip(folder):
+    model = load_model(folder, Denoiser)
+    twin = tiny.shaken(build("model", tiny.denoiser()), 0)
+    load_weights(twin, read_weights(folder), "here")
+    x, t = torch.randn(2, 5, 3, 2, 4), torch.tensor([0.2, 0.9])
+    prompts = ["an orc", "a lady"]
+    expected = twin.velocity(x, t, twin.encode(prompts))
+    torch.testing.assert_close(model.velocity(x, t, model.encode(prompts)), expected)
+    assert not model.training and not any(p.requires_grad for p in model.parameters())
+    assert sorted(os.listdir(folder)) == ["model.json", "model.safetensors"]
+
+
+def test_buffers_and_facts_travel(tmp_path):
+    codec = build("model", tiny.CODEC)
+    codec.mean.fill_(3.0)
+    save_model(tmp_path / "c", tiny.CODEC, codec.state_dict(), made={"step": 7})
+    assert load_model(tmp_path / "c", CausalVAE).mean.tolist() == [3.0] * 5
+    card = read_card(tmp_path / "c")
+    assert card["made"] == {"step": 7} and card["spec"] == tiny.CODEC and card["format"] == FORMAT
+
+
+def test_half_precision_is_half_the_file_and_comes_back_as_float32(folder, tmp_path):
+    weights = read_weights(folder)
+    save_model(tmp_path / "half", tiny.denoiser(), weights, dtype=torch.float16)
+    sizes = [(f / "model.safetensors").stat().st_size for f in (tmp_path / "half", folder)]
+    assert sizes[0] < 0.6 * sizes[1]
+    found = load_model(tmp_path / "half").state_dict()
+    for name, tensor in load_model(folder).state_dict().items():
+        assert found[name].dtype == torch.float32
+        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_saving_again_replaces_the_whole_folder(folder):
+    (folder / "stray.txt").write_text("x")
+    tiny.save(folder, tiny.CODEC)
+    assert sorted(os.listdir(folder)) == ["model.json", "model.safetensors"]
+    assert isinstance(load_model(folder), CausalVAE)
+
+
+# --- damage ---------------------------------------------------------------------------------------
+
+
+def test_a_truncated_file(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    error = refused(folder)
+    assert "truncated or altered" in str(error) and error.exit_code == 1
+
+
+def test_a_flipped_bit(folder):
+    path = folder / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-7] ^= 1
+    path.write_bytes(data)
+    assert "truncated or altered" in str(refused(folder))
+
+
+def test_a_missing_file_and_a_missing_folder(folder, tmp_path):
+    error = refused(tmp_path / "none")
+    assert "is not a model folder (no model.json)" in str(error) and error.exit_code == 2
+    (folder / "model.safetensors").unlink()
+    error = refused(folder)
+    assert "lacks model.safetensors" in str(error) and error.exit_code == 1
+    assert "cannot read" in str(refused(folder / "model.json"))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_tensor_that_is_not_finite(folder, value):
+    weights = read_weights(folder)
+    name = "backbone.embed.weight"
+    weights[name][0, 0] = value
+    save_model(folder, tiny.denoiser(), weights)
+    assert f"the tensor {name} holds values that are not finite" in str(refused(folder))
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("{", "cannot read"),
+        ("[]", "is damaged: it has no `spec`"),
+        ("{}", "is damaged: it has no `spec`"),
+        ('{"spec": 3}', "is damaged: it has no `spec`"),
+        ("\xff", "cannot read"),
+    ],
+)
+def test_a_damaged_card(folder, content, message):
+    (folder / "model.json").write_bytes(content.encode("latin-1"))
+    assert message in str(refused(folder))
+
+
+def test_a_newer_format_asks_to_upgrade(folder):
+    edit(folder, format=FORMAT + 1, vidcm="99.0")
+    assert "made by vidcm 99.0, newer than" in str(refused(folder))
+    edit(folder, format="two")
+    assert "is damaged: it has no `format`" in str(refused(folder))
+
+
+def test_another_kind_is_refused(folder):
+    error = refused(folder, CausalVAE)
+    assert "holds a Denoiser; expected a CausalVAE" in str(error) and error.exit_code == 2
+
+
+def test_weights_that_do_not_fit_are_listed(folder):
+    edit(folder, spec=tiny.denoiser(depth=3))
+    message = str(refused(folder))
+    assert "do not fit the model" in message and "is missing" in message and "more" in message
+    edit(folder, spec=tiny.denoiser(channels=7))
+    assert "backbone.embed.weight is (32, 5), not (32, 7)" in str(refused(folder))
+    edit(folder, spec=tiny.denoiser(depth=1))
+    assert "is unknown" in str(refused(folder))
+
+
+def test_a_file_of_nonsense_with_the_right_hash(folder):
+    from vidcm.store import file_hash
+
+    path = folder / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", 2**40) + b"{}")
+    edit(folder, sha256=file_hash(path))
+    assert "cannot read" in str(refused(folder))
+
+
+# --- whole or not at all --------------------------------------------------------------------------
+
+
+def test_a_failed_write_leaves_the_old_folder(folder):
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    with pytest.raises(RuntimeError), replacing(folder) as part:
+        (part / "model.json").write_text("half")
+        raise RuntimeError
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    assert os.listdir(folder.parent) == ["model"]
+
+
+def test_a_place_that_cannot_be_written_to(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(VidcmError, match="cannot write .*file/model: "):
+        save_model(tmp_path / "file" / "model", tiny.CODEC, {})
+    with pytest.raises(VidcmError, match="cannot write /proc/none"):
+        save_model("/proc/none/model", tiny.CODEC, {})

@@ -213,7 +213,7 @@ def _process(command: list[str], shell: dict, folder: Path) -> dict[str, float]:
         began = time.perf_counter()
         with subprocess.Popen(command, env=shell, cwd=folder, stderr=said, **pipes) as child:
             try:
-                line = child.stdout.readline()  # comes right after the mp4
+                line = child.stdout.readline() if child.stdout else ""  # comes right after the mp4
                 wall = time.perf_counter() - began
                 child.wait()
             finally:

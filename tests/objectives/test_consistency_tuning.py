@@ -41,7 +41,7 @@ def mutant(old: str, new: str) -> type[ConsistencyTuning]:
 
 
 WRONG_CLOCK = ("1 / (sigma - lower)", "1 / (t - r)")
-GUIDANCE_OFF_BY_ONE = ("x_t, t, prompts, scale)", "x_t, t, prompts, scale + 1)")
+GUIDANCE_OFF_BY_ONE = ("t, prompts, told)", "t, prompts, told + 1)")
 BACKWARD_STEP = ("x_t - like(t - r, x_t) * v", "x_t + like(t - r, x_t) * v")
 OTHER_NOISE = ("x_r = path.noise(x0, eps, r)", "x_r = path.noise(x0, rng.normal(*x0.shape[1:]), r)")
 

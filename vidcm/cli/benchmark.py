@@ -35,63 +35,33 @@ def parser() -> Parser:
     )
     how = p.add_argument_group("what to measure")
     how.add_argument(
-        "--checkpoint",
-        default="lpc-64",
-        help="a bundled model or a pipeline folder (default: %(default)s)",
+        "--checkpoint", default="lpc-64", help="bundled, or a pipeline folder (lpc-64)"
     )
+    rows = "teacher-50,student-4,student-2,student-1"
     how.add_argument(
-        "--rows",
-        default="teacher-50,student-4,student-2,student-1",
-        metavar="ROW,ROW",
-        help="teacher or student and its steps (default: %(default)s)",
+        "--rows", default=rows, help="role and steps, in commas (default: %(default)s)"
     )
     how.add_argument("--prompt", help="what the clips show (default: the README's)")
+    how.add_argument("--batch", type=positive_int, default=1, help="clips per call (1)")
+    how.add_argument("--seed", type=seed, default=0, help="of the first clip (0)")
+    how.add_argument("--warmup", type=positive_int, default=2, help="turns kept apart (2)")
+    how.add_argument("--repeats", type=positive_int, default=10, help="turns measured (10)")
+    cold = "also start N new processes per row, 3 unless told: start to mp4"
     how.add_argument(
-        "--batch", type=positive_int, default=1, help="clips per call (default: %(default)s)"
+        "--cold", type=positive_int, nargs="?", const=3, default=0, metavar="N", help=cold
     )
-    how.add_argument(
-        "--seed", type=seed, default=0, help="of the first clip (default: %(default)s)"
-    )
-    how.add_argument(
-        "--warmup",
-        type=positive_int,
-        default=2,
-        help="first turns, kept apart (default: %(default)s)",
-    )
-    how.add_argument(
-        "--repeats", type=positive_int, default=10, help="turns measured (default: %(default)s)"
-    )
-    how.add_argument(
-        "--cold",
-        type=positive_int,
-        nargs="?",
-        const=3,
-        default=0,
-        metavar="N",
-        help="also start N new processes per row, 3 unless told: start to mp4",
-    )
-    how.add_argument("--device", default="auto", help="auto, cpu, cuda (default: %(default)s)")
+    how.add_argument("--device", default="auto", help="auto (a GPU when there is one), cpu, cuda")
     how.add_argument("--threads", type=positive_int, help="CPU threads (default: torch's choice)")
     out = p.add_argument_group("what to write")
     out.add_argument("--output", type=Path, metavar="JSON", help="keep every number here")
     out.add_argument("--overwrite", action="store_true", help="replace what --output names")
-    out.add_argument(
-        "--into",
-        type=Path,
-        metavar="MD",
-        help=f"put the table between the marks {BEGIN} and {END} of this file",
-    )
+    into = f"put the table between the marks {BEGIN} and {END} of this file"
+    out.add_argument("--into", type=Path, metavar="MD", help=into)
     old = p.add_mutually_exclusive_group()
-    old.add_argument(
-        "--table", type=existing_file, metavar="JSON", help="show numbers measured before"
-    )
-    old.add_argument(
-        "--compare",
-        type=existing_file,
-        nargs=2,
-        metavar=("OLD", "NEW"),
-        help="change by stage; refuses measurements of different things",
-    )
+    shown = "show numbers measured before"
+    old.add_argument("--table", type=existing_file, metavar="JSON", help=shown)
+    change = "change by stage; refuses measurements of different things"
+    old.add_argument("--compare", type=existing_file, nargs=2, metavar=("OLD", "NEW"), help=change)
     return p
 
 
@@ -236,15 +206,8 @@ def _unlike(a: dict, b: dict) -> list[str]:
 def table(results: dict) -> str:
     """Markdown: medians by stage, and how they were measured."""
     stages = ("text", "denoise", "decode", "write", "end_to_end")
-    head = [
-        "",
-        "evaluations",
-        *(s.replace("_", " ") for s in stages),
-        "p95",
-        "x real time",
-        "GFLOP/s",
-        "denoise speed-up",
-    ]
+    head = ["", "evaluations", *(s.replace("_", " ") for s in stages)]
+    head += ["p95", "x real time", "GFLOP/s", "denoise speed-up"]
     cold = any("cold" in row for row in results["rows"].values())
     lines = []
     for name, row in results["rows"].items():

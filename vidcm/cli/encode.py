@@ -76,6 +76,7 @@ def _encode(args: argparse.Namespace) -> None:
     import torch
 
     from vidcm.codecs.causal_vae import CausalVAE
+    from vidcm.codecs.pieces import encode_in_pieces
     from vidcm.data.latents import write_shards
     from vidcm.runtime import fast_cpu, pick_device
     from vidcm.store import load_model, read_card
@@ -89,7 +90,7 @@ def _encode(args: argparse.Namespace) -> None:
     @torch.no_grad()
     def clips():
         for frames, captions in _shown(source, total, args.batch):
-            yield codec.encode(to_video(frames.to(device))), captions
+            yield encode_in_pieces(codec, to_video(frames.to(device))), captions
 
     count = write_shards(args.output, clips(), codec=read_card(args.codec)["sha256"], about=about)
     print(f"{args.output}: {count} clips")

@@ -1,0 +1,43 @@
+"""A clip of any length in pieces is the clip in one go."""
+
+import pytest
+import torch
+
+from vidcm.codecs.causal_vae import CausalVAE
+from vidcm.codecs.pieces import CONTEXT, _spans, decode_in_pieces, encode_in_pieces
+from vidcm.errors import UsageError
+
+
+@pytest.fixture
+def codec() -> CausalVAE:
+    torch.manual_seed(0)
+    codec = CausalVAE(8, (8, 12, 16))
+    for parameter in codec.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    return codec.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("piece", [1, 2, 3, 5, 20])
+def test_pieces_equal_one_go(codec, piece):
+    video = torch.randn(1, 3, 45, 16, 24)
+    latents = codec.encode(video)
+    torch.testing.assert_close(encode_in_pieces(codec, video, piece), latents)
+    rebuilt = torch.cat(list(decode_in_pieces(codec, latents, piece)), dim=2)
+    torch.testing.assert_close(rebuilt, codec.decode(latents))
+
+
+def test_less_context_would_show(codec, monkeypatch):
+    video = torch.randn(1, 3, 45, 16, 24)
+    monkeypatch.setattr("vidcm.codecs.pieces.CONTEXT", CONTEXT - 1)
+    assert (encode_in_pieces(codec, video, 3) - codec.encode(video)).abs().max() > 1e-3
+
+
+def test_spans_cover_everything_once():
+    assert [(first, end) for _, first, end in _spans(11, 4)] == [(0, 4), (4, 8), (8, 11)]
+
+
+def test_refusals(codec):
+    with pytest.raises(UsageError, match="use 41 or 45"):
+        encode_in_pieces(codec, torch.randn(1, 3, 44, 16, 24))
+    with pytest.raises(UsageError, match="at least 1"):
+        encode_in_pieces(codec, torch.randn(1, 3, 45, 16, 24), 0)

@@ -1,6 +1,4 @@
-"""Devices and threads."""
-
-import os
+"""Devices."""
 
 import torch
 
@@ -23,6 +21,5 @@ def pick_device(name: str) -> torch.device:
 
 
 def fast_cpu() -> None:
-    """Flush denormals (they slow fp32 on CPUs) and keep idle OpenMP threads from spinning."""
+    """Flush denormals, which slow fp32 on CPUs."""
     torch.set_flush_denormal(True)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

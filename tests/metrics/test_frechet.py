@@ -11,6 +11,7 @@ from vidcm.models.attribute_net import PLAYBACK, AttributeNet
 from vidcm.objectives.attribute_naming import AttributeNaming, frame_order
 from vidcm.rng import SampleRng
 from vidcm.store import read_card
+from vidcm.train.naming_task import renew
 from vidcm.video import to_video
 
 
@@ -109,6 +110,19 @@ def test_the_objective_learns_and_refuses_other_data(puppets):
         objective(AttributeNet({"sex": 2}), puppets.batch(0, range(2)), 0.0, SampleRng(0, range(2)))
     with pytest.raises(UsageError, match="it must be in"):
         AttributeNaming(altered=1.5)
+
+
+def test_averaged_weights_get_batch_statistics_of_their_own(puppets):
+    net = AttributeNet({name: len(puppets.words[name]) for name in puppets.attributes})
+    frames = puppets.batch(0, range(16)).frames
+    video = to_video(frames)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.mul_(1.5)  # as averaging does, behind the back of the running statistics
+        wanted = net(video)["skin"]
+        stale = (net.eval()(video)["skin"] - wanted).abs().mean()
+        renew(net, [frames])
+        assert (net(video)["skin"] - wanted).abs().mean() < 0.2 * stale and not net.training
 
 
 # --- the bundled one ------------------------------------------------------------------------------

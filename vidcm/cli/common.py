@@ -25,6 +25,10 @@ from vidcm.errors import VidcmError
 
 MAX_SEED = 2**63 - 1
 
+# Read once, when torch loads OpenMP: threads that wait sleep instead of spinning, without which a
+# CPU that does anything else beside slows a run many times over.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 
 class Parser(argparse.ArgumentParser):
     """`ArgumentParser` whose errors are one line with a suggestion; options are never abbreviated.

@@ -51,7 +51,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def _export(args: argparse.Namespace) -> None:
     import json
+    import os
+    import shutil
     from pathlib import Path
+    from tempfile import TemporaryDirectory
 
     import torch
 
@@ -64,9 +67,13 @@ def _export(args: argparse.Namespace) -> None:
     if (output / "pipeline.json").exists() and not args.overwrite:
         raise UsageError(f"{output} holds a pipeline; give another --output, or --overwrite")
     cards = {role: read_card(getattr(args, role)) for role in ("codec", "teacher", "student")}
-    for role, card in cards.items():
-        weights = read_weights(getattr(args, role))
-        save_model(output / role, card["spec"], weights, made=card["made"], dtype=torch.float16)
+    for role in ("teacher", "student"):
+        told = cards[role]["spec"].get("backbone", {}).get("guided", False)
+        if told != (role == "student"):
+            raise UsageError(
+                f"{getattr(args, role)} is not a {role}: a student takes a guidance scale as an "
+                "input (backbone.guided), a teacher does not"
+            )
     told = (
         cards["student"]["made"].get("config", {}).get("objective", {}).get("guidance", [1.0, 5.0])
     )
@@ -84,8 +91,27 @@ def _export(args: argparse.Namespace) -> None:
         },
         "teacher": {"steps": args.teacher_steps, "guidance": args.guidance},
     }
-    (output / "pipeline.json").write_text(json.dumps(settings, indent=1) + "\n", "utf-8")
-    clips = VideoPipeline.from_pretrained(output, "cpu")("a test", steps=1)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
+        draft = Path(folder)
+        for role, card in cards.items():
+            weights = read_weights(getattr(args, role))
+            save_model(draft / role, card["spec"], weights, made=card["made"], dtype=torch.float16)
+        (draft / "pipeline.json").write_text(json.dumps(settings, indent=1) + "\n", "utf-8")
+        pipe = VideoPipeline.from_pretrained(draft, "cpu")
+        for role in ("teacher", "student"):
+            if pipe.model(role).channels != pipe.codec.channels:
+                raise UsageError(
+                    f"{getattr(args, role)} makes latents of {pipe.model(role).channels} channels, "
+                    f"{args.codec} reads {pipe.codec.channels}; give the codec it was trained with"
+                )
+        clips = pipe("a test", steps=1)
+        pipe("a test", steps=1, teacher=True)
+        output.mkdir(exist_ok=True)
+        for made in draft.iterdir():
+            if (output / made.name).is_dir():
+                shutil.rmtree(output / made.name)
+            os.replace(made, output / made.name)
     size = sum(f.stat().st_size for f in output.rglob("*.safetensors")) / 2**20
     print(
         f"{output}: {size:.1f} MB of weights; a clip of {clips.frames.shape[1]} frames came out of it"

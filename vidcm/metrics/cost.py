@@ -4,7 +4,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -92,15 +92,16 @@ def flops_per_evaluation(dit: DiT, shape: Sequence[int], words: int) -> int:
         a block              4 n d^2 + 2 n^2 d  (self-attention)
                              2 n d^2 + 2 words c d + 2 n words d  (cross-attention)
                              2 n d m  (MLP)
-        once                 each scalar embedding f d + d^2, pooled text c d,
-                             modulations 11 d^2 + P d
-    Norms, rotations and activations, a few per cent of a small network, are left out.
+        once                 each embedding of f frequencies 2 f d + d^2,
+                             pooled text c d, modulations 11 d^2 + P d
+    Norms, rotations and activations are left out.
     """
     n, d, patch = tokens_of(dit, shape), dit.width, dit.embed.in_features
-    context, hidden = dit.pool.in_features, dit.blocks[0].mlp[0].out_features
+    context = dit.pool.in_features
+    hidden = cast(nn.Linear, dit.get_submodule("blocks.0.mlp.0")).out_features
     block = 6 * n * d**2 + 2 * n**2 * d + 2 * words * context * d + 2 * n * words * d
     block += 2 * n * d * hidden
-    scalars = [e.map[0].in_features * d + d**2 for e in (dit.time, dit.guidance) if e is not None]
+    scalars = [2 * len(e.frequencies) * d + d**2 for e in (dit.time, dit.guidance) if e is not None]
     once = sum(scalars) + context * d + 11 * d**2 + patch * d
     return 2 * (2 * n * patch * d + len(dit.blocks) * block + once)
 

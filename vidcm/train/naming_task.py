@@ -1,10 +1,11 @@
 """The feature network's run: accuracy on held-out combinations, features scaled at the end."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vidcm.config import TrainConfig
 from vidcm.data.lpc import LPC
@@ -27,10 +28,16 @@ def naming_task(config: TrainConfig, model: AttributeNet, data: LPC) -> Task:
     if {**counts, "playback": model.classes["playback"]} != model.classes:
         raise UsageError(f"model.classes does not fit the data; it must be {counts}")
 
+    def train_frames(start: int) -> Tensor:
+        frames = data.batch(HELD_SEED, range(start, start + 32)).frames
+        assert frames is not None
+        return frames
+
     def filled(weights: dict[str, Tensor]) -> AttributeNet:
         copy = build("model", config.model)
         copy.load_state_dict(weights)
-        return copy.eval()
+        renew(copy, [train_frames(start) for start in range(0, 256, 32)])
+        return copy
 
     def preview(weights: dict[str, Tensor], path: Path) -> dict[str, float]:
         marks = accuracy(filled(weights), data, 128)
@@ -41,13 +48,26 @@ def naming_task(config: TrainConfig, model: AttributeNet, data: LPC) -> Task:
         """Store the features' mean and deviation, so that every feature has unit variance."""
         net, raw = filled(weights), []
         for start in range(0, 1024, 32):
-            frames = data.batch(HELD_SEED, range(start, start + 32)).frames
-            assert frames is not None
-            raw.append(net.embed(to_video(frames)))
+            raw.append(net.embed(to_video(train_frames(start))))
         features = torch.cat(raw)
-        return weights | {"mean": features.mean(0), "std": features.std(0)}
+        return net.state_dict() | {"mean": features.mean(0), "std": features.std(0)}
 
     return Task(model, build("objective", config.objective), data, preview, finish)
+
+
+@torch.no_grad()
+def renew(net: AttributeNet, clips: Sequence[Tensor]) -> None:
+    """Batch statistics of the network's own, from training clips uint8 `(b t h w c)`: averaged
+    weights have none, for the running ones are of the weights before averaging (Izmailov et al.
+    2018, arXiv 1803.05407, 3.2). Leaves the network in evaluation mode."""
+    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain mean over the batches
+    net.train()
+    for frames in clips:
+        net(to_video(frames))
+    net.eval()
 
 
 @torch.no_grad()

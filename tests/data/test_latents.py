@@ -1,0 +1,172 @@
+"""Latent caches: the codec is checked, epochs are permutations, positions are samples."""
+
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from vidcm.cli import encode
+from vidcm.codecs.causal_vae import CausalVAE
+from vidcm.data.folder import VideoFolder
+from vidcm.data.latents import LatentShards, write_shards
+from vidcm.errors import UsageError, VidcmError
+from vidcm.store import load_model, read_card
+from vidcm.video import to_video
+
+COUNT = 23
+
+
+def parts():
+    for start in range(0, COUNT, 5):
+        rows = torch.arange(start, min(start + 5, COUNT)).float()
+        latents = rows.view(-1, 1, 1, 1, 1).expand(-1, 3, 2, 1, 2)
+        yield latents, [[f"{int(i)}a", f"{int(i)}b"] for i in rows]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = write_shards(tmp_path / "cache", parts(), codec="f" * 64, about={"data": "x"}, shard_size=7)
+    assert made == COUNT
+    return tmp_path / "cache"
+
+
+def rows(batch) -> list[int]:
+    assert batch.latents is not None
+    return batch.latents[:, 0, 0, 0, 0].int().tolist()
+
+
+def test_what_was_written_comes_back(folder):
+    data = LatentShards(folder)
+    assert len(data) == COUNT and data.index["clips"] == COUNT and data.index["data"] == "x"
+    assert len(data.index["shards"]) == 3
+    batch = data.batch(0, range(9))
+    assert batch.latents.shape == (9, 3, 2, 1, 2) and batch.latents.dtype == torch.float32
+    assert [int(c[:-1]) for c in batch.captions] == rows(batch)
+
+
+def test_epochs_are_permutations_and_differ(folder):
+    data = LatentShards(folder)
+    epochs = [rows(data.batch(4, range(e * COUNT, (e + 1) * COUNT))) for e in range(3)]
+    assert all(sorted(e) == list(range(COUNT)) for e in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert rows(LatentShards(folder).batch(5, range(COUNT))) != epochs[0]
+
+
+def test_a_position_is_the_same_sample_in_any_order_or_thread(folder):
+    data = LatentShards(folder)
+    whole = data.batch(4, range(60))
+    fresh = LatentShards(folder)
+    for position in (59, 0, 31):
+        one = fresh.batch(4, [position])
+        assert one.captions == [whole.captions[position]] and one.latents.equal(whole.latents[[position]])
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda p: fresh.batch(4, [p]).captions[0], range(60)))
+    assert found == whole.captions
+
+
+def test_all_captions_are_used(folder):
+    said = Counter(c[-1] for c in LatentShards(folder).batch(0, range(20 * COUNT)).captions)
+    assert said["a"] == pytest.approx(said["b"], rel=0.3)
+
+
+def test_another_codec_is_refused(folder):
+    data = LatentShards(folder)
+    data.check_codec("f" * 64)
+    with pytest.raises(UsageError, match="made by codec ffffffffffff, not eeeeeeeeeeee; encode again"):
+        data.check_codec("e" * 64)
+
+
+def test_damage_is_named(folder, tmp_path):
+    with pytest.raises(UsageError, match="holds no latents .index.json is missing"):
+        LatentShards(tmp_path)
+    shard = folder / "shard-00001.safetensors"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-9])
+    with pytest.raises(VidcmError, match="the shard shard-00001 of .* cannot be read .*encode again"):
+        LatentShards(folder)
+    shard.write_bytes(whole)
+    (folder / "shard-00002.json").write_text('[["one"]]')
+    with pytest.raises(VidcmError, match="has 23 clips but .* captions"):
+        LatentShards(folder)
+    (folder / "shard-00002.json").unlink()
+    with pytest.raises(VidcmError, match="shard-00002"):
+        LatentShards(folder)
+    for text in ("{", "{}", "[]"):
+        (folder / "index.json").write_text(text)
+        with pytest.raises(VidcmError, match="index.json is damaged; encode again"):
+            LatentShards(folder)
+
+
+def test_latents_that_are_no_numbers_leave_no_cache(tmp_path):
+    bad = iter([(torch.full((2, 3, 1, 1, 1), torch.nan), [["a"], ["b"]])])
+    with pytest.raises(VidcmError, match="not finite for clips 0 to 2"):
+        write_shards(tmp_path / "cache", bad, codec="f", about={})
+    assert not list(tmp_path.iterdir())
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def codec(tmp_path_factory) -> Path:
+    return tiny.save(tmp_path_factory.mktemp("codec") / "final", tiny.CODEC)
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("videos")
+    for k in range(3):
+        with av.open(str(folder / f"{k}.mp4"), "w") as out:
+            stream = out.add_stream("libx264", rate=8)
+            stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
+            for i in range(9):
+                image = np.full((32, 48, 3), 40 * k + 9 * i, np.uint8)
+                out.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+            out.mux(stream.encode(None))
+        (folder / f"{k}.txt").write_text(f"clip {k}")
+    return folder
+
+
+def test_encode_makes_a_cache_that_names_its_codec(codec, videos, tmp_path, capsys):
+    arguments = ["--codec", codec, "--data", "folder", "--root", videos, "--output", tmp_path / "cache"]
+    options = ["--frames", "5", "--size", "16x24", "--batch", "2", "--device", "cpu"]
+    command = [*map(str, arguments), *options]
+    assert encode.main(command) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'cache'}: 3 clips\n"
+    data = LatentShards(tmp_path / "cache")
+    data.check_codec(read_card(codec)["sha256"])
+    batch = data.batch(0, range(3))
+    assert sorted(batch.captions) == ["clip 0", "clip 1", "clip 2"]
+    assert batch.latents.shape == (3, 5, 2, 2, 3)
+    # What was cached is what the codec makes of the frames.
+    frames, captions, _ = VideoFolder(videos, num_frames=5, size=(16, 24), fps=8.0).clips(range(3))
+    assert captions == ["clip 0", "clip 1", "clip 2"]
+    latents = load_model(codec, CausalVAE).encode(to_video(frames))
+    order = [int(c[-1]) for c in batch.captions]
+    torch.testing.assert_close(batch.latents, latents[order], atol=2e-2, rtol=2e-3)
+    assert encode.main(command) == 2
+    assert "exists; give another --output, or --overwrite" in capsys.readouterr().err
+    assert encode.main([*command, "--overwrite"]) == 0
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--data", "folder"], "--data folder needs --root"),
+        (["--data", "lpc", "--art", "/none"], "the LPC art was not found at /none"),
+        (["--data", "folder", "--root", "x", "--size", "64"], "cannot read --size '64'"),
+        (["--data", "folder", "--root", "x", "--size", "20x24"], "height 20 is not a multiple of 8"),
+        (["--data", "folder", "--root", "x", "--frames", "8"], "8 frames do not fit"),
+    ],
+)
+def test_encode_refuses_before_it_starts(codec, tmp_path, capsys, monkeypatch, options, message):
+    monkeypatch.delenv("VIDCM_LPC_ART", raising=False)
+    assert encode.main(["--codec", str(codec), "--output", str(tmp_path / "out"), *options]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,92 @@
+"""Golden loss curves: twenty steps of every objective, on tiny models, from fixed seeds.
+
+A change that should not change numbers leaves them alone; one that should writes them anew with
+`python tests/test_golden.py`, and the difference of tests/golden/*.json is part of its review.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from vidcm.config import OptimizerConfig
+from vidcm.data.batch import Batch
+from vidcm.objectives.base import Objective
+from vidcm.registry import build
+from vidcm.rng import SampleRng
+from vidcm.train.engine import LocalEngine, MicroBatch, TrainStep
+
+FOLDER = Path(__file__).parent / "golden"
+PROMPTS = ["an orc walks left", "a lady in a red dress", "a man falls", ""]
+STEPS, BATCH = 20, 4
+
+
+def latents(positions: range) -> Batch:
+    x = SampleRng(77, positions).normal(5, 2, 3, 4)
+    return Batch([PROMPTS[p % 4] for p in positions], latents=x)
+
+
+def frames(positions: range) -> Batch:
+    shades = SampleRng(77, positions).uniform(5, 4, 3, 3)  # blocks of 8 pixels
+    pixels = (shades * 255).to(torch.uint8)
+    pixels = pixels.repeat_interleave(8, dim=2).repeat_interleave(8, dim=3)
+    return Batch([""] * len(positions), frames=pixels)
+
+
+def curve(spec: dict, objective: Objective, data: Callable[[range], Batch]) -> list[float]:
+    """The losses of a run: twenty steps of the engine that training uses."""
+    torch.manual_seed(0)
+    engine = LocalEngine(
+        TrainStep(build("model", spec), objective, torch.device("cpu")), OptimizerConfig(), ema=0.9
+    )
+    losses = []
+    for step in range(STEPS):
+        places = range(step * BATCH, step * BATCH + BATCH)
+        part = MicroBatch(data(places), 5, list(places))
+        losses.append(engine.step([part], step / STEPS, 3e-3).loss)
+    return losses
+
+
+def flow_matching() -> list[float]:
+    return curve(tiny.denoiser(), build("objective", {"name": "flow_matching"}), latents)
+
+
+def _consistency_tuning(teacher) -> list[float]:
+    objective = build("objective", {"name": "consistency_tuning", "stages": 4}, teacher=teacher)
+    return curve(tiny.denoiser(guided=True), objective, latents)
+
+
+def consistency_tuning_taught() -> list[float]:
+    torch.manual_seed(1)
+    return _consistency_tuning(tiny.shaken(build("model", tiny.denoiser())).requires_grad_(False))
+
+
+def consistency_tuning_alone() -> list[float]:
+    return _consistency_tuning(None)
+
+
+def autoencoding() -> list[float]:
+    spec = {"name": "autoencoding", "crop": 16, "windows": 2}
+    return curve(tiny.CODEC, build("objective", spec), frames)
+
+
+CURVES = (flow_matching, consistency_tuning_taught, consistency_tuning_alone, autoencoding)
+
+
+@pytest.mark.parametrize("run", CURVES, ids=[run.__name__ for run in CURVES])
+def test_losses_are_what_they_were(run):
+    expected = json.loads((FOLDER / f"{run.__name__}.json").read_text("utf-8"))
+    losses = run()
+    assert losses == pytest.approx(expected, rel=1e-4)
+    assert sum(losses[-5:]) < sum(losses[:5])
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for run in CURVES:
+        text = json.dumps([float(f"{loss:.8g}") for loss in run()], indent=1) + "\n"
+        (FOLDER / f"{run.__name__}.json").write_text(text, "utf-8")
+        print(run.__name__)

@@ -77,7 +77,10 @@ class Pointwise(nn.Module):
     def __init__(self, channels: int, context: int, width: int = 32):
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Linear(4 + context, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
+            nn.Linear(4 + context, width),
+            nn.SiLU(),
+            nn.Linear(width, width),
+            nn.SiLU(),
             nn.Linear(width, 1),
         )
 

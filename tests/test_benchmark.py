@@ -349,7 +349,7 @@ def test_the_table_is_what_was_printed(measured, capsys):
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
 def test_into_replaces_the_block_and_nothing_else(measured, tmp_path, newline, capsys):
     page = tmp_path / "README.md"
-    before, after = f"# Süß{newline}{command.BEGIN}", f"{command.END}{newline}tail"
+    before, after = f"# Süß{newline}<!-- latency:begin -->", f"<!-- latency:end -->{newline}tail"
     page.write_bytes(f"{before}{newline}stale lines{newline}{after}".encode())
     for _ in range(2):  # and again: the marks stay
         assert command.main(["--table", str(measured[0]), "--into", str(page)]) == 0

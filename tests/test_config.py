@@ -69,7 +69,10 @@ def test_there_are_configs():
 def test_defaults_and_round_trip(file):
     found = load(file)
     assert found.steps == 11 and found.optimizer.betas == (0.9, 0.99) and found.teacher is None
-    assert from_dict(TrainConfig, yaml.safe_load(yaml.safe_dump(to_plain(to_dict(found)))), "x") == found
+    assert (
+        from_dict(TrainConfig, yaml.safe_load(yaml.safe_dump(to_plain(to_dict(found)))), "x")
+        == found
+    )
 
 
 def to_plain(value):
@@ -102,7 +105,11 @@ def test_numbers_are_numbers(text, value):
         (["optimizer.betas=[0.8, 0.95]"], "optimizer.betas", (0.8, 0.95)),
         (["steps=2e3"], "steps", 2000),
         (["prompts=[an orc, 'a, b']"], "prompts", ["an orc", "a, b"]),
-        (["model.widths=[3, 5, 7]"], "model", {"name": "causal_vae", "channels": 7, "widths": [3, 5, 7]}),
+        (
+            ["model.widths=[3, 5, 7]"],
+            "model",
+            {"name": "causal_vae", "channels": 7, "widths": [3, 5, 7]},
+        ),
         (["data={name: folder, path: a=b}"], "data", {"name": "folder", "path": "a=b"}),
         (["output=a=b"], "output", "a=b"),
         (["teacher=runs/t", "teacher=null"], "teacher", None),

@@ -31,7 +31,10 @@ def latents(count: int = 7) -> tuple[torch.Tensor, torch.Tensor]:
 
 @every_path
 def test_starts_at_data_and_ends_at_noise(path):
-    start, end = torch.zeros(1, dtype=torch.float64), torch.full((1,), path.t_max, dtype=torch.float64)
+    start, end = (
+        torch.zeros(1, dtype=torch.float64),
+        torch.full((1,), path.t_max, dtype=torch.float64),
+    )
     assert path.alpha(start) == 1 and path.sigma(start) == 0
     assert path.alpha(end) < path.sigma(end) / 100
     assert path.ratio(times(path)).diff().gt(0).all()
@@ -110,4 +113,6 @@ def test_match_at_the_ends(source, target):
     finite = isinstance(source, VarianceExploding) or isinstance(target, VarianceExploding)
     last = target.time_of(torch.tensor([160.0])) if finite else torch.tensor([target.t_max])
     torch.testing.assert_close(end, last.expand(2))
-    torch.testing.assert_close(noise, target.noise(torch.zeros_like(x), x, end), rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(
+        noise, target.noise(torch.zeros_like(x), x, end), rtol=1e-2, atol=1e-2
+    )

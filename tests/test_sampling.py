@@ -60,7 +60,9 @@ def test_order_holds_with_guidance():
     world = Gaussian(RectifiedFlow(), means={"": 0.2, "up": 1.0})
     x = torch.randn(1, 3, 1, 2, 2, dtype=torch.float64)
     up, none = world.encode(["up"]), world.encode([""])
-    exact = world.flow(x, torch.ones(1), torch.zeros(1), world.encode(["up"], torch.full((1,), 4.0)))
+    exact = world.flow(
+        x, torch.ones(1), torch.zeros(1), world.encode(["up"], torch.full((1,), 4.0))
+    )
     errors = [
         float((euler(Guided(world, 4.0, none), x, uniform_grid(n), up) - exact).abs().max())
         for n in (50, 100)
@@ -128,7 +130,9 @@ def test_as_many_evaluations_as_times(steps):
     world, seen = Calls(Gaussian(RectifiedFlow())), []
     cond = world.world.encode([""])
     rng = SampleRng(0, [0])
-    consistency(world, rng.normal(1, 1, 1, 1), few_steps(steps), cond, rng, lambda *at: seen.append(at))
+    consistency(
+        world, rng.normal(1, 1, 1, 1), few_steps(steps), cond, rng, lambda *at: seen.append(at)
+    )
     assert world.count == steps and seen == [(i, steps) for i in range(1, steps + 1)]
 
 
@@ -167,7 +171,10 @@ def test_seeds_and_places_do_not_meet():
 
 def test_neighbouring_places_are_independent():
     x = SampleRng(0, range(2000)).normal(2)
-    assert torch.corrcoef(torch.stack([x[:-1, 0], x[1:, 0], x[:-1, 1]])).fill_diagonal_(0).abs().max() < 0.07
+    assert (
+        torch.corrcoef(torch.stack([x[:-1, 0], x[1:, 0], x[:-1, 1]])).fill_diagonal_(0).abs().max()
+        < 0.07
+    )
     assert x.mean().abs() < 0.06 and x.std() == pytest.approx(1, abs=0.04)
 
 

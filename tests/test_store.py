@@ -11,9 +11,17 @@ import torch
 
 from vidcm.codecs.causal_vae import CausalVAE
 from vidcm.denoiser import Denoiser
-from vidcm.errors import UsageError, VidcmError
+from vidcm.errors import VidcmError
 from vidcm.registry import build
-from vidcm.store import FORMAT, load_model, load_weights, read_card, read_weights, replacing, save_model
+from vidcm.store import (
+    FORMAT,
+    load_model,
+    load_weights,
+    read_card,
+    read_weights,
+    replacing,
+    save_model,
+)
 
 
 @pytest.fixture

@@ -16,7 +16,14 @@ CODEC = {
     "encoder_depths": [1, 0, 0],
     "decoder_depths": [0, 1, 0],
 }
-TEXT = {"name": "hashed_words", "width": 32, "depth": 1, "heads": 2, "buckets": 127, "max_words": 11}
+TEXT = {
+    "name": "hashed_words",
+    "width": 32,
+    "depth": 1,
+    "heads": 2,
+    "buckets": 127,
+    "max_words": 11,
+}
 SIZE = {"frames": 5, "height": 16, "width": 24}
 
 

@@ -65,7 +65,9 @@ def build(kind: str, spec: Mapping[str, Any], **context: Any) -> Any:
     for key, value in options.items():
         if key not in parameters or key in context:
             known = [p for p in parameters if p not in context]
-            raise UsageError(f"{kind} {spec['name']!r} has no option {key!r}{suggest(str(key), known)}")
+            raise UsageError(
+                f"{kind} {spec['name']!r} has no option {key!r}{suggest(str(key), known)}"
+            )
         _check_plain(f"{kind} {spec['name']!r}: {key}", value, parameters[key].annotation)
     missing = [
         name

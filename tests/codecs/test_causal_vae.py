@@ -130,7 +130,9 @@ def test_stored_statistics_whiten():
     model.std.copy_(raw.std((0, 2, 3, 4)))
     latents = model.encode(video)
     torch.testing.assert_close(latents.std((0, 2, 3, 4)), torch.ones(7))
-    torch.testing.assert_close(model.decode(latents), model.reconstruct(raw).clamp(-1, 1), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        model.decode(latents), model.reconstruct(raw).clamp(-1, 1), atol=1e-4, rtol=0
+    )
 
 
 # --- loss terms -----------------------------------------------------------------------------------

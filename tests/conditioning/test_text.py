@@ -67,7 +67,13 @@ def test_empty_prompts_are_one_learnt_token(tower):
 
 
 def test_order_and_words_matter_case_and_spaces_do_not(tower):
-    a, b, c, d = tokens(tower, "red dress blue hair", "blue dress red hair", "RED  dress Blue HAIR", "red dress blue")
+    a, b, c, d = tokens(
+        tower,
+        "red dress blue hair",
+        "blue dress red hair",
+        "RED  dress Blue HAIR",
+        "red dress blue",
+    )
     assert not a.allclose(b, atol=1e-3) and a.allclose(c) and len(d) == 3
 
 

@@ -30,7 +30,9 @@ def parts():
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    made = write_shards(tmp_path / "cache", parts(), codec="f" * 64, about={"data": "x"}, shard_size=7)
+    made = write_shards(
+        tmp_path / "cache", parts(), codec="f" * 64, about={"data": "x"}, shard_size=7
+    )
     assert made == COUNT
     return tmp_path / "cache"
 
@@ -63,7 +65,9 @@ def test_a_position_is_the_same_sample_in_any_order_or_thread(folder):
     fresh = LatentShards(folder)
     for position in (59, 0, 31):
         one = fresh.batch(4, [position])
-        assert one.captions == [whole.captions[position]] and one.latents.equal(whole.latents[[position]])
+        assert one.captions == [whole.captions[position]] and one.latents.equal(
+            whole.latents[[position]]
+        )
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda p: fresh.batch(4, [p]).captions[0], range(60)))
     assert found == whole.captions
@@ -77,7 +81,9 @@ def test_all_captions_are_used(folder):
 def test_another_codec_is_refused(folder):
     data = LatentShards(folder)
     data.check_codec("f" * 64)
-    with pytest.raises(UsageError, match="made by codec ffffffffffff, not eeeeeeeeeeee; encode again"):
+    with pytest.raises(
+        UsageError, match="made by codec ffffffffffff, not eeeeeeeeeeee; encode again"
+    ):
         data.check_codec("e" * 64)
 
 
@@ -87,7 +93,9 @@ def test_damage_is_named(folder, tmp_path):
     shard = folder / "shard-00001.safetensors"
     whole = shard.read_bytes()
     shard.write_bytes(whole[:-9])
-    with pytest.raises(VidcmError, match="the shard shard-00001 of .* cannot be read .*encode again"):
+    with pytest.raises(
+        VidcmError, match="the shard shard-00001 of .* cannot be read .*encode again"
+    ):
         LatentShards(folder)
     shard.write_bytes(whole)
     (folder / "shard-00002.json").write_text('[["one"]]')
@@ -133,7 +141,16 @@ def videos(tmp_path_factory) -> Path:
 
 
 def test_encode_makes_a_cache_that_names_its_codec(codec, videos, tmp_path, capsys):
-    arguments = ["--codec", codec, "--data", "folder", "--root", videos, "--output", tmp_path / "cache"]
+    arguments = [
+        "--codec",
+        codec,
+        "--data",
+        "folder",
+        "--root",
+        videos,
+        "--output",
+        tmp_path / "cache",
+    ]
     options = ["--frames", "5", "--size", "16x24", "--batch", "2", "--device", "cpu"]
     command = [*map(str, arguments), *options]
     assert encode.main(command) == 0
@@ -160,7 +177,10 @@ def test_encode_makes_a_cache_that_names_its_codec(codec, videos, tmp_path, caps
         (["--data", "folder"], "--data folder needs --root"),
         (["--data", "lpc", "--art", "/none"], "the LPC art was not found at /none"),
         (["--data", "folder", "--root", "x", "--size", "64"], "cannot read --size '64'"),
-        (["--data", "folder", "--root", "x", "--size", "20x24"], "height 20 is not a multiple of 8"),
+        (
+            ["--data", "folder", "--root", "x", "--size", "20x24"],
+            "height 20 is not a multiple of 8",
+        ),
         (["--data", "folder", "--root", "x", "--frames", "8"], "8 frames do not fit"),
     ],
 )

@@ -141,7 +141,9 @@ def reference(data: LPC, art: Path, c: dict[str, str]) -> np.ndarray:
     if "behind" in words.get("cape", {}).get(c.get("cape", ""), {}):
         files.insert(0, words["cape"][c["cape"]]["behind"])
     action = words["action"][c["action"]]
-    row = action["row"] + (0 if c["action"] == "hurt" else words["direction"][c["direction"]]["offset"])
+    row = action["row"] + (
+        0 if c["action"] == "hurt" else words["direction"][c["direction"]]["offset"]
+    )
     clip = []
     for k in range(data.num_frames):
         frame = int(np.floor(k * (action["frames"] - 1) / (data.num_frames - 1) + 0.5))
@@ -212,7 +214,12 @@ def test_labels_are_places_in_the_vocabulary(data):
 def said(data: LPC, name: str, combination: dict[str, str], caption: str) -> bool:
     """Whether a caption holds one of the ways to say an attribute's value."""
     entry = data.words[name][combination[name]]
-    ways = [*entry.get("say", []), *entry.get("noun", []), *entry.get("toward", []), *entry.get("facing", [])]
+    ways = [
+        *entry.get("say", []),
+        *entry.get("noun", []),
+        *entry.get("toward", []),
+        *entry.get("facing", []),
+    ]
     return any(all(w in caption.lower() for w in re.split(r"\{\w+\}", way.lower())) for way in ways)
 
 
@@ -297,7 +304,10 @@ def test_the_vocabulary_is_whole():
         for value, entry in values.items():
             drawn_or_said = entry.get("say") or entry.get("toward") or value == "none"
             assert drawn_or_said, (name, value)
-    spans = [range(a["row"], a["row"] + (1 if "direction" in a else 4)) for a in words["attributes"]["action"].values()]
+    spans = [
+        range(a["row"], a["row"] + (1 if "direction" in a else 4))
+        for a in words["attributes"]["action"].values()
+    ]
     assert sorted(row for span in spans for row in span) == list(range(ROWS))
 
 

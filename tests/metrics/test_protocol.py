@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import vidcm
+from vidcm import markdown
 from vidcm.cli import evaluate as command
 from vidcm.data.lpc import vocabulary
 from vidcm.errors import UsageError, VidcmError
@@ -26,6 +27,7 @@ from vidcm.models.attribute_net import AttributeNet
 from vidcm.store import save_model
 
 COUNT = 16
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 REPO = Path(vidcm.__file__).parents[1]
 
 
@@ -277,22 +279,22 @@ def test_table_has_a_line_a_row(measure):
 def test_rewrite_touches_only_what_stands_between_the_marks(tmp_path):
     file = tmp_path / "README.md"
     file.write_bytes(b"# a\r\n<!-- results:begin -->\r\nold\r\n<!-- results:end -->\r\nb\xc3\xa9 ")
-    report.rewrite(file, "| x |\n| y |\n")
+    markdown.rewrite(file, "results", "| x |\n| y |\n")
     new = b"# a\r\n<!-- results:begin -->\r\n| x |\r\n| y |\r\n<!-- results:end -->\r\nb\xc3\xa9 "
     assert file.read_bytes() == new
-    report.rewrite(file, "| x |\n| y |\n")
+    markdown.rewrite(file, "results", "| x |\n| y |\n")
     assert file.read_bytes() == new
 
 
 @pytest.mark.parametrize(
     "text",
-    ["no marks", report.END + report.BEGIN, report.BEGIN, (report.BEGIN + report.END) * 2],
+    ["no marks", END + BEGIN, BEGIN, (BEGIN + END) * 2],
 )
 def test_rewrite_refuses_a_file_without_its_marks(tmp_path, text):
     file = tmp_path / "README.md"
     file.write_text(text)
     with pytest.raises(UsageError, match="needs one line"):
-        report.rewrite(file, "x")
+        markdown.rewrite(file, "results", "x")
     assert file.read_text() == text
 
 
@@ -337,7 +339,7 @@ def test_command_measures_prints_and_draws(world, tmp_path, capsys):
     height, width, _ = read_png(sheet).shape
     assert height > 4 * 5 * 64 * 2 and width == 5 * 64 * 2
     readme = tmp_path / "README.md"
-    readme.write_text(f"{report.BEGIN}\n{report.END}\n")
+    readme.write_text(f"{BEGIN}\n{END}\n")
     assert command.main(["--table", str(output), "--into", str(readme)]) == 0
     assert out in readme.read_text() and capsys.readouterr().out == ""
     assert command.main(argv) == 2  # the sheet is there

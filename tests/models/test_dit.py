@@ -16,7 +16,9 @@ CHANNELS, CONTEXT = 3, 11
 
 def dit(**options) -> DiT:
     torch.manual_seed(0)
-    return DiT(CHANNELS, CONTEXT, **{"width": 32, "depth": 2, "heads": 2, "patch": (1, 1, 1), **options})
+    return DiT(
+        CHANNELS, CONTEXT, **{"width": 32, "depth": 2, "heads": 2, "patch": (1, 1, 1), **options}
+    )
 
 
 def condition(words: int = 7, guidance: bool = False) -> Cond:
@@ -73,7 +75,12 @@ def test_padding_words_change_nothing():
 
 
 def test_samples_of_a_batch_do_not_see_each_other():
-    model, x, t, cond = tiny.shaken(dit()), torch.randn(2, CHANNELS, 2, 3, 5), torch.rand(2), condition()
+    model, x, t, cond = (
+        tiny.shaken(dit()),
+        torch.randn(2, CHANNELS, 2, 3, 5),
+        torch.rand(2),
+        condition(),
+    )
     alone = model(x[1:], t[1:], Cond(cond.tokens[1:], cond.mask[1:]))
     torch.testing.assert_close(model(x, t, cond)[1:], alone, rtol=1e-4, atol=1e-5)
 
@@ -165,7 +172,9 @@ def test_queries_and_keys_are_normalised():
 def test_scalar_embedding_is_smooth_and_starts_absent_when_asked():
     layer = ScalarEmbedding(13)
     t = torch.linspace(0, 1, 100_001)
-    waves = torch.cat([(t[:, None] * layer.frequencies).cos(), (t[:, None] * layer.frequencies).sin()], 1)
+    waves = torch.cat(
+        [(t[:, None] * layer.frequencies).cos(), (t[:, None] * layer.frequencies).sin()], 1
+    )
     assert waves.diff(dim=0).abs().max() * 1e5 < 65  # d emb / dt, at most the top frequency
     assert layer(torch.rand(2, 3)).shape == (2, 3, 13)
     assert ScalarEmbedding(13, zero=True)(torch.rand(5)).abs().max() == 0

@@ -92,7 +92,10 @@ def test_the_scales_told_fill_the_range_and_empty_prompts_are_told_too():
             return super().encode(prompts, guidance)
 
     world = Gaussian(RectifiedFlow(), means=MEANS)
-    loss(Listening(world.path, means=MEANS), ConsistencyTuning(world, guidance=[2.0, 3.0], dropout=0.3))
+    loss(
+        Listening(world.path, means=MEANS),
+        ConsistencyTuning(world, guidance=[2.0, 3.0], dropout=0.3),
+    )
     assert told[0].equal(told[1]) and 2 <= told[0].min() < 2.1 and 2.9 < told[0].max() < 3
     assert 0.15 < said.count("") / len(said) < 0.45
 
@@ -108,7 +111,9 @@ def test_the_gap_has_its_closed_form_and_shrinks_by_stage():
         n = 1 + 8 / (1 + torch.exp(sigma / 2))
         expected = (sigma * (1 - n / 3.0 ** (stage + 1))).clamp(min=0)
         for progress in (stage / 4, (stage + 0.99) / 4):
-            torch.testing.assert_close(objective.lower(sigma, progress), expected, atol=1e-6, rtol=1e-5)
+            torch.testing.assert_close(
+                objective.lower(sigma, progress), expected, atol=1e-6, rtol=1e-5
+            )
         assert (expected < sigma).all() and (expected >= last).all()
         last = expected
     torch.testing.assert_close(objective.lower(sigma, 1.0), last)
@@ -136,7 +141,9 @@ def test_the_weight_is_one_over_the_gap_in_sigma(path, kind, right):
 
 
 def test_weights_are_bounded_and_huber_is_smooth_at_zero():
-    objective = ConsistencyTuning(None, q=1e3, stages=1, max_weight=0.01, mean=3.0, std=0.1, huber=0.0)
+    objective = ConsistencyTuning(
+        None, q=1e3, stages=1, max_weight=0.01, mean=3.0, std=0.1, huber=0.0
+    )
     sigma = torch.exp(3.0 + 0.1 * SampleRng(1, PLACES).normal())
     gap = sigma - objective.lower(sigma, 0.0)
     assert float(loss(Constant(RectifiedFlow(), means=MEANS), objective)) == pytest.approx(
@@ -171,7 +178,10 @@ def test_both_points_share_their_noise():
     """Small steps of the same noise are close to each other; steps of other noise are not."""
     world = Gaussian(RectifiedFlow(), means=MEANS)
     options = {"q": 4.0, "stages": 6, "huber": 0.0}
-    near = [float(loss(world, kind(None, **options), 0.99)) for kind in (ConsistencyTuning, mutant(*OTHER_NOISE))]
+    near = [
+        float(loss(world, kind(None, **options), 0.99))
+        for kind in (ConsistencyTuning, mutant(*OTHER_NOISE))
+    ]
     assert near[0] < near[1] / 50
 
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 from vidcm.cli.common import Parser, existing_file, positive_int, run, seed
 from vidcm.errors import UsageError, VidcmError
+from vidcm.markdown import block, grid, rewrite
 
 if TYPE_CHECKING:
     from vidcm.benchmark import Row
 
 KEYS = {"recipe", "recipe_hash", "repeats", "environment", "rows", "ratios"}
 SCHEMA = 1  # of the JSON that is written and read here
-BEGIN, END = "<!-- latency:begin -->", "<!-- latency:end -->"
 COMPARED = ("text", "denoise", "decode", "write", "latent_to_pixels", "end_to_end")
 RELATIVE, ABSOLUTE = 0.08, 0.005  # a change counts beyond both: share of the older time, seconds
 
@@ -55,7 +55,7 @@ def parser() -> Parser:
     out = p.add_argument_group("what to write")
     out.add_argument("--output", type=Path, metavar="JSON", help="keep every number here")
     out.add_argument("--overwrite", action="store_true", help="replace what --output names")
-    into = f"put the table between the marks {BEGIN} and {END} of this file"
+    into = "put the table between the marks <!-- latency:begin --> and <!-- latency:end --> of this file"
     out.add_argument("--into", type=Path, metavar="MD", help=into)
     old = p.add_mutually_exclusive_group()
     shown = "show numbers measured before"
@@ -79,18 +79,18 @@ def _benchmark(args: argparse.Namespace) -> int:
         print(text)
         return int(slower)
     if args.into:
-        _around(args.into)  # now, not after minutes of measuring
+        block(args.into, "latency")  # now, not after minutes of measuring
     results = read_bench(args.table) if args.table else _measure(args)
     text = table(results)
     if args.into:
-        rewrite(args.into, text)
+        rewrite(args.into, "latency", text)
     else:
         print(text, end="")
     return 0
 
 
 def _measure(args: argparse.Namespace) -> dict:
-    from vidcm.metrics.report import write_text
+    from vidcm.markdown import write_text
 
     if args.output:
         _check_free(args.output, args.overwrite)
@@ -183,7 +183,7 @@ def compare(old: dict, new: dict) -> tuple[str, bool]:
             verdict = ("slower" if change > 0 else "faster") if counts else ""
             stage = label.replace("_", " ")
             lines.append([name, stage, _time(a["p50"]), _time(b["p50"]), f"{share:+.1%}", verdict])
-    grid = _grid(["row", "median of", "old", "new", "change", ""], lines)
+    changes = grid(["row", "median of", "old", "new", "change", ""], lines)
     notes = [f"Changes count beyond {RELATIVE:.0%} and {_time(ABSOLUTE)}."]
     here, there = old["environment"], new["environment"]
     told = ("cpu", "device", "threads", "torch", "commit", "dirty", "driver", "sha256")
@@ -191,7 +191,7 @@ def compare(old: dict, new: dict) -> tuple[str, bool]:
         notes.append(f"The environments differ: {'; '.join(unlike)}.")
     hashes = [[row["clips_sha256"] for row in x["rows"].values()] for x in (old, new)]
     notes.append("The clips are " + ("the same." if hashes[0] == hashes[1] else "not the same."))
-    return "\n\n".join([grid, " ".join(notes)]), slower
+    return "\n\n".join([changes, " ".join(notes)]), slower
 
 
 def _unlike(a: dict, b: dict) -> list[str]:
@@ -224,7 +224,7 @@ def table(results: dict) -> str:
                 *([_time(row["cold"]["wall"]["p50"])] if cold else []),
             ]
         )
-    return _grid([*head, *(["cold start"] if cold else [])], lines) + f"\n\n{_method(results)}\n"
+    return grid([*head, *(["cold start"] if cold else [])], lines) + f"\n\n{_method(results)}\n"
 
 
 def _method(results: dict) -> str:
@@ -252,30 +252,6 @@ def _method(results: dict) -> str:
     )
 
 
-def rewrite(path: Path, text: str) -> None:
-    """Replace what stands between the two marks of a markdown file, nothing else.
-
-    Raises UsageError when the file or its marks are not there, once each and in order."""
-    from vidcm.metrics.report import write_text
-
-    before, after = _around(path)
-    newline = "\r\n" if "\r\n" in before else "\n"
-    write_text(path, before + f"\n{text.strip()}\n".replace("\n", newline) + after)
-
-
-def _around(path: Path) -> tuple[str, str]:
-    try:
-        text = path.read_bytes().decode("utf-8")
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"{path} is not UTF-8 text") from None
-    start, stop = text.find(BEGIN), text.find(END)
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or stop < start:
-        raise UsageError(f"{path} needs one line {BEGIN} and, after it, one line {END}")
-    return text[: start + len(BEGIN)], text[stop:]
-
-
 def _check_free(path: Path, overwrite: bool) -> None:
     """Refuse an output before measuring for it."""
     if path.exists() and not path.is_file():
@@ -297,8 +273,3 @@ def _time(seconds: float) -> str:
 def _three(value: float) -> str:
     """Three digits, or all before the point."""
     return f"{value:.0f}" if value >= 99.95 else f"{value:.3g}"
-
-
-def _grid(head: list[str], lines: list[list[str]]) -> str:
-    bars = ["---", *["---:"] * (len(head) - 1)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [head, bars, *lines])

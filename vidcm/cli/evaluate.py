@@ -73,7 +73,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from vidcm.metrics.report import read_results, rewrite, table
+    from vidcm.markdown import rewrite
+    from vidcm.metrics.report import read_results, table
 
     if args.table and (args.output or args.sheet):
         raise UsageError("--table shows numbers measured before; leave out --output and --sheet")
@@ -86,7 +87,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         return
     text = table(results)
     if args.into:
-        rewrite(args.into, text)
+        rewrite(args.into, "results", text)
     else:
         print(text, end="")
 

@@ -104,7 +104,9 @@ def write_shards(
             if not latents:
                 return
             names.append(f"shard-{len(names):05d}")
-            save_file({"latents": torch.cat(latents).contiguous()}, part / f"{names[-1]}.safetensors")
+            save_file(
+                {"latents": torch.cat(latents).contiguous()}, part / f"{names[-1]}.safetensors"
+            )
             (part / f"{names[-1]}.json").write_text(json.dumps(captions), "utf-8")
             latents.clear()
             captions.clear()

@@ -21,9 +21,10 @@ from tqdm import tqdm
 
 from vidcm.data.lpc import LPC, Combination
 from vidcm.errors import UsageError
+from vidcm.markdown import write_text
 from vidcm.metrics import adherence, diversity, fidelity, frechet, hand, motion
 from vidcm.metrics.environment import environment
-from vidcm.metrics.report import read_results, write_text
+from vidcm.metrics.report import read_results
 from vidcm.metrics.rows import ROWS, Maker, maker
 from vidcm.models.attribute_net import AttributeNet
 from vidcm.store import file_hash, read_card

@@ -1,13 +1,10 @@
-"""Results as markdown, and into the files that show them. Needs neither torch nor numpy."""
+"""Results read back, and as markdown. Needs neither torch nor numpy."""
 
 import json
-import os
-import secrets
 from pathlib import Path
 
-from vidcm.errors import UsageError, VidcmError
-
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+from vidcm.errors import UsageError
+from vidcm.markdown import grid
 
 
 def read_results(path: Path) -> dict:
@@ -23,20 +20,6 @@ def read_results(path: Path) -> dict:
     if not isinstance(results, dict) or not {"protocol", "model", "rows"} <= results.keys():
         raise UsageError(f"{path} holds no results; give a file made with --output")
     return results
-
-
-def write_text(path: Path, text: str) -> None:
-    """Put a file in place whole or not at all. Raises VidcmError where it cannot be written."""
-    target = Path(os.path.realpath(path))
-    part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(text.encode("utf-8"))
-        os.replace(part, target)
-    except OSError as error:
-        raise VidcmError(f"cannot write {path}: {error.strerror}") from None
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def table(results: dict) -> str:
@@ -73,13 +56,13 @@ def table(results: dict) -> str:
                 f"{row['seconds']['per_clip']:.2f}",
             ]
         )
-    text = [_grid(head, lines)]
+    text = [grid(head, lines)]
     names = list(dict.fromkeys(a for row in rows.values() for a in row["adherence"]["attributes"]))
     by_attribute = [
         [name, *(_percent(row["adherence"]["attributes"].get(a, {}).get("score")) for a in names)]
         for name, row in rows.items()
     ]
-    text.append(_grid(["adherence, %", *(a.replace("_", " ") for a in names)], by_attribute))
+    text.append(grid(["adherence, %", *(a.replace("_", " ") for a in names)], by_attribute))
     if hands:
         lines = [
             [
@@ -91,7 +74,7 @@ def table(results: dict) -> str:
             for name, h in hands.items()
         ]
         text.append(
-            _grid(["prompts by hand", "adherence, %", "as captions, %", "loss, points"], lines)
+            grid(["prompts by hand", "adherence, %", "as captions, %", "loss, points"], lines)
         )
     return "\n\n".join([*text, _method(results)]) + "\n"
 
@@ -107,29 +90,6 @@ def _method(results: dict) -> str:
         f"{results['model']['name']}, commit {commit}; {made_on['cpu']}, "
         f"{made_on['threads']} threads, torch {made_on['torch']}."
     )
-
-
-def rewrite(path: Path, text: str) -> None:
-    """Replace what stands between the two marks of a markdown file, nothing else.
-
-    Raises UsageError when the file or its marks are not there, once each and in order."""
-    try:
-        before = path.read_bytes().decode("utf-8")
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"{path} is not UTF-8 text") from None
-    start, stop = before.find(BEGIN), before.find(END)
-    if before.count(BEGIN) != 1 or before.count(END) != 1 or stop < start:
-        raise UsageError(f"{path} needs one line {BEGIN} and, after it, one line {END}")
-    newline = "\r\n" if "\r\n" in before else "\n"
-    block = f"{BEGIN}\n{text.strip()}\n".replace("\n", newline)
-    write_text(path, before[:start] + block + before[stop:])
-
-
-def _grid(head: list[str], lines: list[list[str]]) -> str:
-    bars = ["---", *["---:"] * (len(head) - 1)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [head, bars, *lines])
 
 
 def _percent(share: float | None) -> str:

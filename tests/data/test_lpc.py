@@ -161,17 +161,17 @@ def reference(data: LPC, art: Path, c: dict[str, str]) -> np.ndarray:
 
 def test_composition_is_the_reference(make, mini_art):
     data = make(num_frames=5, attributes=[*vocabulary()["core"], "cape", "weapon"])
-    combinations = drawn(data, 14)
+    combinations = drawn(data, 10)
     assert {"red", "none"} == {c["cape"] for c in combinations}
     clips = data.render(combinations)
-    assert clips.shape == (14, 5, 64, 64, 3) and clips.dtype == torch.uint8
+    assert clips.shape == (10, 5, 64, 64, 3) and clips.dtype == torch.uint8
     for clip, combination in zip(clips.numpy(), combinations, strict=True):
         np.testing.assert_array_equal(clip, reference(data, mini_art, combination))
 
 
 def test_frames_run_from_the_action_s_first_to_its_last(make):
-    """The same action in 2 and 9 frames begins and ends alike."""
-    short, long = make(num_frames=2), make(num_frames=9)
+    """The same action in 2 and 4 frames begins and ends alike."""
+    short, long = make(num_frames=2), make(num_frames=4)
     combinations = drawn(short, 5)
     a, b = short.render(combinations), long.render(combinations)
     assert a[:, 0].equal(b[:, 0]) and a[:, -1].equal(b[:, -1])
@@ -181,7 +181,7 @@ def test_frames_run_from_the_action_s_first_to_its_last(make):
 def test_every_attribute_is_seen(data):
     """Rendering an alternative changes pixels, except where a layer hides it."""
     found = set()
-    for combination in drawn(data, 30):
+    for combination in drawn(data, 6):
         for name in data.attributes:
             clips = data.render(data.alternatives(combination, name))
             if len(clips) > 1 and not (clips[0] == clips[1]).all():
@@ -220,7 +220,9 @@ def said(data: LPC, name: str, combination: dict[str, str], caption: str) -> boo
         *entry.get("toward", []),
         *entry.get("facing", []),
     ]
-    return any(all(w in caption.lower() for w in re.split(r"\{\w+\}", way.lower())) for way in ways)
+    return any(
+        all(w.strip() in caption.lower() for w in re.split(r"\{\w+\}", way.lower())) for way in ways
+    )
 
 
 def test_full_captions_name_every_attribute(data):

@@ -84,7 +84,7 @@ def parity(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict]]:
     folder.mkdir()
     launch = Launch("parity", folder)
     try:
-        assert wait_for(launch.done, 400), launch.output
+        assert wait_for(launch.done, 900), launch.output
         assert launch.process.returncode == 0, launch.output
         chatter = [
             x for x in launch.output.splitlines() if "launch.py" not in x and "runner.py" not in x
@@ -205,7 +205,7 @@ def test_sigterm_saves_and_one_process_takes_over(tmp_path: Path) -> None:
         started = wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") > 4, 300)
         assert started, launch.output
         os.killpg(launch.process.pid, signal.SIGTERM)  # as a scheduler does: launcher and ranks
-        assert wait_for(launch.done, 60), launch.output
+        assert wait_for(launch.done, 300), launch.output
     finally:
         launch.kill()
     assert "Traceback" not in launch.output

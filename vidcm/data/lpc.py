@@ -69,6 +69,7 @@ class Sheets:
 
     def __getitem__(self, name: str) -> np.ndarray:
         import av
+        from av.error import FFmpegError
 
         if self.art.is_dir():
             path = self.art / name
@@ -80,9 +81,9 @@ class Sheets:
         if blob is None:
             raise VidcmError(f"the LPC art at {self.art} lacks the sheet {name}; get it complete")
         try:
-            with av.open(io.BytesIO(blob)) as container:
+            with av.open(io.BytesIO(blob), "r") as container:
                 image = next(container.decode(video=0)).to_ndarray(format="rgba")
-        except (av.error.FFmpegError, StopIteration) as error:
+        except (FFmpegError, StopIteration) as error:
             raise VidcmError(f"cannot read the sheet {name} in {self.art}: {error}") from None
         if image.shape != (*SHEET, 4):
             raise VidcmError(f"the sheet {name} is {image.shape[1]}x{image.shape[0]}, not 832x1344")

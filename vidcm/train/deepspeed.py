@@ -14,6 +14,7 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
+from importlib import import_module
 from io import StringIO
 from itertools import chain
 from typing import Any
@@ -38,14 +39,16 @@ class DeepSpeedEngine:
     Raises UsageError when the global batch does not divide into ranks x accumulation."""
 
     def __init__(self, step: TrainStep, config: TrainConfig):
-        deepspeed = _import(step.device)
-        deepspeed.init_distributed(verbose=False)
+        self.deepspeed = _import(step.device)
+        self.deepspeed.init_distributed(verbose=False)
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.device, self.decay, self.clip = step.device, config.ema, config.optimizer.clip
         step.bf16 = config.precision == "bf16"
         self.stage = config.zero or int(step.bf16)
         self.model = step.model
-        self.parameters = {n: p for n, p in step.model.named_parameters() if p.requires_grad}
+        self.parameters: dict[str, Any] = {
+            n: p for n, p in step.model.named_parameters() if p.requires_grad
+        }
         frozen = {n: p for n, p in step.model.named_parameters() if not p.requires_grad}
         self.frozen = {n: p.detach().to("cpu", copy=True) for n, p in frozen.items()}
         buffers = {n: b.clone() for n, b in step.model.named_buffers()}
@@ -56,7 +59,7 @@ class DeepSpeedEngine:
         self.groups = self.optimizer.state_dict()["param_groups"]
         micro = len(positions(0, config.batch_size, self.world * config.accumulation, 0))
         with redirect_stdout(StringIO()):  # a part of it prints, whatever the log level
-            self.engine, *_ = deepspeed.initialize(
+            self.engine, *_ = self.deepspeed.initialize(
                 model=step,
                 optimizer=self.optimizer,
                 config=_settings(config, self.stage, micro),
@@ -162,12 +165,11 @@ class DeepSpeedEngine:
         if self.stage == 0:
             named = zip(self.order, tensors, strict=True)
             return {n: t.detach().to("cpu", copy=True) for n, t in named}
-        from deepspeed.utils import safe_get_full_fp32_param
-
         # DeepSpeed knows how masters lie over the ranks: put the tensors in their place.
         masters = [s.clone() for s in self.shards]
         torch._foreach_copy_(self.shards, tensors)
-        full = {n: safe_get_full_fp32_param(p).cpu() for n, p in self.parameters.items()}
+        read = self.deepspeed.utils.safe_get_full_fp32_param
+        full = {n: read(p).cpu() for n, p in self.parameters.items()}
         torch._foreach_copy_(self.shards, masters)
         return full
 
@@ -177,27 +179,25 @@ class DeepSpeedEngine:
         if self.stage == 0:
             torch._foreach_copy_(into, [values[n].to(self.device) for n in self.order])
             return
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
-
         for name, parameter in self.parameters.items():
             value = values[name].to(self.device, torch.float32)
             if self.stage < 3:
-                safe_set_full_fp32_param(parameter, value)
+                self.deepspeed.utils.safe_set_full_fp32_param(parameter, value)
                 continue
             # The full form refuses a parameter that does not divide by the ranks.
             size = parameter.ds_tensor.numel()
             padded = value.new_zeros(size * self.world)
             padded[: value.numel()] = value.flatten()
-            safe_set_local_fp32_param(parameter, padded[self.rank * size : (self.rank + 1) * size])
+            own = padded[self.rank * size : (self.rank + 1) * size]
+            self.deepspeed.utils.safe_set_local_fp32_param(parameter, own)
         if into is not self.shards:
             torch._foreach_copy_(into, self.shards)
 
     def _fill_module(self, values: Mapping[str, Tensor]) -> None:
-        from deepspeed import zero
-
         self.frozen = {n: values[n].clone() for n in self.frozen}
         for name, parameter in self.model.named_parameters():
-            with zero.GatheredParameters(parameter, modifier_rank=0, enabled=self.stage == 3):
+            whole = self.deepspeed.zero.GatheredParameters
+            with whole(parameter, modifier_rank=0, enabled=self.stage == 3):
                 if self.stage < 3 or self.rank == 0:
                     parameter.data.copy_(values[name])
         for name, tensor in self.model.state_dict().items():
@@ -205,11 +205,10 @@ class DeepSpeedEngine:
                 tensor.copy_(values[name])
 
 
-def _import(device: torch.device):
+def _import(device: torch.device) -> Any:
     # The choice is ours, and DeepSpeed would announce its own.
     os.environ["DS_ACCELERATOR"] = device.type
-    import deepspeed
-
+    deepspeed: Any = import_module("deepspeed")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # It calls collectives by names that torch is about to change.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")

@@ -1,0 +1,297 @@
+"""The pipeline, on a tiny random model made by the export command."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from vidcm import VideoPipeline
+from vidcm.cli import export
+from vidcm.errors import UsageError, VidcmError
+from vidcm.pipeline import BUNDLED, Clips, numbered
+from vidcm.store import read_card, read_weights
+from vidcm.times import STEPS
+from vidcm.video import read_png
+
+PROMPT = "a woman with purple hair walks left"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """`models/` of separate runs and the `pipeline/` exported from them."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    tiny.pipeline(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pipe(made) -> VideoPipeline:
+    return VideoPipeline.from_pretrained(made / "pipeline", "cpu")
+
+
+@pytest.fixture
+def copy(made, tmp_path) -> Path:
+    return Path(shutil.copytree(made / "pipeline", tmp_path / "copy"))
+
+
+def apart(a: np.ndarray, b: np.ndarray) -> int:
+    """The largest difference of two clips, in grey levels."""
+    return int(np.abs(a.astype(int) - b.astype(int)).max())
+
+
+# --- clips ----------------------------------------------------------------------------------------
+
+
+def test_a_clip(pipe):
+    clips = pipe(PROMPT)
+    assert clips.frames.shape == (1, 5, 16, 24, 3) and clips.frames.dtype == np.uint8
+    assert clips.frames.std() > 1 and len(clips) == 1
+    assert clips.prompts == [PROMPT] and clips.seeds == [0] and clips.fps == 8.0
+    assert clips.evaluations == 2  # the checkpoint's own steps
+    assert list(clips.seconds) == ["text", "denoise", "decode"] and min(clips.seconds.values()) > 0
+
+
+def test_the_same_seed_is_the_same_clip_whatever_the_batch(pipe):
+    together = pipe([PROMPT, "an orc"], num_clips=2, seed=5)
+    assert together.seeds == [5, 6, 7, 8]
+    assert together.prompts == [PROMPT, PROMPT, "an orc", "an orc"]
+    for frames, prompt, seed in zip(together.frames, together.prompts, together.seeds, strict=True):
+        # A batch may be summed in another order: one grey level of rounding.
+        assert apart(pipe(prompt, seed=seed).frames[0], frames) <= 1
+    chosen = pipe([PROMPT, PROMPT], seed=[6, 5])
+    assert apart(chosen.frames, together.frames[[1, 0]]) <= 1
+    assert apart(together.frames[0], together.frames[1]) > 9
+
+
+def test_prompts_steps_guidance_and_the_negative_prompt_change_the_clip(pipe):
+    base = pipe(PROMPT, seed=3)
+    assert pipe(PROMPT, seed=3).frames.tolist() == base.frames.tolist()
+    assert apart(pipe("an orc", seed=3).frames, base.frames) > 1
+    assert apart(pipe(PROMPT, seed=3, guidance=1.0).frames, base.frames) > 0
+    assert apart(pipe(PROMPT, seed=3, negative_prompt="an orc").frames, base.frames) > 1
+    for teacher in (False, True):
+        one, three = (pipe(PROMPT, seed=3, steps=n, teacher=teacher) for n in (1, 3))
+        assert apart(one.frames, three.frames) > 1
+
+
+def test_the_empty_negative_prompt_is_the_default_and_guidance_one_ignores_it(pipe):
+    base = pipe(PROMPT, guidance=1.0)
+    assert apart(pipe(PROMPT, guidance=1.0, negative_prompt="an orc").frames, base.frames) <= 1
+    same = pipe(PROMPT, teacher=True, guidance=1.0)
+    assert (
+        apart(
+            pipe(PROMPT, teacher=True, guidance=1.0, negative_prompt="an orc").frames, same.frames
+        )
+        <= 1
+    )
+
+
+@pytest.mark.parametrize(
+    "options, evaluations",
+    [
+        ({}, 2), ({"steps": 1}, 1), ({"steps": 4}, 4), ({"steps": 4, "negative_prompt": "x"}, 12),
+        ({"teacher": True}, 6), ({"teacher": True, "steps": 5}, 10),
+    ],
+)  # fmt: skip
+def test_evaluations_are_counted_as_they_are(pipe, monkeypatch, options, evaluations):
+    model = pipe.model("teacher" if options.get("teacher") else "student")
+    rows = []
+    forward = model.backbone.forward
+    monkeypatch.setattr(
+        model.backbone, "forward", lambda x, *rest: rows.append(len(x)) or forward(x, *rest)
+    )
+    assert pipe(PROMPT, **options).evaluations == evaluations == sum(rows)
+
+
+def test_progress_counts_steps_and_may_cancel(pipe):
+    seen = []
+    pipe(PROMPT, steps=3, progress=lambda *at: seen.append(at))
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+
+    def cancel(step: int, steps: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pipe(PROMPT, steps=3, progress=cancel)
+
+
+def test_global_randomness_plays_no_part(pipe):
+    torch.manual_seed(1)
+    first = pipe(PROMPT).frames
+    torch.manual_seed(2)
+    assert pipe(PROMPT).frames.tolist() == first.tolist()
+
+
+def test_saving_one_and_several(pipe, tmp_path):
+    clips = pipe([PROMPT, "an orc"])
+    assert [p.name for p in clips.save(tmp_path / "x.png", scale=2)] == ["x-1.png", "x-2.png"]
+    image = read_png(tmp_path / "x-2.png")
+    assert image.shape == (32, 5 * 48, 3)
+    np.testing.assert_array_equal(image[::2, :48:2], clips.frames[1, 0])
+    with pytest.raises(UsageError, match="x-1.png exists"):
+        clips.save(tmp_path / "x.png")
+    one = Clips(clips.frames[:1], ["a"], [0], 8.0, 1)
+    assert one.save(tmp_path / "y.mp4") == [tmp_path / "y.mp4"]
+
+
+def test_numbers_of_files():
+    assert numbered("a/b.mp4", 1) == ["a/b.mp4"]
+    assert numbered("a/b.mp4", 2) == ["a/b-1.mp4", "a/b-2.mp4"]
+    assert numbered("a/b/", 2) == ["a/b-1/", "a/b-2/"]
+
+
+# --- refusals -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "prompts, options, message",
+    [
+        ("", {}, "the prompt is empty"),
+        (" \n\t", {}, "the prompt is empty"),
+        ([], {}, "there is no prompt"),
+        ([PROMPT, ""], {}, "the prompt is empty"),
+        ([3], {}, "a prompt must be text, not int"),
+        ("x" * 5_000_000, {}, "5000000 characters is too long; use at most 2000"),
+        (PROMPT, {"steps": 0}, "steps is 0; use 1 to 1000"),
+        (PROMPT, {"steps": 10**6}, "use 1 to 1000"),
+        (PROMPT, {"guidance": -1.0}, "guidance is -1.0; use 0 to 100"),
+        (PROMPT, {"guidance": float("nan")}, "guidance is nan"),
+        (PROMPT, {"num_clips": 0}, "num_clips is 0; it must be at least 1"),
+        (PROMPT, {"seed": [1, 2]}, "2 seeds for 1 clips"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_requests_that_make_no_sense(pipe, prompts, options, message):
+    with pytest.raises(UsageError, match=message):
+        pipe(prompts, **options)
+
+
+def test_a_folder_that_is_no_pipeline(tmp_path, made):
+    with pytest.raises(UsageError, match="is neither a bundled model .* nor a pipeline folder"):
+        VideoPipeline.from_pretrained(tmp_path)
+    with pytest.raises(UsageError, match="nor a pipeline folder"):
+        VideoPipeline.from_pretrained(made / "models" / "student")
+    with pytest.raises(UsageError, match="lpc-46 is neither"):
+        VideoPipeline.from_pretrained("lpc-46")
+    with pytest.raises(UsageError, match="unknown device 'tpux'"):
+        VideoPipeline.from_pretrained(made / "pipeline", "tpux")
+
+
+@pytest.mark.parametrize(
+    "text, message", [("{", "cannot read"), ('{"frames": 5}', "lacks height, width")]
+)
+def test_settings_that_are_damaged(copy, text, message):
+    (copy / "pipeline.json").write_text(text)
+    with pytest.raises(VidcmError, match=message):
+        VideoPipeline.from_pretrained(copy)
+
+
+def test_roles_are_not_mixed_up(copy):
+    (copy / "student").rename(copy / "other")
+    (copy / "teacher").rename(copy / "student")
+    (copy / "other").rename(copy / "teacher")
+    pipe = VideoPipeline.from_pretrained(copy, "cpu")
+    with pytest.raises(
+        UsageError, match="student is not a student: a student takes a guidance scale"
+    ):
+        pipe(PROMPT)
+    with pytest.raises(UsageError, match="teacher is not a teacher"):
+        pipe(PROMPT, teacher=True)
+
+
+def test_a_part_that_is_another_kind(copy):
+    shutil.rmtree(copy / "codec")
+    shutil.copytree(copy / "student", copy / "codec")
+    with pytest.raises(UsageError, match="codec holds a Denoiser; expected a CausalVAE"):
+        VideoPipeline.from_pretrained(copy, "cpu")
+
+
+# --- export ---------------------------------------------------------------------------------------
+
+
+def test_export_keeps_what_was_made_in_half_precision(made):
+    settings = json.loads((made / "pipeline" / "pipeline.json").read_text())
+    assert {k: settings[k] for k in tiny.SIZE} == tiny.SIZE
+    assert settings["student"]["times"] == {str(k): list(v) for k, v in STEPS.items()}
+    for role in ("codec", "teacher", "student"):
+        folders = made / "models" / role, made / "pipeline" / role
+        cards = [read_card(f) for f in folders]
+        assert cards[0]["spec"] == cards[1]["spec"]
+        weights = [read_weights(f) for f in folders]
+        for name, tensor in weights[0].items():
+            assert weights[1][name].dtype == torch.float16
+            torch.testing.assert_close(weights[1][name].float(), tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_export_replaces_models_and_leaves_the_rest(made, copy, capsys):
+    models = {role: made / "models" / role for role in ("codec", "teacher", "student")}
+    (copy / "README.md").write_text("a card")
+    arguments = tiny.export_arguments(models, copy)
+    assert export.main(arguments) == 2
+    assert "holds a pipeline; give another --output, or --overwrite" in capsys.readouterr().err
+    assert export.main([*arguments, "--overwrite", "--fps", "5"]) == 0
+    assert (copy / "README.md").read_text() == "a card"
+    assert VideoPipeline.from_pretrained(copy, "cpu").settings["fps"] == 5
+
+
+@pytest.mark.parametrize(
+    "swap, options, code, message",
+    [
+        (
+            {"student": "teacher"},
+            [],
+            2,
+            "teacher is not a student: a student takes a guidance scale",
+        ),
+        ({"teacher": "student"}, [], 2, "student is not a teacher"),
+        ({"codec": "student"}, [], 2, "holds a Denoiser; expected a CausalVAE"),
+        ({"codec": "none"}, [], 2, "none is not a model folder"),
+        ({}, ["--frames", "6"], 2, "6 frames do not fit"),
+        ({}, ["--width", "20"], 2, "width 20 is not a multiple of 8"),
+    ],
+)
+def test_a_refused_export_leaves_nothing(made, tmp_path, capsys, swap, options, code, message):
+    names = {role: role for role in ("codec", "teacher", "student")} | swap
+    models = {role: made / "models" / name for role, name in names.items()}
+    output = tmp_path / "out"
+    assert export.main([*tiny.export_arguments(models, output), *options]) == code
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("error: ") and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_codec_s_latents_are_refused(made, tmp_path, capsys):
+    codec = tiny.save(tmp_path / "codec", tiny.CODEC | {"channels": 3})
+    models = {role: made / "models" / role for role in ("teacher", "student")} | {"codec": codec}
+    assert export.main(tiny.export_arguments(models, tmp_path / "out")) == 2
+    assert "latents of 5 channels" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+# --- what ships -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bundled() -> VideoPipeline:
+    if not (BUNDLED / "lpc-64" / "pipeline.json").is_file():
+        pytest.skip(f"{BUNDLED / 'lpc-64'} is not there")
+    return VideoPipeline.from_pretrained("lpc-64", "cpu")
+
+
+def test_the_bundled_model_makes_clips(bundled):
+    clips = bundled([PROMPT, "a man in steel armor slashes, on a red background"], steps=1)
+    assert clips.frames.shape == (2, 9, 64, 64, 3) and clips.evaluations == 1
+    corners = clips.frames[1, :, :4, :4].reshape(-1, 3).mean(0)
+    assert corners[0] > corners[1] + 30 and corners[0] > corners[2] + 30
+    assert np.abs(np.diff(clips.frames.astype(int), axis=1)).mean() > 0.3
+
+
+def test_the_bundled_model_is_small_and_documented(bundled):
+    folder = BUNDLED / "lpc-64"
+    assert sum(f.stat().st_size for f in folder.rglob("*.safetensors")) < 60 * 2**20
+    card = (folder / "README.md").read_text("utf-8")
+    assert "CC-BY-SA" in card

@@ -5,7 +5,6 @@ import re
 import tarfile
 import zlib
 from copy import deepcopy
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -57,24 +56,21 @@ def words() -> dict:
 
 
 @pytest.fixture(scope="module")
-def mini_art(tmp_path_factory, words) -> Path:
-    """An art folder with the layout and file names of the real one."""
+def make(tmp_path_factory, words):
+    """Builds data sets of the small vocabulary over an art folder with the real one's layout."""
     folder = tmp_path_factory.mktemp("art")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "vocabulary", lambda: words)
-        everything = LPC(folder, attributes=[*words["core"], "cape", "weapon"])
-    for name in sorted(set(everything._all_paths())):
+
+    def build(**options) -> LPC:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "vocabulary", lambda: words)
+            return LPC(options.pop("art", folder), **options)
+
+    for name in sorted(set(build(attributes=[*words["core"], "cape", "weapon"])._all_paths())):
         write_png(sheet(name), folder / name)
-    return folder
+    return build
 
 
-@pytest.fixture
-def make(mini_art, words, monkeypatch):
-    monkeypatch.setattr(module, "vocabulary", lambda: words)
-    return lambda **options: LPC(options.pop("art", mini_art), **options)
-
-
-@pytest.fixture
+@pytest.fixture(scope="module")
 def data(make) -> LPC:
     return make(num_frames=5)
 
@@ -127,7 +123,7 @@ def test_alternatives_are_valid_and_change_what_they_must(data):
 # --- pixels ---------------------------------------------------------------------------------------
 
 
-def reference(data: LPC, art: Path, c: dict[str, str]) -> np.ndarray:
+def reference(data: LPC, c: dict[str, str]) -> np.ndarray:
     """One clip, from the files and the formula: out = colour alpha + out (1 - alpha), rounded."""
     words = data.words
     order = [a for a in data.layers if a in c and a != "cape_behind"]
@@ -159,14 +155,14 @@ def reference(data: LPC, art: Path, c: dict[str, str]) -> np.ndarray:
     return np.stack(clip).astype(np.uint8)
 
 
-def test_composition_is_the_reference(make, mini_art):
+def test_composition_is_the_reference(make):
     data = make(num_frames=5, attributes=[*vocabulary()["core"], "cape", "weapon"])
     combinations = drawn(data, 10)
     assert {"red", "none"} == {c["cape"] for c in combinations}
     clips = data.render(combinations)
     assert clips.shape == (10, 5, 64, 64, 3) and clips.dtype == torch.uint8
     for clip, combination in zip(clips.numpy(), combinations, strict=True):
-        np.testing.assert_array_equal(clip, reference(data, mini_art, combination))
+        np.testing.assert_array_equal(clip, reference(data, combination))
 
 
 def test_frames_run_from_the_action_s_first_to_its_last(make):
@@ -257,9 +253,9 @@ def test_what_is_not_drawn_is_not_said(make):
 # --- files ----------------------------------------------------------------------------------------
 
 
-def test_a_tar_is_a_folder(make, mini_art, tmp_path):
+def test_a_tar_is_a_folder(make, tmp_path):
     with tarfile.open(tmp_path / "art.tar", "w") as archive:
-        archive.add(mini_art, arcname=".")
+        archive.add(make().sheets.art, arcname=".")
     packed = make(art=tmp_path / "art.tar", num_frames=2)
     unpacked = make(num_frames=2)
     assert packed.batch(0, range(3)).frames.equal(unpacked.batch(0, range(3)).frames)

@@ -265,7 +265,7 @@ def test_training_reaches_the_exact_one_step_map(student, taught):
 
 
 def test_training_by_the_wrong_clock_does_not(student):
-    shift, ratio = one_step(trained(student, mutant(*WRONG_CLOCK)(None, **OPTIONS), 300), None)
+    shift, ratio = one_step(trained(student, mutant(*WRONG_CLOCK)(None, **OPTIONS), 150), None)
     assert abs(shift) > 0.5 or abs(ratio - 1) > 0.5
 
 

@@ -4,7 +4,6 @@ One clock serves all paths: ln(sigma / alpha). A resolution shift s multiplies t
 (RECIPES: t' = s t / (1 + (s - 1) t)).
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -41,13 +40,3 @@ def few_steps(steps: int, table: dict[int, Sequence[float]] | None = None) -> li
         return list(known[steps])
     times = uniform_grid(steps, by=5.0)[:-1]
     return times.clamp(max=NEARLY_NOISE).tolist()
-
-
-def law_of_ratio(t: Tensor) -> Tensor:
-    """ln(sigma / alpha) of rectified-flow times."""
-    return torch.log(t) - torch.log1p(-t)
-
-
-def cosine_ramp(progress: float) -> float:
-    """0 to 1 along a half cosine."""
-    return 0.5 * (1 - math.cos(math.pi * min(max(progress, 0.0), 1.0)))

@@ -17,7 +17,7 @@ from vidcm.errors import UsageError, VidcmError
 from vidcm.rng import SampleRng
 from vidcm.runtime import fast_cpu, pick_device
 from vidcm.store import load_model
-from vidcm.times import few_steps, uniform_grid
+from vidcm.times import few_steps, on_path, uniform_grid
 from vidcm.video import to_frames, write_clip
 
 BUNDLED = Path(__file__).parent / "pretrained"
@@ -90,11 +90,10 @@ class VideoPipeline:
             ) from None
         except (OSError, ValueError) as error:
             raise VidcmError(f"cannot read {folder / 'pipeline.json'}: {error}") from None
-        missing = [
-            k
-            for k in ("frames", "height", "width", "fps", "student", "teacher")
-            if k not in settings
-        ]
+        needed = ("frames", "height", "width", "fps", "student", "teacher")
+        missing = [k for k in needed if k not in settings]
+        for role in sorted({"student", "teacher"} - set(missing)):
+            missing += [f"{role}.{k}" for k in ("steps", "guidance") if k not in settings[role]]
         if missing:
             raise VidcmError(
                 f"{folder / 'pipeline.json'} lacks {', '.join(missing)}; export it again"
@@ -164,19 +163,24 @@ class VideoPipeline:
             noise, report = rng.normal(*shape), progress or (lambda step, steps: None)
             if teacher:
                 flow = Guided(model, scale, negative)
-                x = sampling.euler(flow, noise, uniform_grid(steps), cond, report)
+                times = on_path(model.path, uniform_grid(steps))
+                start = noise * model.path.sigma(times[0]).float()
+                x = sampling.euler(flow, start, times, cond, report)
             else:
                 student = Steered(model, negative, empty, scale) if negative_prompt else model
-                x = sampling.consistency(student, noise, self._times(steps), cond, rng, report)
+                x = sampling.consistency(
+                    student, noise, self._times(model, steps), cond, rng, report
+                )
             clock("denoise")
             frames = to_frames(self.codec.decode(x)).cpu().numpy()
             clock("decode")
         evaluations = steps * (2 if teacher else 3 if negative_prompt else 1)
         return Clips(frames, prompts, seeds, self.settings["fps"], evaluations, clock.seconds)
 
-    def _times(self, steps: int) -> list[float]:
+    def _times(self, student: Denoiser, steps: int) -> list[float]:
         tuned = self.settings["student"].get("times", {})
-        return few_steps(steps, {int(k): v for k, v in tuned.items()} or None)
+        times = few_steps(steps, {int(k): v for k, v in tuned.items()} or None)
+        return on_path(student.path, times).tolist()
 
 
 class SampleRngs(SampleRng):
@@ -209,8 +213,8 @@ def check_prompts(prompts: list[str]) -> list[str]:
     for prompt in prompts:
         if not isinstance(prompt, str):
             raise UsageError(f"a prompt must be text, not {type(prompt).__name__}")
-        if not prompt.strip():
-            raise UsageError("the prompt is empty; say what the clip should show")
+        if not any(c.isalnum() for c in prompt):
+            raise UsageError("the prompt is empty of words; say what the clip should show")
         if len(prompt) > MAX_PROMPT:
             raise UsageError(
                 f"a prompt of {len(prompt)} characters is too long; use at most {MAX_PROMPT}"

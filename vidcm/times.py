@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from vidcm.errors import UsageError
+from vidcm.paths import Path
 from vidcm.rng import SampleRng
 
-NEARLY_NOISE = 0.9999  # where few-step sampling starts: the students are trained next to 1
+NEARLY_NOISE = 0.995  # where few-step sampling starts: students are trained up to ratio 200
 STEPS = {1: (NEARLY_NOISE,), 2: (NEARLY_NOISE, 0.75), 4: (NEARLY_NOISE, 0.9375, 0.833, 0.625)}
 
 
@@ -21,9 +22,16 @@ def shift(t: Tensor, by: float) -> Tensor:
     return by * t / (1 + (by - 1) * t)
 
 
-def logit_normal(rng: SampleRng, mean: float, std: float) -> Tensor:
-    """Times whose ln(sigma / alpha) is N(mean, std), `(b,)` in (0, 1)."""
-    return torch.sigmoid(mean + std * rng.normal())
+def log_normal(rng: SampleRng, mean: float, std: float) -> Tensor:
+    """Ratios sigma / alpha whose logarithm is N(mean, std), `(b,)`; the law known as logit-normal
+    when said of rectified-flow time."""
+    return torch.exp(mean + std * rng.normal())
+
+
+def on_path(path: Path, times: Tensor | Sequence[float]) -> Tensor:
+    """Rectified-flow times on the clock of `path`, at most its `t_max`, float64."""
+    t = torch.as_tensor(times, dtype=torch.float64)
+    return path.time_of(t / (1 - t)).clamp(max=path.t_max)
 
 
 def uniform_grid(steps: int, *, by: float = 1.0) -> Tensor:

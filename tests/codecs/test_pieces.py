@@ -11,7 +11,7 @@ from vidcm.errors import UsageError
 @pytest.fixture
 def codec() -> CausalVAE:
     torch.manual_seed(0)
-    codec = CausalVAE(8, (8, 12, 16))
+    codec = CausalVAE(8, (48, 12, 16))
     for parameter in codec.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
     return codec.eval().requires_grad_(False)
@@ -29,7 +29,7 @@ def test_pieces_equal_one_go(codec, piece):
 def test_less_context_would_show(codec, monkeypatch):
     video = torch.randn(1, 3, 45, 16, 24)
     monkeypatch.setattr("vidcm.codecs.pieces.CONTEXT", CONTEXT - 1)
-    assert (encode_in_pieces(codec, video, 3) - codec.encode(video)).abs().max() > 1e-3
+    assert (encode_in_pieces(codec, video, 3) - codec.encode(video)).abs().max() > 1e-4
 
 
 def test_spans_cover_everything_once():

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from vidcm.errors import UsageError
 from vidcm.shapes import check_frames, check_size
 
 PATCH = 4  # pixels folded into channels at the door
@@ -135,6 +136,8 @@ class CausalVAE(nn.Module):
         self.channels = channels
         a, b, c = widths
         pixels = 3 * PATCH**2
+        if a < pixels:
+            raise UsageError(f"widths[0] is {a}; it must hold the {pixels} numbers of a patch")
         self.encoder = nn.Sequential(
             Conv(pixels, a),
             *_blocks(a, encoder_depths[0]),

@@ -27,7 +27,7 @@ class LatentShards:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self._orders: dict[tuple[int, int], np.ndarray] = {}
+        self._last: tuple[tuple[int, int], np.ndarray] | None = None
         try:
             self.index = json.loads((self.path / INDEX).read_text("utf-8"))
             shards = self.index["shards"]
@@ -47,6 +47,8 @@ class LatentShards:
                 raise VidcmError(
                     f"the shard {name} of {path} cannot be read ({error}); encode again"
                 ) from None
+        if not parts:
+            raise UsageError(f"{path} holds no clips; encode some")
         self.latents: Tensor = torch.cat(parts)
         if len(self.captions) != len(self.latents):
             raise VidcmError(
@@ -76,12 +78,11 @@ class LatentShards:
         return Batch(captions, latents=self.latents[rows].float())
 
     def _order(self, seed: int, epoch: int) -> np.ndarray:
-        key = (seed, epoch)
-        if key not in self._orders:  # two epochs at most, for batches that span an edge
-            if len(self._orders) > 1:
-                self._orders.clear()
-            self._orders[key] = np.random.default_rng(key).permutation(len(self))
-        return self._orders[key]
+        found = self._last  # read once: loader threads share it
+        if found is None or found[0] != (seed, epoch):
+            order = np.random.default_rng([seed, epoch]).permutation(len(self))
+            found = self._last = ((seed, epoch), order)
+        return found[1]
 
 
 def write_shards(

@@ -137,15 +137,17 @@ class LPC:
     ):
         words = vocabulary()
         self.words: dict[str, dict[str, dict]] = words["attributes"]
-        self.attributes = list(attributes or words["core"])
-        for name in self.attributes:
+        chosen = list(attributes or words["core"])
+        for name in chosen:
             if name not in self.words:
                 raise UsageError(f"unknown LPC attribute {name!r}; one of: {', '.join(self.words)}")
         if split not in ("train", "heldout"):
             raise UsageError(f"unknown split {split!r}; one of: train, heldout")
-        missing = [name for name in words["core"] if name not in self.attributes]
+        missing = [name for name in words["core"] if name not in chosen]
         if missing:
             raise UsageError(f"the attributes {', '.join(missing)} cannot be left out")
+        # In the vocabulary's order: what a value may be depends on the attributes before it.
+        self.attributes = [name for name in self.words if name in chosen]
         self.layers: list[str] = words["layers"]
         self.num_frames, self.split, self.partial = num_frames, split, partial
         self.sheets = Sheets(art)

@@ -18,6 +18,7 @@ from vidcm.objectives.base import Loss
 from vidcm.objectives.flow_matching import guided_velocity
 from vidcm.rng import SampleRng
 from vidcm.shapes import like
+from vidcm.times import log_normal
 
 
 class ConsistencyTuning:
@@ -56,7 +57,9 @@ class ConsistencyTuning:
     def __call__(self, model: Denoiser, batch: Batch, progress: float, rng: SampleRng) -> Loss:
         assert batch.latents is not None
         x0, path = batch.latents, model.path
-        sigma = torch.exp(self.mean + self.std * rng.normal()).clamp(*self.SIGMA)
+        low, high = self.SIGMA
+        high = min(high, float(path.ratio(torch.tensor(path.t_max, dtype=torch.float64))))
+        sigma = log_normal(rng, self.mean, self.std).clamp(low, high)
         lower = self.lower(sigma, progress)
         eps = rng.normal(*x0.shape[1:])
         dropped = (rng.uniform() < self.dropout).tolist()

@@ -16,7 +16,7 @@ from vidcm.objectives.flow_matching import FlowMatching
 from vidcm.registry import build
 from vidcm.rng import SampleRng
 from vidcm.store import load_model, read_card
-from vidcm.times import few_steps, uniform_grid
+from vidcm.times import few_steps, on_path, uniform_grid
 from vidcm.train.loop import Task
 from vidcm.video import contact_sheet, to_frames, to_video
 
@@ -73,14 +73,18 @@ def video_task(config: TrainConfig, model: Denoiser, data: Dataset, device: torc
         numbers = {}
         if flow is not None:
             guided = Guided(flow, GUIDANCE, flow.encode([""] * len(prompts)))
-            x = sampling.euler(guided, noise, uniform_grid(TEACHER_STEPS), flow.encode(prompts))
+            times = on_path(flow.path, uniform_grid(TEACHER_STEPS))
+            start = noise * flow.path.sigma(times[0]).float()
+            x = sampling.euler(guided, start, times, flow.encode(prompts))
             reference = draw(f"teacher, {TEACHER_STEPS} steps", x)
             numbers["preview/motion"] = float(reference)
         if flow is not copy:
             scale = torch.full((len(prompts),), GUIDANCE, device=device)
             cond = copy.encode(prompts, scale if teacher else None)
             for steps in STUDENT_STEPS:
-                x = sampling.consistency(copy, noise, few_steps(steps), cond, rng)
+                x = sampling.consistency(
+                    copy, noise, on_path(copy.path, few_steps(steps)).tolist(), cond, rng
+                )
                 motion = draw(f"student, {steps} steps", x)
                 if flow is not None:
                     numbers[f"preview/motion_ratio_{steps}"] = float(motion / reference)

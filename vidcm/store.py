@@ -65,6 +65,7 @@ def save_model(
     }
     with replacing(Path(folder)) as part:
         save_file(tensors, part / "model.safetensors")
+        (part / "model.safetensors").chmod(0o644)  # safetensors writes for the owner alone
         card = {
             "format": FORMAT,
             "vidcm": __version__,

@@ -46,6 +46,8 @@ def test_one_command_one_clip(model, tmp_path):
     assert spent.startswith("2 network evaluations a clip; ")
     assert all(stage in spent for stage in ("load", "text", "denoise", "decode", "write"))
     assert os.listdir(tmp_path) == ["clip.mp4"] and done.stderr == ""
+    run(tmp_path, "--checkpoint", model, "--prompt", PROMPT)  # again: nothing is lost
+    assert sorted(os.listdir(tmp_path)) == ["clip-2.mp4", "clip.mp4"]
 
 
 def test_json_holds_path_seed_evaluations_and_seconds(model, tmp_path):

@@ -377,7 +377,7 @@ def test_output_that_exists_is_kept_unless_told(tmp_path: Path, name: str) -> No
     write_clip(smooth(5), path)
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
     for attempt in (lambda: write_clip(noise(3), path), lambda: check_output(path)):
-        with pytest.raises(UsageError, match="exists: pass overwrite or give another name"):
+        with pytest.raises(UsageError, match="exists; give another name, or overwrite"):
             attempt()
     assert {file: file.read_bytes() for file in before} == before
     check_output(path, overwrite=True)

@@ -100,7 +100,7 @@ def check_output(path: str | os.PathLike[str], overwrite: bool = False) -> Path:
     if other := [name for name in found if not re.fullmatch(r"frame_\d{4,}\.png", name)]:
         raise UsageError(f"folder {target} holds other files ({other[0]}): give another name")
     if mode and (kind or found) and not overwrite:
-        raise UsageError(f"{target} exists: pass overwrite or give another name")
+        raise UsageError(f"{target} exists; give another name, or overwrite (--overwrite)")
     parent = next(folder for folder in target.parents if os.path.lexists(folder))
     if not parent.is_dir():
         raise UsageError(f"cannot write {target}: {parent} is not a folder")

@@ -52,9 +52,9 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--output",
-        default="clip.mp4",
         metavar="PATH",
-        help="mp4, webm, gif, png (a sprite sheet), or a folder with a final / (png frames); default: %(default)s",
+        help="mp4, webm, gif, png (a sprite sheet), or a folder with a final / (png frames); "
+        "default: clip.mp4, or the next clip-2.mp4, clip-3.mp4 that is free",
     )
     p.add_argument(
         "--scale",
@@ -86,7 +86,9 @@ def _generate(args: argparse.Namespace) -> None:
     from vidcm.video import check_output
 
     check_prompts(prompts)
-    for path in numbered(args.output, len(prompts) * args.num_clips):
+    count = len(prompts) * args.num_clips
+    args.output = args.output or _free(count)
+    for path in numbered(args.output, count):
         check_output(path, args.overwrite)
     pipe = VideoPipeline.from_pretrained(args.checkpoint, args.device)
     model = pipe.model("teacher" if args.teacher else "student")
@@ -126,6 +128,17 @@ def _generate(args: argparse.Namespace) -> None:
     spent = ", ".join(f"{k} {v:.2f} s" for k, v in seconds.items() if k != "total")
     noun = "evaluation" if clips.evaluations == 1 else "evaluations"
     print(f"{clips.evaluations} network {noun} a clip; {seconds['total']:.2f} s in all: {spent}")
+
+
+def _free(clips: int) -> str:
+    """The first of clip.mp4, clip-2.mp4, ... whose files for so many clips do not exist."""
+    from itertools import count
+    from pathlib import Path
+
+    from vidcm.pipeline import numbered
+
+    names = (f"clip-{i}.mp4" if i > 1 else "clip.mp4" for i in count(1))
+    return next(n for n in names if not any(Path(p).exists() for p in numbered(n, clips)))
 
 
 def _lines(path) -> list[str]:

@@ -43,6 +43,7 @@ class TrainConfig:
     batch_size: int = 32
     accumulation: int = 1
     init: str | None = None  # a model folder whose weights to start from
+    text: str | None = None  # a caption reader's model folder: what the text tower starts as
     teacher: str | None = None  # a model folder, for objectives that distil
     codec: str | None = None  # a model folder; encodes frames and decodes the sample sheets
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

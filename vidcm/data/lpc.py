@@ -231,12 +231,16 @@ class LPC:
 
     def batch(self, seed: int, positions: Iterable[int]) -> Batch:
         """Clips, captions and labels at positions of the endless sequence of `seed`."""
+        combinations, captions = self._draw(seed, positions)
+        return Batch(captions, frames=self.render(combinations), labels=self.labels(combinations))
+
+    def _draw(self, seed: int, positions: Iterable[int]) -> tuple[list[Combination], list[str]]:
         combinations, captions = [], []
         for position in positions:
             rng = np.random.default_rng([seed, position])
             combinations.append(self.sample(rng))
             captions.append(self.caption(combinations[-1], rng))
-        return Batch(captions, frames=self.render(combinations), labels=self.labels(combinations))
+        return combinations, captions
 
     def labels(self, combinations: Sequence[Combination]) -> Tensor:
         """int64 `(b, attributes)`: the place of each value in the vocabulary's list."""
@@ -283,6 +287,14 @@ class LPC:
         worn = {k: combination[k] for k in ("sex", "hair_color", attribute)}
         sheets = [self.wardrobe.index[p] for p in self._paths(worn) if p]
         return bool(self.wardrobe.cells[sheets, self._row(combination), 3].any())
+
+
+class LPCCaptions(LPC):
+    """The same sequence without its clips: captions and labels alone."""
+
+    def batch(self, seed: int, positions: Iterable[int]) -> Batch:
+        combinations, captions = self._draw(seed, positions)
+        return Batch(captions, labels=self.labels(combinations))
 
 
 def _premultiply(cells: np.ndarray) -> np.ndarray:

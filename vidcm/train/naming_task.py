@@ -1,4 +1,4 @@
-"""The feature network's run: accuracy on held-out combinations, features scaled at the end."""
+"""Runs that name attributes, of clips (the feature network) and of captions (a text tower)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from vidcm.config import TrainConfig
-from vidcm.data.lpc import LPC
+from vidcm.data.lpc import LPC, LPCCaptions
 from vidcm.errors import UsageError
 from vidcm.models.attribute_net import AttributeNet
+from vidcm.models.caption_reader import CaptionReader
 from vidcm.registry import build
 from vidcm.train.loop import Task
 from vidcm.video import to_video
@@ -53,6 +54,24 @@ def naming_task(config: TrainConfig, model: AttributeNet, data: LPC) -> Task:
         return net.state_dict() | {"mean": features.mean(0), "std": features.std(0)}
 
     return Task(model, build("objective", config.objective), data, preview, finish)
+
+
+def caption_task(config: TrainConfig, model: CaptionReader, data: LPCCaptions) -> Task:
+    """A caption reader's run: accuracy on full captions of held-out combinations."""
+
+    @torch.no_grad()
+    def preview(weights: dict[str, Tensor], path: Path) -> dict[str, float]:
+        copy = build("model", config.model)
+        copy.load_state_dict(weights)
+        rngs = [np.random.default_rng([HELD_SEED, p]) for p in range(256)]
+        held = [data.sample(rng, "heldout") for rng in rngs]
+        captions = [data.caption(c, rng, full=True) for c, rng in zip(held, rngs, strict=True)]
+        answers, labels = copy(captions).values(), data.labels(held).unbind(1)
+        marks = [(a.argmax(1) == y).float().mean() for a, y in zip(answers, labels, strict=True)]
+        return {"heldout/accuracy": float(torch.stack(marks).mean())}
+
+    objective = build("objective", config.objective)
+    return Task(model, objective, data, preview, finish=lambda weights: weights)
 
 
 @torch.no_grad()

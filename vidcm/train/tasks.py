@@ -3,14 +3,17 @@
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vidcm.codecs.causal_vae import CausalVAE
 from vidcm.codecs.losses import psnr
 from vidcm.config import TrainConfig
+from vidcm.denoiser import Denoiser
+from vidcm.errors import UsageError
 from vidcm.models.attribute_net import AttributeNet
+from vidcm.models.caption_reader import CaptionReader
 from vidcm.registry import build
-from vidcm.store import load_model, load_weights, read_weights
+from vidcm.store import load_weights, read_weights
 from vidcm.train.loop import Task
 from vidcm.video import contact_sheet, to_frames, to_video
 
@@ -24,17 +27,32 @@ def make_task(config: TrainConfig, device: torch.device) -> Task:
         # A student starts as its teacher; the guidance input that it has beyond it starts at zero.
         fresh = {k: v for k, v in model.state_dict().items() if k.startswith("backbone.guidance.")}
         load_weights(model, fresh | read_weights(config.init), config.init)
+    if config.text:
+        _load_text(model, config.text)
     model.to(device)
     data = build("data", config.data)
     if isinstance(model, CausalVAE):
         return _codec_task(config, model, data, device)
-    if isinstance(model, AttributeNet):
-        from vidcm.train.naming_task import naming_task
+    if isinstance(model, AttributeNet | CaptionReader):
+        from vidcm.train.naming_task import caption_task, naming_task
 
-        return naming_task(config, model, data)
+        return (naming_task if isinstance(model, AttributeNet) else caption_task)(
+            config, model, data
+        )
     from vidcm.train.video_task import video_task
 
     return video_task(config, model, data, device)
+
+
+def _load_text(model: nn.Module, folder: str) -> None:
+    """Start a denoiser's text tower as a caption reader's."""
+    if not isinstance(model, Denoiser):
+        raise UsageError("text is for denoisers: it names the caption reader their tower starts as")
+    prefix = "conditioner."
+    weights = {
+        k.removeprefix(prefix): v for k, v in read_weights(folder).items() if k.startswith(prefix)
+    }
+    load_weights(model.conditioner, weights, folder)
 
 
 def _codec_task(config: TrainConfig, model: CausalVAE, data, device: torch.device) -> Task:
@@ -72,8 +90,3 @@ def _codec_task(config: TrainConfig, model: CausalVAE, data, device: torch.devic
         return weights | {"mean": latents.mean((0, 2, 3, 4)), "std": latents.std((0, 2, 3, 4))}
 
     return Task(model, objective, data, preview, finish)
-
-
-def load_codec(config: TrainConfig, device: torch.device) -> CausalVAE | None:
-    """The codec a config names, or None."""
-    return load_model(config.codec, CausalVAE, device) if config.codec else None

@@ -15,6 +15,7 @@ from vidcm.models.caption_reader import CaptionReader
 from vidcm.registry import build
 from vidcm.store import load_weights, read_weights
 from vidcm.train.loop import Task
+from vidcm.train.naming_task import caption_task, naming_task
 from vidcm.video import contact_sheet, to_frames, to_video
 
 PREVIEW_SEED = 2**31  # a stretch of the data that training does not reach
@@ -33,12 +34,10 @@ def make_task(config: TrainConfig, device: torch.device) -> Task:
     data = build("data", config.data)
     if isinstance(model, CausalVAE):
         return _codec_task(config, model, data, device)
-    if isinstance(model, AttributeNet | CaptionReader):
-        from vidcm.train.naming_task import caption_task, naming_task
-
-        return (naming_task if isinstance(model, AttributeNet) else caption_task)(
-            config, model, data
-        )
+    if isinstance(model, AttributeNet):
+        return naming_task(config, model, data)
+    if isinstance(model, CaptionReader):
+        return caption_task(config, model, data)
     from vidcm.train.video_task import video_task
 
     return video_task(config, model, data, device)

@@ -3,6 +3,7 @@
 import ipaddress
 import os
 import random
+import signal
 import socket
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,9 @@ os.environ.update(
     no_proxy="localhost,127.0.0.1",
     HF_HUB_OFFLINE="1",
 )
+
+# A suite started in the background of a script ignores Ctrl-C, and so would what it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

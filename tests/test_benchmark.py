@@ -40,7 +40,7 @@ def pipeline(tmp_path_factory) -> Path:
     words = {"name": "hashed_words", "width": 32, "depth": 1, "heads": 2, "buckets": 64}
     codec = {
         "channels": 4,
-        "widths": [8, 8, 16],
+        "widths": [48, 8, 16],
         "encoder_depths": [0, 0, 0],
         "decoder_depths": [0, 0, 0],
     }

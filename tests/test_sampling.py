@@ -137,13 +137,14 @@ def test_as_many_evaluations_as_times(steps):
 
 
 def test_the_same_noise_travels_to_the_same_place():
-    """One exact step is the ODE's own map, so student and teacher agree sample by sample."""
+    """One exact step is the ODE's own map, so student and teacher agree sample by sample, up to the
+    share of data, 1 - NEARLY_NOISE, that the student's first time has and the teacher's has not."""
     world = Gaussian(RectifiedFlow())
     rng = SampleRng(3, range(5))
     noise, cond = rng.normal(2, 1, 2, 2).double(), world.encode([""] * 5)
     jumped = consistency(world, noise, few_steps(1), cond, rng)
     walked = heun(world, noise, uniform_grid(60), cond)
-    torch.testing.assert_close(jumped, walked, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(jumped, walked, rtol=0, atol=5e-3)
 
 
 # --- randomness -----------------------------------------------------------------------------------

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import torch
 
+from vidcm import contact
 from vidcm import video as module
 from vidcm.errors import UsageError, VidcmError
 from vidcm.video import (
     check_output,
-    contact_sheet,
     read_png,
     to_frames,
     to_video,
@@ -286,40 +286,42 @@ def test_read_png_says_what_it_cannot_read(tmp_path: Path) -> None:
 
 def test_contact_sheet_shows_every_frame_and_label(tmp_path: Path) -> None:
     a, b, c = noise(3, 13, 17), noise(2, 11, 5), noise(5, 7, 19)
-    plain = read_png(contact_sheet([[a, b], [c]], None, tmp_path / "plain.png", scale=1))
-    gap, grey = module.GUTTER, module.BACKGROUND
+    plain = read_png(contact.contact_sheet([[a, b], [c]], None, tmp_path / "plain.png", scale=1))
+    gap, grey = contact.GUTTER, contact.BACKGROUND
     assert plain.shape == (13 + gap + 7, 5 * 19, 3)
     assert np.array_equal(plain[:13, 34:51], a[2])
     assert np.array_equal(plain[:11, 51 + gap : 56 + gap], b[0])
     assert np.array_equal(plain[13 + gap :], np.concatenate(list(c), 1))
     assert (plain[:, 51 : 51 + gap][:13] == grey).all()
-    named = read_png(contact_sheet([[a, b], [c]], ["walks left", ""], tmp_path / "named.png"))
+    named = read_png(
+        contact.contact_sheet([[a, b], [c]], ["walks left", ""], tmp_path / "named.png")
+    )
     assert named.shape == (2 * (8 + len(plain)), 2 * 95, 3)
     assert np.array_equal(named[16::2, ::2], plain)
     assert named[:16].max() == 224 and (named[:16, 2 * 60 :] == grey).all()
-    long = read_png(contact_sheet([[c]], ["word " * 9], tmp_path / "long.png", scale=1))
+    long = read_png(contact.contact_sheet([[c]], ["word " * 9], tmp_path / "long.png", scale=1))
     assert long.shape == (3 * 8 + 7, 95, 3)
 
 
 def test_font_tells_all_letters_apart() -> None:
     def glyph(char: str) -> bytes:
-        return module._print(char, 1).tobytes()
+        return contact._print(char, 1).tobytes()
 
     printable = [chr(code) for code in range(32, 127)]
     assert len({glyph(char) for char in [*printable, "é"]}) == 96
-    assert glyph("é") == glyph("雪") == glyph("\x7f") and module._print(" ", 1).max() < 224
-    inked = (module._print("F", 1)[..., 0] > 99).tolist()
+    assert glyph("é") == glyph("雪") == glyph("\x7f") and contact._print(" ", 1).max() < 224
+    inked = (contact._print("F", 1)[..., 0] > 99).tolist()
     drawing = ["".join("#" if ink else "." for ink in row) for row in inked]
     assert drawing == ["#####.", *["#....."] * 2, "####..", *["#....."] * 3, "......"]
 
 
 def test_contact_sheet_refuses_rows_that_do_not_match(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="1 labels"):
-        contact_sheet([[noise()], [noise()]], ["one"], tmp_path / "s.png")
+        contact.contact_sheet([[noise()], [noise()]], ["one"], tmp_path / "s.png")
     with pytest.raises(ValueError, match=r"rows of \[0\] clips"):
-        contact_sheet([[]], None, tmp_path / "s.png")
+        contact.contact_sheet([[]], None, tmp_path / "s.png")
     with pytest.raises(UsageError, match="ends in .png"):
-        contact_sheet([[noise()]], None, tmp_path / "s.mp4")
+        contact.contact_sheet([[noise()]], None, tmp_path / "s.mp4")
     assert not os.listdir(tmp_path)
 
 
@@ -473,7 +475,7 @@ def test_a_failure_half_way_leaves_nothing_or_the_old(
             raise error
         return image
 
-    monkeypatch.setattr(module, "_enlarge", enlarge)
+    monkeypatch.setattr(module, "enlarge", enlarge)
     expected = VidcmError if isinstance(error, OSError) else KeyboardInterrupt
     for path in (f"{tmp_path}/{name}", f"{tmp_path}/new/deep/{name}"):
         with pytest.raises(expected, match="No space left" if expected is VidcmError else None):

@@ -12,8 +12,7 @@ import secrets
 import shutil
 import stat
 import tempfile
-import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from fractions import Fraction
 from io import BytesIO
@@ -30,9 +29,7 @@ if TYPE_CHECKING:
     import av
 
 FORMATS = (".mp4", ".webm", ".gif", ".png")
-BACKGROUND = 32  # grey level of gutters and labels on a contact sheet
 LARGEST = 16384  # pixels a side, h264's limit
-GUTTER = 4  # pixels between clips and between rows of a contact sheet, before scaling
 
 
 class _Codec(NamedTuple):
@@ -139,18 +136,18 @@ def write_clip(
     interrupt, no file is left behind and an older output is as it was.
     """
     kind = _kind(path)
-    _check_clip(frames, (3,) if kind in _CODECS else (3, 4))
+    check_clip(frames, (3,) if kind in _CODECS else (3, 4))
     fastest = 50 if kind == ".gif" else 1000
     if not 0.01 <= fps <= fastest:
         raise UsageError(f"got fps {fps}, expected 0.01 to {fastest} in {kind or 'png'} files")
-    _check_positive("scale", scale)
+    check_positive("scale", scale)
     if kind in _CODECS and max(frames.shape[1:3]) * scale > LARGEST:
         raise UsageError(
             f"got {frames.shape[2]}x{frames.shape[1]} frames and scale {scale}, expected at most "
             f"{LARGEST} pixels a side in {kind}: lower the scale or write png"
         )
     if columns is not None:
-        _check_positive("columns", columns)
+        check_positive("columns", columns)
         if kind != ".png":
             raise UsageError(f"got columns {columns} for {path}: only a .png sheet has columns")
     target = check_output(path, overwrite)
@@ -158,13 +155,13 @@ def write_clip(
         if kind in _CODECS:
             _encode(frames, temporary, kind, fps, scale)
         elif kind == ".png":
-            temporary.write_bytes(_png(_enlarge(_sheet(frames, columns or len(frames)), scale)))
+            temporary.write_bytes(_png(enlarge(page(frames, columns or len(frames)), scale)))
         else:
             temporary.mkdir()
             digits = max(4, len(str(len(frames) - 1)))
             for index, frame in enumerate(frames):
                 name = f"frame_{index:0{digits}d}.png"
-                (temporary / name).write_bytes(_png(_enlarge(frame, scale)))
+                (temporary / name).write_bytes(_png(enlarge(frame, scale)))
     return target
 
 
@@ -193,40 +190,6 @@ def read_png(path: str | os.PathLike[str]) -> np.ndarray:
         raise VidcmError(f"cannot read {path} as a png image: {error}") from error
     alpha = frame.format.has_palette or any(part.is_alpha for part in frame.format.components)
     return frame.to_ndarray(format="rgba" if alpha else "rgb24")
-
-
-def contact_sheet(
-    rows: Sequence[Sequence[np.ndarray]],
-    labels: Sequence[str] | None,
-    path: str | os.PathLike[str],
-    scale: int = 2,
-    *,
-    overwrite: bool = False,
-) -> Path:
-    """Write clips as one .png to look at: each row holds clips, each clip its frames in a line.
-
-    Clips are uint8 `(t h w 3)` and may differ in size and length; a gutter parts them. `labels`,
-    one for each row, are printed above the rows in ASCII (another character becomes a box) and
-    wrapped. `scale` enlarges everything. Errors as write_clip.
-    """
-    if not rows or not all(rows) or (labels is not None and len(labels) != len(rows)):
-        lengths = [len(row) for row in rows]
-        named = "no" if labels is None else len(labels)
-        raise ValueError(
-            f"got rows of {lengths} clips and {named} labels, expected at least one row, a clip "
-            "in every row and a label for each row"
-        )
-    _check_positive("scale", scale)
-    bands = []
-    for row, label in zip(rows, labels or [""] * len(rows), strict=True):
-        for clip in row:
-            _check_clip(clip, (3,))
-        band = _line_up([_sheet(clip, len(clip)) for clip in row], axis=1, gap=GUTTER)
-        zoom = max(1, row[0].shape[1] // 64)
-        wrapped = textwrap.wrap(label, max(16, band.shape[1] // (6 * zoom)))
-        bands.append(_line_up([*(_print(line, zoom) for line in wrapped), band], axis=0))
-    sheet = _enlarge(_line_up(bands, axis=0, gap=GUTTER), scale)
-    return write_png(sheet, path, overwrite=overwrite)
 
 
 def _kind(path: str | os.PathLike[str]) -> str:
@@ -258,7 +221,8 @@ def _find_encoder(kind: str) -> None:
         ) from error
 
 
-def _check_clip(frames: np.ndarray, channels: tuple[int, ...]) -> None:
+def check_clip(frames: np.ndarray, channels: tuple[int, ...]) -> None:
+    """Raise ValueError unless `frames` are uint8 `(t h w c)` with one of these channel counts."""
     if frames.dtype != np.uint8 or frames.ndim != 4 or 0 in frames.shape:
         got = f"{frames.dtype} {frames.shape}"
         raise ValueError(f"got frames {got}, expected uint8 (t h w c), none of them 0")
@@ -266,7 +230,8 @@ def _check_clip(frames: np.ndarray, channels: tuple[int, ...]) -> None:
         raise ValueError(f"got {frames.shape[-1]} channels, expected one of {channels} here")
 
 
-def _check_positive(name: str, value: int) -> None:
+def check_positive(name: str, value: int) -> None:
+    """Refuse an option below one."""
     if not isinstance(value, int) or value < 1:
         raise UsageError(f"got {name} {value}, expected a whole number from 1")
 
@@ -333,7 +298,7 @@ def _subsampled(frames: np.ndarray, scale: int) -> Iterator["av.VideoFrame"]:
     from av.video.reformatter import ColorRange, Colorspace, Interpolation
 
     for frame in frames:
-        image = _enlarge(frame, scale)
+        image = enlarge(frame, scale)
         odd = [(0, side % 2) for side in image.shape[:2]]
         image = np.pad(image, [*odd, (0, 0)], mode="edge")
         # AREA gives a 2x2 block the mean of its colours; others bleed colour across pixel edges.
@@ -360,7 +325,7 @@ def _indexed(frames: np.ndarray, scale: int) -> Iterator["av.VideoFrame"]:
         palette[: len(colours)] = colours.astype(">u4").view(np.uint8).reshape(-1, 4)
         for frame in frames:
             indices = np.searchsorted(colours, _packed(frame)).astype(np.uint8)
-            indices = _enlarge(indices[..., None], scale)[..., 0]
+            indices = enlarge(indices[..., None], scale)[..., 0]
             picture = (indices, palette)  # documented, but not in the types of PyAV
             yield av.VideoFrame.from_ndarray(picture, format="pal8")  # pyright: ignore
         return
@@ -383,7 +348,7 @@ def _indexed(frames: np.ndarray, scale: int) -> Iterator["av.VideoFrame"]:
     use.link_to(sink)
     graph.configure()
     for index, frame in enumerate(frames):
-        picture = av.VideoFrame.from_ndarray(_enlarge(frame, scale), format="rgb24")
+        picture = av.VideoFrame.from_ndarray(enlarge(frame, scale), format="rgb24")
         picture.pts, picture.time_base = index, Fraction(1)
         graph.push(picture)
     graph.push(None)
@@ -408,52 +373,15 @@ def _png(image: np.ndarray) -> bytes:
     return b"".join(bytes(packet) for packet in [*context.encode(frame), *context.encode(None)])
 
 
-def _enlarge(image: np.ndarray, scale: int) -> np.ndarray:
+def enlarge(image: np.ndarray, scale: int) -> np.ndarray:
+    """Every pixel of `(h w c)` as scale x scale pixels."""
     return image.repeat(scale, 0).repeat(scale, 1) if scale > 1 else image
 
 
-def _sheet(frames: np.ndarray, columns: int) -> np.ndarray:
+def page(frames: np.ndarray, columns: int) -> np.ndarray:
     """`(t h w c)` as one image, read like a page; unused cells zero."""
     t, h, w, c = frames.shape
     rows = -(-t // columns)
     cells = np.zeros((rows * columns, h, w, c), np.uint8)
     cells[:t] = frames
     return cells.reshape(rows, columns, h, w, c).swapaxes(1, 2).reshape(rows * h, columns * w, c)
-
-
-def _line_up(images: Sequence[np.ndarray], axis: int, gap: int = 0) -> np.ndarray:
-    """`(h w 3)` images in a line, downwards (axis 0) or across (1), on the background."""
-    shape = [0, 0, 3]
-    shape[axis] = sum(image.shape[axis] for image in images) + gap * (len(images) - 1)
-    shape[1 - axis] = max(image.shape[1 - axis] for image in images)
-    canvas = np.full(shape, BACKGROUND, np.uint8)
-    start = 0
-    for image in images:
-        part = canvas[start:] if axis == 0 else canvas[:, start:]
-        part[: image.shape[0], : image.shape[1]] = image
-        start += image.shape[axis] + gap
-    return canvas
-
-
-# A letter is five columns from the left, a byte each, lowest bit on top: " " to "~", then a box.
-_FONT = bytes.fromhex(
-    "000000000000005f00000007000700147f147f14242a7f2a12631308646336495522500004030000001c224100"
-    "0041221c0014083e081408083e080800503000000808080808006060000060100804033e5149453e00427f4000"
-    "62514949462141454b311814127f1027454545393c4a49493001710905033649494936064949291e0036360000"
-    "005636000008142241001414141414004122140802015109063e415d551e7e0909097e7f494949363e41414122"
-    "7f4141413e7f494949417f090909013e4149497a7f0808087f00417f41002040413f017f081422417f40404040"
-    "7f020c027f7f0204087f3e4141413e7f090909063e4151215e7f09192946464949493101017f01013f4040403f"
-    "0f3040300f7f2018207f63140814630304780403615149454300007f4141030408106041417f00000402010204"
-    "4040404040000102040020545454787f444444383844444400384444447f3854545418087e0909000c5252523e"
-    "7f0404047800447d40002040443d007f1028440000417f40007c047804787c0404047838444444387c14141408"
-    "081414147c7c080404004854545424043f4444003c4040407c1c2040201c3c4030403c44281028440c5050503c"
-    "4464544c44000836414100007f0000414136080008040408087f4141417f"
-)
-
-
-def _print(line: str, zoom: int) -> np.ndarray:
-    """A line of text in light grey as an image `(8 zoom, 6 zoom len(line), 3)`."""
-    letters = [ord(char) - 32 if " " <= char <= "~" else 95 for char in line]
-    columns = np.pad(np.frombuffer(_FONT, np.uint8).reshape(96, 5), ((0, 0), (0, 1)))[letters]
-    ink = np.unpackbits(columns.reshape(-1, 1), axis=1, bitorder="little").T
-    return _enlarge(np.where(ink[..., None], 224, BACKGROUND).repeat(3, 2).astype(np.uint8), zoom)

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vidcm.contact import contact_sheet
 from vidcm.metrics.protocol import Truth
 from vidcm.metrics.rows import maker
-from vidcm.video import contact_sheet
 
 if TYPE_CHECKING:
     from vidcm.pipeline import VideoPipeline

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from vidcm.codecs.causal_vae import CausalVAE
 from vidcm.codecs.losses import psnr
 from vidcm.config import TrainConfig
+from vidcm.contact import contact_sheet
 from vidcm.denoiser import Denoiser
 from vidcm.errors import UsageError
 from vidcm.models.attribute_net import AttributeNet
@@ -16,7 +17,7 @@ from vidcm.registry import build
 from vidcm.store import load_weights, read_weights
 from vidcm.train.loop import Task
 from vidcm.train.naming_task import caption_task, naming_task
-from vidcm.video import contact_sheet, to_frames, to_video
+from vidcm.video import to_frames, to_video
 
 PREVIEW_SEED = 2**31  # a stretch of the data that training does not reach
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from vidcm import sampling
 from vidcm.codecs.causal_vae import CausalVAE
 from vidcm.config import TrainConfig
+from vidcm.contact import contact_sheet
 from vidcm.data.batch import Batch, Dataset
 from vidcm.data.latents import LatentShards
 from vidcm.denoiser import Denoiser, Guided
@@ -18,7 +19,7 @@ from vidcm.rng import SampleRng
 from vidcm.store import load_model, read_card
 from vidcm.times import few_steps, on_path, uniform_grid
 from vidcm.train.loop import Task
-from vidcm.video import contact_sheet, to_frames, to_video
+from vidcm.video import to_frames, to_video
 
 TEACHER_STEPS, STUDENT_STEPS, GUIDANCE = 25, (4, 2, 1), 3.0
 

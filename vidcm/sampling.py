@@ -1,9 +1,10 @@
 """Samplers: functions of (denoiser, noise, times, cond). Guidance is a denoiser, not an option.
 
-Each is a generator-free loop that reports to `progress(step, steps)`, which may raise to cancel.
+Each reports to `progress(step, steps)`, which may raise to cancel.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -39,39 +40,46 @@ def _quiet(step: int, steps: int) -> None:
 @torch.no_grad()
 def euler(
     denoiser: Flow,
-    noise: Tensor,
+    x: Tensor,
     times: Sequence[float] | Tensor,
     cond: Cond,
     progress: Progress = _quiet,
 ) -> Tensor:
-    """First order: one evaluation per interval of `times` (descending, the last is where to stop)."""
-    x, times = noise, [float(t) for t in times]
-    for i, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True)):
+    """First order, one evaluation per interval: from `x` at the first of `times` (descending) to
+    the last."""
+    for t, s in _intervals(times, progress):
         x = x + (s - t) * denoiser.velocity(x, x.new_full((len(x),), t), cond)
-        progress(i + 1, len(times) - 1)
     return x
 
 
 @torch.no_grad()
 def heun(
     denoiser: Flow,
-    noise: Tensor,
+    x: Tensor,
     times: Sequence[float] | Tensor,
     cond: Cond,
     progress: Progress = _quiet,
 ) -> Tensor:
-    """Second order (Karras et al. 2022, algorithm 1): two evaluations per interval, but one in the
-    last, whose end at zero noise has no slope of its own."""
-    x, times = noise, [float(t) for t in times]
-    for i, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True)):
+    """Second order (Karras et al. 2022, algorithm 1): as `euler` with two evaluations per interval,
+    but one in the last, whose end at zero noise has no slope of its own."""
+    for t, s in _intervals(times, progress):
         slope = denoiser.velocity(x, x.new_full((len(x),), t), cond)
         ahead = x + (s - t) * slope
         if s > 0:
             slope = (slope + denoiser.velocity(ahead, x.new_full((len(x),), s), cond)) / 2
             ahead = x + (s - t) * slope
         x = ahead
-        progress(i + 1, len(times) - 1)
     return x
+
+
+def _intervals(
+    times: Sequence[float] | Tensor, progress: Progress
+) -> Iterator[tuple[float, float]]:
+    """Neighbouring times; reports each interval when its work is done."""
+    grid = [float(t) for t in times]
+    for i, interval in enumerate(pairwise(grid), start=1):
+        yield interval
+        progress(i, len(grid) - 1)
 
 
 @torch.no_grad()

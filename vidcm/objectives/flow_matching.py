@@ -3,7 +3,7 @@
 import torch
 
 from vidcm.data.batch import Batch
-from vidcm.denoiser import Denoiser
+from vidcm.denoiser import Denoiser, Guided
 from vidcm.errors import UsageError
 from vidcm.objectives.base import Loss
 from vidcm.rng import SampleRng
@@ -45,8 +45,6 @@ def guided_velocity(
     teacher: Denoiser, x_t: torch.Tensor, t: torch.Tensor, prompts: list[str], scale: torch.Tensor
 ) -> torch.Tensor:
     """The teacher's guided velocity, without gradients, one guidance scale per sample."""
-    from vidcm.denoiser import Guided
-
     with torch.no_grad():
         guided = Guided(teacher, scale, teacher.encode([""] * len(prompts)))
         return guided.velocity(x_t, t, teacher.encode(prompts))

@@ -66,7 +66,7 @@ class VideoPipeline:
     """A student, its teacher, their codec, and the settings they were tuned with.
 
     A pipeline folder holds model folders `codec`, `student`, `teacher` and `pipeline.json`:
-    frames, height, width, fps, steps, guidance and times of the student, steps of the teacher.
+    frames, height, width, fps, steps, guidance and times of the student, steps, guidance and shift of the teacher.
     """
 
     def __init__(self, folder: Path, settings: dict, device: torch.device):
@@ -163,7 +163,7 @@ class VideoPipeline:
             noise, report = rng.normal(*shape), progress or (lambda step, steps: None)
             if teacher:
                 flow = Guided(model, scale, negative)
-                times = on_path(model.path, uniform_grid(steps))
+                times = on_path(model.path, uniform_grid(steps, by=own.get("shift", 1.0)))
                 start = noise * model.path.sigma(times[0]).float()
                 x = sampling.euler(flow, start, times, cond, report)
             else:

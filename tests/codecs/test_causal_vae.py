@@ -81,7 +81,8 @@ def test_an_image_is_a_clip_of_one_frame():
 # --- the start ------------------------------------------------------------------------------------
 
 
-def test_the_start_is_far_better_than_chance_and_white():
+def test_the_start_is_far_better_than_chance_and_half_whitened():
+    """Components keep the square root of their spread, whatever turn of the channels hides them."""
     model, video = codec(), clips(40)
     before = psnr(model.decode(model.encode(video)), video).mean()
     model.start_from_data(video)
@@ -89,14 +90,19 @@ def test_the_start_is_far_better_than_chance_and_white():
     assert after > before + 6
     rows = rearrange(model.encode(video), "b c t h w -> (b t h w) c")
     torch.testing.assert_close(rows.mean(0), torch.zeros(7), atol=1e-2, rtol=0)
-    torch.testing.assert_close(torch.cov(rows.T), torch.eye(7), atol=2e-2, rtol=0)
-    assert model.posterior(video)[1].eq(-4).all()
+    raw = rearrange(model.posterior(video)[0], "b c t h w -> (b t h w) c")
+    spread = torch.linalg.eigvalsh(torch.cov(raw.T)).flip(0)
+    assert float(spread.mean()) == pytest.approx(1, abs=0.02)
+    assert spread[0] > 1.5 * spread[-1]
+    assert model.posterior(video)[1].eq(-6).all()
 
 
 def test_a_second_start_is_the_same():
     video = clips(20)
     first, second = codec(), codec(shake=0.0)
+    torch.manual_seed(3)
     first.start_from_data(video)
+    torch.manual_seed(3)
     second.start_from_data(video)
     assert first.encode(video).equal(second.encode(video))
 
@@ -114,10 +120,12 @@ def test_where_no_level_loses_anything_the_start_is_direct_principal_components(
     blocks = rearrange(filled, pattern, i=4, j=8, k=8)
     basis, mean, spread = _components(blocks, 7)
     direct = torch.einsum("dc,bdthw->bcthw", basis, blocks - mean.view(-1, 1, 1, 1))
-    direct = direct / spread.view(-1, 1, 1, 1)
-    signs = (direct * raw).mean((0, 2, 3, 4)).sign().view(-1, 1, 1, 1)
-    torch.testing.assert_close(raw * signs, direct, atol=2e-2, rtol=1e-2)
-    rebuilt = torch.einsum("dc,bcthw->bdthw", basis * spread, direct) + mean.view(-1, 1, 1, 1)
+    scale = (spread * spread.mean()).sqrt().view(-1, 1, 1, 1)
+    turned = torch.cov(rearrange(raw, "b c t h w -> c (b t h w)"))
+    spectrum = torch.linalg.eigvalsh(turned).flip(0)
+    expected = torch.cov(rearrange(direct / scale, "b c t h w -> c (b t h w)")).diagonal()
+    torch.testing.assert_close(spectrum, expected, atol=1e-2, rtol=2e-2)
+    rebuilt = torch.einsum("dc,bcthw->bdthw", basis, direct) + mean.view(-1, 1, 1, 1)
     undo = "b (c i j k) t h w -> b c (t i) (h j) (w k)"
     expected = rearrange(rebuilt, undo, i=4, j=8, k=8)[:, :, 3:]
     torch.testing.assert_close(wide.reconstruct(raw), expected, atol=5e-3, rtol=0)

@@ -61,7 +61,7 @@ def _export(args: argparse.Namespace) -> None:
     from vidcm.errors import UsageError
     from vidcm.pipeline import VideoPipeline
     from vidcm.store import read_card, read_weights, save_model
-    from vidcm.times import STEPS
+    from vidcm.times import SHIFT, STEPS
 
     output = Path(args.output)
     if (output / "pipeline.json").exists() and not args.overwrite:
@@ -89,7 +89,7 @@ def _export(args: argparse.Namespace) -> None:
             "max_steps": 8,
             "times": {str(k): list(v) for k, v in STEPS.items()},
         },
-        "teacher": {"steps": args.teacher_steps, "guidance": args.guidance},
+        "teacher": {"steps": args.teacher_steps, "guidance": args.guidance, "shift": SHIFT},
     }
     output.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:

@@ -168,7 +168,9 @@ class CausalVAE(nn.Module):
     @torch.no_grad()
     def start_from_data(self, video: Tensor) -> None:
         """Set the linear trunk to the principal components of `video (b 3 t h w)`, each level's of
-        the level before, the latents to unit variance and the posterior's spread to e^-2."""
+        the level before, and the posterior's spread to e^-3. Components weigh by the square root
+        of their spread, half way between pixels and whitened, and are then turned at random: every
+        channel has unit variance, yet what shows most in pixels weighs most in a latent error."""
         (first, last), folds = _ends(self.encoder), _of(self.encoder, Fold)
         (enter, leave), unfolds = _ends(self.decoder), _of(self.decoder, Unfold)[::-1]
         _identity(first)
@@ -183,12 +185,15 @@ class CausalVAE(nn.Module):
             unfold.map.bias.copy_(mean)
             x = fold.map(x)
         basis, mean, spread = _components(x, self.channels)
+        scale = (spread * spread.mean()).sqrt()
+        turn = torch.linalg.qr(torch.randn(self.channels, self.channels)).Q.to(basis)
+        down, up = (basis / scale) @ turn, (basis * scale) @ turn
         last.weight.zero_()
-        last.weight[: self.channels, :, 1, 1] = (basis / spread).T
-        last.bias.fill_(-4.0)
-        last.bias[: self.channels] = -(basis / spread).T @ mean
+        last.weight[: self.channels, :, 1, 1] = down.T
+        last.bias.fill_(-6.0)
+        last.bias[: self.channels] = -down.T @ mean
         enter.weight.zero_()
-        enter.weight[:, :, 1, 1] = basis * spread
+        enter.weight[:, :, 1, 1] = up
         enter.bias.copy_(mean)
 
     def _patches(self, video: Tensor) -> Tensor:

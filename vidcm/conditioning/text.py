@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from vidcm.models.attention import Attention
 from vidcm.models.rope import rotary
@@ -60,15 +62,15 @@ class HashedWords(nn.Module):
         device = self.empty.device
         words = [words_of(p)[: self.max_words] for p in prompts]
         longest = max(1, *map(len, words))
-        pieces = [
-            [ngrams(w, self.buckets) for w in ws] + [()] * (longest - len(ws)) for ws in words
+        places = {"": 0}  # each different word once: a batch of captions repeats a small vocabulary
+        grid = [
+            [places.setdefault(w, len(places)) for w in ws] + [0] * (longest - len(ws))
+            for ws in words
         ]
-        flat = [ids for row in pieces for ids in row]
-        bags = torch.zeros(len(flat), max(1, *map(len, flat)), dtype=torch.long)
-        for row, ids in zip(bags, flat, strict=True):
-            row[: len(ids)] = torch.tensor(ids)
-        x = self.pieces(bags.to(device)).view(len(prompts), longest, self.width) * self.width**0.5
-        mask = torch.tensor([[bool(ids) for ids in row] for row in pieces], device=device)
+        bags = [torch.tensor(ngrams(w, self.buckets) if w else [0]) for w in places]
+        vectors = self.pieces(pad_sequence(bags, batch_first=True).to(device)) * self.width**0.5
+        which = torch.tensor(grid, device=device)
+        x, mask = F.embedding(which, vectors), which > 0
         none = ~mask.any(1)
         first = torch.zeros_like(mask)
         first[:, 0] = none

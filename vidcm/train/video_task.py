@@ -17,7 +17,7 @@ from vidcm.objectives.flow_matching import FlowMatching
 from vidcm.registry import build
 from vidcm.rng import SampleRng
 from vidcm.store import load_model, read_card
-from vidcm.times import few_steps, on_path, uniform_grid
+from vidcm.times import SHIFT, few_steps, on_path, uniform_grid
 from vidcm.train.loop import Task
 from vidcm.video import to_frames, to_video
 
@@ -74,7 +74,7 @@ def video_task(config: TrainConfig, model: Denoiser, data: Dataset, device: torc
         numbers = {}
         if flow is not None:
             guided = Guided(flow, GUIDANCE, flow.encode([""] * len(prompts)))
-            times = on_path(flow.path, uniform_grid(TEACHER_STEPS))
+            times = on_path(flow.path, uniform_grid(TEACHER_STEPS, by=SHIFT))
             start = noise * flow.path.sigma(times[0]).float()
             x = sampling.euler(guided, start, times, flow.encode(prompts))
             reference = draw(f"teacher, {TEACHER_STEPS} steps", x)

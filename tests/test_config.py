@@ -13,7 +13,7 @@ from vidcm.errors import UsageError
 from vidcm.registry import build, lookup
 
 REPO = Path(vidcm.__file__).parents[1]
-SHIPPED = sorted((REPO / "configs").rglob("*.yaml"))
+SHIPPED = sorted(p for p in (REPO / "configs").rglob("*.yaml") if p.stem != "comparison")
 LEAST = """
 model: {name: causal_vae, channels: 7}
 objective: {name: autoencoding}

@@ -12,12 +12,14 @@ import pytest
 import tiny
 import torch
 
-from vidcm.config import OptimizerConfig
+from vidcm.config import TrainConfig
 from vidcm.data.batch import Batch
 from vidcm.objectives.base import Objective
 from vidcm.registry import build
 from vidcm.rng import SampleRng
-from vidcm.train.engine import LocalEngine, MicroBatch, TrainStep
+from vidcm.train.engine import MicroBatch
+from vidcm.train.launch import start_alone
+from vidcm.train.roles import assemble
 
 FOLDER = Path(__file__).parent / "golden"
 PROMPTS = ["an orc walks left", "a lady in a red dress", "a man falls", ""]
@@ -39,14 +41,14 @@ def frames(positions: range) -> Batch:
 def curve(spec: dict, objective: Objective, data: Callable[[range], Batch]) -> list[float]:
     """The losses of a run: twenty steps of the engine that training uses."""
     torch.manual_seed(0)
-    engine = LocalEngine(
-        TrainStep(build("model", spec), objective, torch.device("cpu")), OptimizerConfig(), ema=0.9
-    )
+    config = TrainConfig(model={}, objective={}, data={}, output="", steps=STEPS, ema=0.9)
+    model, device = build("model", spec), torch.device("cpu")
+    engine = assemble(model, objective, config, device, start_alone)
     losses = []
     for step in range(STEPS):
         places = range(step * BATCH, step * BATCH + BATCH)
         part = MicroBatch(data(places), 5, list(places))
-        losses.append(engine.step([part], step / STEPS, 3e-3).loss)
+        losses.append(engine.step([part], step / STEPS, 3e-3, step).loss)
     return losses
 
 
@@ -68,12 +70,85 @@ def consistency_tuning_alone() -> list[float]:
     return _consistency_tuning(None)
 
 
+def _continuous_consistency(teacher) -> list[float]:
+    objective = build("objective", {"name": "continuous_consistency"}, teacher=teacher)
+    return curve(tiny.denoiser(guided=True), objective, latents)
+
+
+def continuous_consistency_taught() -> list[float]:
+    torch.manual_seed(1)
+    teacher = tiny.shaken(build("model", tiny.denoiser())).requires_grad_(False)
+    return _continuous_consistency(teacher)
+
+
+def continuous_consistency_alone() -> list[float]:
+    return _continuous_consistency(None)
+
+
+def _in_turns(spec: dict) -> list[float]:
+    """Of the student's turns and those of what is trained with it, as they come."""
+    torch.manual_seed(1)
+    teacher = tiny.shaken(build("model", tiny.denoiser())).requires_grad_(False)
+
+    def make_fake():
+        return tiny.shaken(build("model", tiny.denoiser(guided=True)), seed=2)
+
+    objective = build("objective", spec, teacher=teacher, make_fake=make_fake)
+    return curve(tiny.denoiser(guided=True), objective, latents)
+
+
+def distribution_matching() -> list[float]:
+    return _in_turns({"name": "distribution_matching", "every": 3})
+
+
+def adversarial() -> list[float]:
+    return _in_turns({"name": "adversarial", "blocks": [0, 1]})
+
+
+def rcm() -> list[float]:
+    extra = {"matching": {"weight": 0.5}, "adversarial": {"weight": 0.5, "blocks": [1]}}
+    consistency = {"name": "consistency_tuning", "stages": 4}
+    return _in_turns({"name": "rcm", "consistency": consistency, "every": 3, **extra})
+
+
+def _taught(name: str, **backbone) -> list[float]:
+    torch.manual_seed(1)
+    teacher = tiny.shaken(build("model", tiny.denoiser())).requires_grad_(False)
+    objective = build("objective", {"name": name}, teacher=teacher)
+    return curve(tiny.denoiser(guided=True, **backbone), objective, latents)
+
+
+def latent_consistency() -> list[float]:
+    return _taught("latent_consistency")
+
+
+def phased_consistency() -> list[float]:
+    return _taught("phased_consistency")
+
+
+def flow_map() -> list[float]:
+    return _taught("flow_map", two_times=True)
+
+
 def autoencoding() -> list[float]:
     spec = {"name": "autoencoding", "crop": 16, "windows": 2}
     return curve(tiny.CODEC, build("objective", spec), frames)
 
 
-CURVES = (flow_matching, consistency_tuning_taught, consistency_tuning_alone, autoencoding)
+CURVES = (
+    flow_matching,
+    consistency_tuning_taught,
+    consistency_tuning_alone,
+    latent_consistency,
+    phased_consistency,
+    flow_map,
+    continuous_consistency_taught,
+    continuous_consistency_alone,
+    distribution_matching,
+    adversarial,
+    rcm,
+    autoencoding,
+)
 
 
 @pytest.mark.parametrize("run", CURVES, ids=[run.__name__ for run in CURVES])

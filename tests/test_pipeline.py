@@ -95,6 +95,8 @@ def test_the_empty_negative_prompt_is_the_default_and_guidance_one_ignores_it(pi
     [
         ({}, 2), ({"steps": 1}, 1), ({"steps": 4}, 4), ({"steps": 4, "negative_prompt": "x"}, 12),
         ({"teacher": True}, 6), ({"teacher": True, "steps": 5}, 10),
+        ({"teacher": True, "steps": 5, "solver": "heun"}, 18),
+        ({"teacher": True, "steps": 5, "solver": "dpm"}, 10),
     ],
 )  # fmt: skip
 def test_evaluations_are_counted_as_they_are(pipe, monkeypatch, options, evaluations):
@@ -105,6 +107,16 @@ def test_evaluations_are_counted_as_they_are(pipe, monkeypatch, options, evaluat
         model.backbone, "forward", lambda x, *rest: rows.append(len(x)) or forward(x, *rest)
     )
     assert pipe(PROMPT, **options).evaluations == evaluations == sum(rows)
+
+
+def test_the_solver_of_the_teacher_is_chosen(pipe):
+    euler, heun, dpm = (
+        pipe(PROMPT, teacher=True, steps=5, solver=s).frames for s in ("euler", "heun", "dpm")
+    )
+    assert apart(euler, heun) > 1 and apart(euler, dpm) > 1 and apart(heun, dpm) > 1
+    assert apart(pipe(PROMPT, teacher=True, steps=5).frames, euler) == 0
+    with pytest.raises(UsageError, match="solver is 'rk4'; use euler, heun, dpm"):
+        pipe(PROMPT, teacher=True, solver="rk4")
 
 
 def test_progress_counts_steps_and_may_cancel(pipe):

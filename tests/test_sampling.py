@@ -9,7 +9,7 @@ from oracle import PATHS, Gaussian
 from vidcm.denoiser import Guided
 from vidcm.paths import RectifiedFlow
 from vidcm.rng import SampleRng, mix
-from vidcm.sampling import consistency, euler, heun
+from vidcm.sampling import consistency, dpm, euler, heun, jump
 from vidcm.times import few_steps, uniform_grid
 
 NAMES = [type(p).__name__ for p in PATHS]
@@ -49,9 +49,9 @@ def error(sampler, world: Gaussian, steps: int, start: float = 20.0, stop: float
 
 
 @every_path
-@pytest.mark.parametrize("sampler, order", [(euler, 1), (heun, 2)])
-def test_order_of_convergence(path, sampler, order):
-    errors = [error(sampler, Gaussian(path), 2**k * 60) for k in range(3)]
+@pytest.mark.parametrize("sampler, order, coarse", [(euler, 1, 60), (heun, 2, 60), (dpm, 2, 480)])
+def test_order_of_convergence(path, sampler, order, coarse):
+    errors = [error(sampler, Gaussian(path), 2**k * coarse) for k in range(3)]
     rates = [math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]
     assert rates[-1] == pytest.approx(order, abs=0.12) and errors[-1] < 0.05
 
@@ -70,7 +70,7 @@ def test_order_holds_with_guidance():
     assert errors[0] / errors[1] == pytest.approx(2, rel=0.1)
 
 
-@pytest.mark.parametrize("sampler, evaluations", [(euler, 7), (heun, 13)])
+@pytest.mark.parametrize("sampler, evaluations", [(euler, 7), (heun, 13), (dpm, 7)])
 def test_evaluations_and_progress(sampler, evaluations):
     world, seen = Calls(Gaussian(RectifiedFlow())), []
     x = torch.randn(2, 1, 1, 1, 1)
@@ -145,6 +145,32 @@ def test_the_same_noise_travels_to_the_same_place():
     jumped = consistency(world, noise, few_steps(1), cond, rng)
     walked = heun(world, noise, uniform_grid(60), cond)
     torch.testing.assert_close(jumped, walked, rtol=0, atol=5e-3)
+
+
+# --- jumps ----------------------------------------------------------------------------------------
+
+
+class Leaps(Calls):
+    """The exact flow map, counted."""
+
+    def jump(self, x_t, t, s, cond):
+        self.count += 1
+        return self.world.flow(x_t, t, s, cond)
+
+
+@every_path
+@pytest.mark.parametrize("steps", [1, 3])
+def test_exact_jumps_follow_the_trajectory_in_any_number_of_steps(path, steps):
+    world, seen = Leaps(Gaussian(path)), []
+    rng, untouched = (SampleRng(3, range(5)) for _ in range(2))
+    noise, _ = rng.normal(2, 1, 2, 2).double(), untouched.normal(2, 1, 2, 2)
+    times, cond = on(path, few_steps(steps)), world.world.encode([""] * 5)
+    x = jump(world, noise, times, cond, rng, lambda *at: seen.append(at))
+    first = torch.full((5,), times[0], dtype=torch.float64)
+    start = path.noise(torch.zeros_like(noise), noise, first)
+    torch.testing.assert_close(x, world.world.clean(start, first, cond))
+    assert world.count == steps and seen == [(i, steps) for i in range(1, steps + 1)]
+    assert rng.normal(3).equal(untouched.normal(3))  # deterministic: nothing was drawn
 
 
 # --- randomness -----------------------------------------------------------------------------------

@@ -56,6 +56,28 @@ def test_round_trip(folder):
     assert sorted(os.listdir(folder)) == ["model.json", "model.safetensors"]
 
 
+def test_eight_bits_halve_a_folder_and_hardly_move_what_it_says(tmp_path, folder):
+    model = load_model(folder, Denoiser)
+    model.backbone.embed.weight[3] = 0.0  # a row without a scale of its own
+    for name, dtype in (("half", torch.float16), ("eight", torch.int8)):
+        save_model(tmp_path / name, tiny.denoiser(), model.state_dict(), dtype=dtype)
+    size = {n: (tmp_path / n / "model.safetensors").stat().st_size for n in ("half", "eight")}
+    assert size["eight"] < 0.75 * size["half"]
+    for name, value in read_weights(tmp_path / "eight").items():
+        step = model.state_dict()[name].flatten(1).abs().amax(1) / 127 if value.ndim > 1 else None
+        error = (value.float() - model.state_dict()[name]).abs()
+        if step is None:
+            torch.testing.assert_close(
+                value.float(), model.state_dict()[name], atol=1e-3, rtol=1e-3
+            )
+        else:
+            assert (error.flatten(1).amax(1) <= 0.51 * step + 1e-3 * step).all(), name
+    x, t = torch.randn(2, 5, 3, 2, 4), torch.tensor([0.2, 0.9])
+    coarse = load_model(tmp_path / "eight", Denoiser)
+    said, meant = (m.velocity(x, t, m.encode(["an orc", ""])) for m in (coarse, model))
+    assert float((said - meant).std() / meant.std()) < 0.05
+
+
 def test_buffers_and_facts_travel(tmp_path):
     codec = build("model", tiny.CODEC)
     codec.mean.fill_(3.0)

@@ -37,9 +37,12 @@ class Cond:
 
 
 class Backbone(Protocol):
-    """Knows nothing about diffusion: `(x (b c t h w), time (b,)|(b t), cond) -> (b c t h w)`."""
+    """Knows nothing about diffusion: `(x (b c t h w), time (b,)|(b t), cond) -> (b c t h w)`; one
+    of two times is told a second one, `time_to`, in the shape of the first."""
 
-    def __call__(self, x: Tensor, time: Tensor, cond: Cond) -> Tensor: ...
+    def __call__(
+        self, x: Tensor, time: Tensor, cond: Cond, time_to: Tensor | None = None
+    ) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,8 @@ class Denoiser(nn.Module):
     Whatever the path, the network sees unit-variance input z = x_t / n, n^2 = alpha^2 + sigma^2,
     and predicts F = (alpha eps - sigma x0) / n, the velocity of TrigFlow (v-prediction, Salimans &
     Ho 2022, arXiv 2202.00512): next to noise that is -x0, so a narrow network need not carry the
-    noise of wide latents through. Casts to and from the network's precision happen here and nowhere
+    noise of wide latents through. A backbone with the option `two_times` is also told where a jump
+    ends, and predicts the average of F on the way there; without, a jump is a step of DDIM. Casts to and from the network's precision happen here and nowhere
     else. Raises UsageError for unknown parts.
     """
 
@@ -68,6 +72,7 @@ class Denoiser(nn.Module):
             "backbone", backbone, channels=channels, context=self.conditioner.width
         )
         self.path: Path = build("path", path or {"name": "rectified_flow"})
+        self.two_times = bool(backbone.get("two_times", False))
         self.channels = channels
 
     def encode(self, prompts: Sequence[str], guidance: Tensor | None = None) -> Cond:
@@ -75,14 +80,18 @@ class Denoiser(nn.Module):
         tokens, mask = self.conditioner(prompts)
         return Cond(tokens, mask, guidance)
 
-    def predict(self, x_t: Tensor, t: Tensor, cond: Cond) -> Prediction:
-        """Clean latents, noise and velocity dx_t / dt on this denoiser's path, float32."""
+    def predict(self, x_t: Tensor, t: Tensor, cond: Cond, s: Tensor | None = None) -> Prediction:
+        """Clean latents, noise and velocity dx_t / dt on this denoiser's path, float32.
+
+        s: where a jump ends, for two times; they are then what leads there in one straight step.
+        The default, t itself, gives the velocity at t."""
         alpha, sigma = self.path.alpha(t), self.path.sigma(t)
         size = torch.hypot(alpha, sigma)
-        a, s = like(alpha / size, x_t), like(sigma / size, x_t)
+        cos, sin = like(alpha / size, x_t), like(sigma / size, x_t)
         z = x_t / like(size, x_t)
-        out = self.backbone(z, self._clock(t), cond).float()
-        x0, eps = a * z - s * out, s * z + a * out
+        end = (self._clock(t if s is None else s),) if self.two_times else ()
+        out = self.backbone(z, self._clock(t), cond, *end).float()
+        x0, eps = cos * z - sin * out, sin * z + cos * out
         return Prediction(x0, eps, self.path.velocity(x0, eps, t))
 
     def _clock(self, t: Tensor) -> Tensor:
@@ -90,13 +99,20 @@ class Denoiser(nn.Module):
         sigma, alpha = self.path.sigma(t), self.path.alpha(t)
         return sigma / (sigma + alpha)
 
-    def velocity(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        """dx_t / dt on this denoiser's path."""
-        return self.predict(x_t, t, cond).v
+    def velocity(self, x_t: Tensor, t: Tensor, cond: Cond, s: Tensor | None = None) -> Tensor:
+        """dx_t / dt on this denoiser's path; its average from t to s, for two times."""
+        return self.predict(x_t, t, cond, s).v
 
     def clean(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """The consistency function f(x_t, t); f(x, 0) = x whatever the weights."""
-        return self.predict(x_t, t, cond).x0
+        return self.predict(x_t, t, cond, torch.zeros_like(t)).x0
+
+    def jump(self, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond) -> Tensor:
+        """x_s of the trajectory through x_t, in one evaluation; `clean` for s = 0, and x_t for s = t
+        whatever the weights. Where paths are straight it is x_t - (t - s) velocity(x_t, t, cond, s)
+        (Geng et al. 2025, arXiv 2505.13447, eq. 3), on TrigFlow the same turn of the circle."""
+        seen = self.predict(x_t, t, cond, s)
+        return self.path.noise(seen.x0, seen.eps, s)
 
 
 class Guided:

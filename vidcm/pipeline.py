@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ from vidcm.runtime import fast_cpu, pick_device
 from vidcm.store import load_model
 from vidcm.times import few_steps, on_path, uniform_grid
 from vidcm.video import to_frames, write_clip
+
+if TYPE_CHECKING:
+    from vidcm.editing.edit import Asked
 
 BUNDLED = Path(__file__).parent / "pretrained"
 MAX_PROMPT = 2000  # characters
@@ -67,6 +71,7 @@ class VideoPipeline:
 
     A pipeline folder holds model folders `codec`, `student`, `teacher` and `pipeline.json`:
     frames, height, width, fps, steps, guidance and times of the student, steps, guidance and shift of the teacher.
+    Of a student also its `sampler` if that is not "consistency", and `phases` if it has any.
     """
 
     def __init__(self, folder: Path, settings: dict, device: torch.device):
@@ -98,6 +103,12 @@ class VideoPipeline:
             raise VidcmError(
                 f"{folder / 'pipeline.json'} lacks {', '.join(missing)}; export it again"
             )
+        sampler = settings["student"].get("sampler", "consistency")
+        if sampler not in sampling.SAMPLERS:
+            raise VidcmError(
+                f"{folder / 'pipeline.json'} asks for the sampler {sampler!r}; this version knows "
+                f"{', '.join(sampling.SAMPLERS)}"
+            )
         return cls(folder, settings, pick_device(device))
 
     def model(self, role: str) -> Denoiser:
@@ -121,6 +132,7 @@ class VideoPipeline:
         seed: int | Sequence[int] = 0,
         num_clips: int = 1,
         teacher: bool = False,
+        solver: str | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Clips:
         """Make `num_clips` clips of every prompt.
@@ -128,7 +140,8 @@ class VideoPipeline:
         steps: network evaluations of the student (default: the checkpoint's), or solver steps of
         the teacher. guidance: its scale. negative_prompt: what to move away from. seed: of the
         first clip, the next ones count up; or one per clip. The same seed gives the same clip in
-        any batch. progress: called with (step, steps); may raise to cancel.
+        any batch. solver: the teacher's, "euler", "heun" or "dpm" (default: the checkpoint's, or
+        euler). progress: called with (step, steps); may raise to cancel.
         Raises UsageError for an empty or huge prompt, or numbers out of range.
         """
         prompts = check_prompts([prompts] if isinstance(prompts, str) else list(prompts))
@@ -141,14 +154,12 @@ class VideoPipeline:
                 f"{len(seeds)} seeds for {len(prompts)} clips; give one seed, or one per clip"
             )
         own = self.settings["teacher" if teacher else "student"]
-        steps = own["steps"] if steps is None else steps
-        scale = own["guidance"] if guidance is None else guidance
-        if not 1 <= steps <= MAX_STEPS:
-            raise UsageError(f"steps is {steps}; use 1 to {MAX_STEPS}")
-        if not 0 <= scale <= 100:
-            raise UsageError(f"guidance is {scale}; use 0 to 100 (1 is without)")
+        steps, scale = self.numbers(teacher, steps, guidance)
+        solver = solver or own.get("solver", "euler")
+        if solver not in sampling.SOLVERS:
+            raise UsageError(f"solver is {solver!r}; use {', '.join(sampling.SOLVERS)}")
         model = self.model("teacher" if teacher else "student")
-        clock = _Clock(self.device)
+        clock = Clock(self.device)
 
         device, count = self.device, len(prompts)
         with torch.no_grad():
@@ -163,24 +174,74 @@ class VideoPipeline:
             noise, report = rng.normal(*shape), progress or (lambda step, steps: None)
             if teacher:
                 flow = Guided(model, scale, negative)
-                times = on_path(model.path, uniform_grid(steps, by=own.get("shift", 1.0)))
-                start = noise * model.path.sigma(times[0]).float()
-                x = sampling.euler(flow, start, times, cond, report)
+                times = self.times(True, steps)
+                start = noise * model.path.sigma(torch.tensor(times[0])).float()
+                x = sampling.SOLVERS[solver](flow, start, times, cond, report)
             else:
                 student = Steered(model, negative, empty, scale) if negative_prompt else model
-                x = sampling.consistency(
-                    student, noise, self._times(model, steps), cond, rng, report
-                )
+                sampler = sampling.SAMPLERS[own.get("sampler", "consistency")]
+                x = sampler(student, noise, self.times(False, steps), cond, rng, report)
             clock("denoise")
             frames = to_frames(self.codec.decode(x)).cpu().numpy()
             clock("decode")
-        evaluations = steps * (2 if teacher else 3 if negative_prompt else 1)
+        slopes = 2 * steps - 1 if teacher and solver == "heun" else steps
+        evaluations = slopes * (2 if teacher else 3 if negative_prompt else 1)
         return Clips(frames, prompts, seeds, self.settings["fps"], evaluations, clock.seconds)
 
-    def _times(self, student: Denoiser, steps: int) -> list[float]:
-        tuned = self.settings["student"].get("times", {})
-        times = few_steps(steps, {int(k): v for k, v in tuned.items()} or None)
-        return on_path(student.path, times).tolist()
+    def edit(
+        self,
+        task: "Asked | Sequence[Asked]",
+        clips: Sequence[np.ndarray] = (),
+        prompts: str | Sequence[str] = "",
+        *,
+        steps: int | None = None,
+        guidance: float | None = None,
+        seed: int | Sequence[int] = 0,
+        teacher: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Clips:
+        """Edit clips, uint8 `(t h w 3)`, without training: what the task knows of them is kept
+        exactly, the prompt says what the rest shows ("" leaves it open).
+
+        task: a name ("extend"), a name with options ({"name": "inpaint", "mask": mask}), or several
+        to do at once; `vidcm edit --help` lists them. clips: as many as the task takes, of the size
+        it asks for. prompts: one result each, with seeds that count up from `seed` or one each; two
+        of them are the ends of the task interpolate. The other options are those of a call.
+        Raises UsageError for tasks, clips and numbers that do not fit."""
+        from vidcm.editing.edit import How, edit
+
+        return edit(self, task, clips, prompts, seed, How(steps, guidance, teacher, progress))
+
+    def numbers(
+        self, teacher: bool, steps: int | None, guidance: float | None
+    ) -> tuple[int, float]:
+        """Steps and guidance as asked, or the checkpoint's own. Raises UsageError when one is out of
+        range."""
+        own = self.settings["teacher" if teacher else "student"]
+        steps = own["steps"] if steps is None else steps
+        scale = own["guidance"] if guidance is None else guidance
+        if not 1 <= steps <= MAX_STEPS:
+            raise UsageError(f"steps is {steps}; use 1 to {MAX_STEPS}")
+        if steps != own.get("phases", steps):
+            raise UsageError(
+                f"steps is {steps}, but this student goes from noise to data in {own['phases']} "
+                f"phases of one step each; use {own['phases']}"
+            )
+        if not 0 <= scale <= 100:
+            raise UsageError(f"guidance is {scale}; use 0 to 100 (1 is without)")
+        return steps, float(scale)
+
+    def times(self, teacher: bool, steps: int, until: float = 1.0) -> list[float]:
+        """What a sampler of so many steps walks through, on the model's path. until: where it
+        begins, as a share of the whole way in rectified-flow time; 1 is noise."""
+        own = self.settings["teacher" if teacher else "student"]
+        if teacher:
+            grid = uniform_grid(steps, by=own.get("shift", 1.0)).tolist()
+        else:
+            grid = few_steps(steps, {int(k): v for k, v in own.get("times", {}).items()} or None)
+        if until < 1:
+            grid = [until * t / grid[0] for t in grid]
+        return on_path(self.model("teacher" if teacher else "student").path, grid).tolist()
 
 
 class SampleRngs(SampleRng):
@@ -205,6 +266,11 @@ class Steered:
         away = self.student.clean(x_t, t, self.empty) - self.student.clean(x_t, t, self.negative)
         return self.student.clean(x_t, t, cond) + (self.scale - 1) * away
 
+    def jump(self, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond) -> Tensor:
+        there = self.student.jump
+        away = there(x_t, t, s, self.empty) - there(x_t, t, s, self.negative)
+        return there(x_t, t, s, cond) + (self.scale - 1) * away
+
 
 def check_prompts(prompts: list[str]) -> list[str]:
     """Refuse what no text tower should be given. Raises UsageError."""
@@ -222,7 +288,7 @@ def check_prompts(prompts: list[str]) -> list[str]:
     return prompts
 
 
-class _Clock:
+class Clock:
     """Seconds by stage, the device drained at every mark."""
 
     def __init__(self, device: torch.device):

@@ -29,14 +29,47 @@ TABLE: dict[str, dict[str, str]] = {
         "autoencoding": "vidcm.objectives.autoencoding:Autoencoding",
         "flow_matching": "vidcm.objectives.flow_matching:FlowMatching",
         "consistency_tuning": "vidcm.objectives.consistency_tuning:ConsistencyTuning",
+        "latent_consistency": "vidcm.objectives.latent_consistency:LatentConsistency",
+        "phased_consistency": "vidcm.objectives.phased_consistency:PhasedConsistency",
+        "flow_map": "vidcm.objectives.flow_map:FlowMap",
+        "continuous_consistency": "vidcm.objectives.continuous_consistency:ContinuousConsistency",
+        "distribution_matching": "vidcm.objectives.distribution_matching:DistributionMatching",
+        "adversarial": "vidcm.objectives.adversarial:Adversarial",
+        "rcm": "vidcm.objectives.rcm:RegularisedConsistency",
         "attribute_naming": "vidcm.objectives.attribute_naming:AttributeNaming",
         "caption_naming": "vidcm.objectives.caption_naming:CaptionNaming",
+    },
+    "derivative": {
+        "exact": "vidcm.derivative:Exact",
+        "finite_difference": "vidcm.derivative:FiniteDifference",
     },
     "data": {
         "lpc": "vidcm.data.lpc:LPC",
         "lpc_captions": "vidcm.data.lpc:LPCCaptions",
         "folder": "vidcm.data.folder:VideoFolder",
         "latents": "vidcm.data.latents:LatentShards",
+    },
+    "operator": {
+        "pixels": "vidcm.editing.operators:Pixels",
+        "luminance": "vidcm.editing.operators:Luminance",
+        "block_mean": "vidcm.editing.operators:BlockMean",
+        "ring": "vidcm.editing.operators:Ring",
+    },
+    "task": {
+        "inpaint": "vidcm.editing.tasks:Inpaint",
+        "outpaint": "vidcm.editing.tasks:Outpaint",
+        "colorize": "vidcm.editing.tasks:Colorize",
+        "upscale": "vidcm.editing.tasks:Upscale",
+        "interpolate_frames": "vidcm.editing.timing:InterpolateFrames",
+        "extend": "vidcm.editing.timing:Extend",
+        "extend_backward": "vidcm.editing.timing:ExtendBackward",
+        "inbetween": "vidcm.editing.timing:Inbetween",
+        "loop": "vidcm.editing.timing:Loop",
+        "animate": "vidcm.editing.timing:Animate",
+        "image": "vidcm.editing.tasks:Image",
+        "variation": "vidcm.editing.tasks:Variation",
+        "interpolate": "vidcm.editing.tasks:Interpolate",
+        "denoise": "vidcm.editing.tasks:Denoise",
     },
 }
 
@@ -60,6 +93,8 @@ def lookup(kind: str, name: str) -> type:
 def build(kind: str, spec: Mapping[str, Any], **context: Any) -> Any:
     """Make what `spec` describes: `name`, and the options of its constructor; `context` are
     arguments that only the program can give. Raises UsageError for an unknown name or option."""
+    if not isinstance(spec, Mapping):
+        raise UsageError(f"the {kind} is {spec!r}; write it as {{name: {spec}}}")
     options = dict(spec)
     if "name" not in options:
         raise UsageError(f"the {kind} has no name (known: {', '.join(sorted(TABLE[kind]))})")

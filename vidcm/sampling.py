@@ -3,9 +3,10 @@
 Each reports to `progress(step, steps)`, which may raise to cancel.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from vidcm.denoiser import Cond
 from vidcm.paths import Path
 from vidcm.rng import SampleRng
+from vidcm.times import STEPS
 
 Progress = Callable[[int, int], None]
 
@@ -31,6 +33,14 @@ class Consistent(Protocol):
     path: Path
 
     def clean(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor: ...
+
+
+class Jumping(Protocol):
+    """What the jump sampler needs of one."""
+
+    path: Path
+
+    def jump(self, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond) -> Tensor: ...
 
 
 def _quiet(step: int, steps: int) -> None:
@@ -72,6 +82,35 @@ def heun(
     return x
 
 
+@torch.no_grad()
+def dpm(
+    denoiser: Flow,
+    x: Tensor,
+    times: Sequence[float] | Tensor,
+    cond: Cond,
+    progress: Progress = _quiet,
+) -> Tensor:
+    """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2): second order with one
+    evaluation per interval, as it extrapolates from the clean latents of the interval before. The
+    first interval, and those that touch pure noise or data, are first order."""
+    path, before = denoiser.path, None
+    for t, s in _intervals(times, progress):
+        now, to = (torch.tensor([u], dtype=torch.float64) for u in (t, s))
+        at = x.new_full((len(x),), t)
+        x0, _ = path.split(x, denoiser.velocity(x, at, cond), at)
+        depth = float(path.ratio(now).log() - path.ratio(to).log())  # of this interval
+        ahead = x0
+        if before is not None and math.isfinite(before[1]) and math.isfinite(depth):
+            ahead = x0 + (x0 - before[0]) * (depth / before[1] / 2)
+        before = x0, depth
+        shrink = float(path.sigma(to) / path.sigma(now))
+        x = shrink * x + float(path.alpha(to) - path.alpha(now) * shrink) * ahead
+    return x
+
+
+SOLVERS = {"euler": euler, "heun": heun, "dpm": dpm}  # of teachers, by their names in settings
+
+
 def _intervals(
     times: Sequence[float] | Tensor, progress: Progress
 ) -> Iterator[tuple[float, float]]:
@@ -104,3 +143,34 @@ def consistency(
         progress(i + 1, len(times))
         noise = rng.normal(*noise.shape[1:])
     return x
+
+
+@torch.no_grad()
+def jump(
+    denoiser: Jumping,
+    noise: Tensor,
+    times: Sequence[float],
+    cond: Cond,
+    rng: SampleRng,
+    progress: Progress = _quiet,
+) -> Tensor:
+    """Deterministic sampling with a flow map or a phased student: from each of `times`
+    (descending) to the next and from the last to data, as many evaluations as times.
+
+    Takes what `consistency` takes, unit noise among it, but draws nothing from `rng`.
+    """
+    first = noise.new_full((len(noise),), times[0])
+    x = denoiser.path.noise(torch.zeros_like(noise), noise, first)
+    for t, s in _intervals([*times, 0.0], progress):
+        x = denoiser.jump(x, x.new_full((len(x),), t), x.new_full((len(x),), s), cond)
+    return x
+
+
+SAMPLERS = {"consistency": consistency, "jump": jump}  # of students, by their names in settings
+
+
+def student_settings(objective: object) -> dict[str, Any]:
+    """How students of an objective are sampled, as `pipeline.json` has it: `sampler`, a name among
+    SAMPLERS; `times`, rectified-flow times by number of steps; `phases`, where no other number of
+    steps makes sense. An objective says in its attribute `sampling` what differs from the usual."""
+    return {"sampler": "consistency", "times": STEPS} | getattr(objective, "sampling", {})

@@ -13,7 +13,7 @@ from vidcm.errors import UsageError
 from vidcm.paths import Path
 from vidcm.rng import SampleRng
 
-SHIFT = 8.0  # of sampling grids: what a clip shows is settled at sigma / alpha far above 1
+SHIFT = 32.0  # of sampling grids: what a clip shows is settled at sigma / alpha far above 1
 NEARLY_NOISE = 0.995  # where few-step sampling starts: students are trained up to ratio 200
 STEPS = {1: (NEARLY_NOISE,), 2: (NEARLY_NOISE, 0.75), 4: (NEARLY_NOISE, 0.9375, 0.833, 0.625)}
 

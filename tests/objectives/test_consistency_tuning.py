@@ -40,7 +40,7 @@ def mutant(old: str, new: str) -> type[ConsistencyTuning]:
     return module.ConsistencyTuning
 
 
-WRONG_CLOCK = ("1 / (sigma - lower)", "1 / (t - r)")
+WRONG_CLOCK = ("/ (sigma - lower)", "/ (t - r)")
 GUIDANCE_OFF_BY_ONE = ("t, prompts, told)", "t, prompts, told + 1)")
 BACKWARD_STEP = ("x_t - like(t - r, x_t) * v", "x_t + like(t - r, x_t) * v")
 OTHER_NOISE = ("x_r = path.noise(x0, eps, r)", "x_r = path.noise(x0, rng.normal(*x0.shape[1:]), r)")
@@ -138,6 +138,15 @@ def test_the_weight_is_one_over_the_gap_in_sigma(path, kind, right):
     found = float(loss(Constant(path, means=MEANS), objective))
     same_clock = path.time_of(torch.ones(1)) == 1 == path.time_of(torch.full((1,), 2.0)) - 1
     assert (found == pytest.approx(1, rel=1e-4)) == (right or bool(same_clock))
+
+
+def test_a_tilt_weighs_octaves_of_noise_alike():
+    objective = ConsistencyTuning(
+        None, q=4.0, stages=1, huber=0.0, max_weight=1e9, mean=2.0, std=0.5, tilt=1.0
+    )
+    sigma = torch.exp(2.0 + 0.5 * SampleRng(1, PLACES).normal())
+    found = float(loss(Constant(RectifiedFlow(), means=MEANS), objective))
+    assert found == pytest.approx(float((1 + sigma).mean()), rel=1e-3)
 
 
 def test_weights_are_bounded_and_huber_is_smooth_at_zero():

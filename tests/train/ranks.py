@@ -1,7 +1,8 @@
 """A toy task for tests of training, and what they run elsewhere: `ranks.py MODE FOLDER`.
 
 parity (on ranks): the same six steps at every ZeRO stage, once through, once resumed and once
-resumed at another stage, to `FOLDER/rank<N>.pt`. train (on ranks): a whole run through `launch`, as
+resumed at another stage, to `FOLDER/rank<N>.pt`. roles (on ranks): the like for three networks that
+take turns. train (on ranks): a whole run through `launch`, as
 `tools/train.py` does it. killed: a run in one process that dies while it saves.
 """
 
@@ -18,15 +19,17 @@ from torch import Tensor, nn
 
 from vidcm.config import OptimizerConfig, TrainConfig
 from vidcm.data.batch import Batch
-from vidcm.objectives.base import Loss
+from vidcm.objectives.base import Loss, Objective, Role, whose_turn
 from vidcm.rng import SampleRng, mix
 from vidcm.train.engine import Engine, LocalEngine, TrainStep
 from vidcm.train.loader import batches
 from vidcm.train.loop import Task
+from vidcm.train.roles import Start, assemble
 from vidcm.train.schedule import learning_rate
 
 CPU = torch.device("cpu")
 BATCH, STEPS, HALF = 8, 6, 3
+UNEVEN = 4  # a step that is not at the start of a period of three
 BAD = 22  # a sample of step 2; with two ranks it is the second's, with or without accumulation
 STAGES, ACCUMULATIONS = (0, 1, 2, 3), (1, 2)
 
@@ -82,11 +85,51 @@ def config(output: str = "", **changes: Any) -> TrainConfig:
     return TrainConfig(**named, **{"output": output, **plain, **changes})
 
 
-def task(data: Points) -> Task:
-    """A fresh toy task, always from the same weights; its preview is a fact about the weights."""
+class Trio:
+    """A toy objective of three networks: the fake one follows the student, which is held back by
+    what it says; the critic goes by its gradients' sign."""
+
+    def __init__(self) -> None:
+        self.fake, self.critic = Tiny(), nn.Linear(5, 1)
+        self.roles = {
+            "fake": Role(self.fake, self.follow, rate=0.5),
+            "critic": Role(self.critic, self.judge, betas=(0.0, 0.9)),
+        }
+
+    def turn(self, step: int, progress: float) -> str:
+        return whose_turn(step, 3, list(self.roles))
+
+    def __call__(self, model: nn.Module, batch: Batch, progress: float, rng: SampleRng) -> Loss:
+        assert batch.latents is not None
+        loss, x = regression(model, batch, progress, rng), batch.latents.flatten(1)
+        with torch.no_grad():
+            said = self.fake(x)
+        return Loss(loss.total + 0.3 * (model(x).float() - said).square().mean(), loss.logs)
+
+    def follow(self, model: nn.Module, batch: Batch, progress: float, rng: SampleRng) -> Loss:
+        assert batch.latents is not None
+        x = batch.latents.flatten(1)
+        with torch.no_grad():
+            said = model(x)
+        error = self.fake(x + 0.1 * rng.normal(7)).float() - said
+        return Loss(error.square().mean(), {"absolute": error.detach().abs().mean()})
+
+    def judge(self, model: nn.Module, batch: Batch, progress: float, rng: SampleRng) -> Loss:
+        assert batch.latents is not None
+        x = batch.latents.flatten(1)
+        with torch.no_grad():
+            said = model(x)
+        error = self.critic(said).float() - x.sum(1, keepdim=True)
+        return Loss(error.square().mean(), {"absolute": error.detach().abs().mean()})
+
+
+def task(data: Points, *, trio: bool = False) -> Task:
+    """A fresh toy task, always from the same weights; its preview is a fact about the weights.
+    trio: with the objective of three networks."""
     torch.manual_seed(0)
+    objective: Objective = Trio() if trio else regression
     return Task(
-        Tiny(), regression, data, lambda weights, _: {"total": float(weights["scale"].sum())}, dict
+        Tiny(), objective, data, lambda weights, _: {"total": float(weights["scale"].sum())}, dict
     )
 
 
@@ -94,6 +137,12 @@ def local(config: TrainConfig) -> LocalEngine:
     """A fresh engine of one process."""
     step = TrainStep(task(Points()).model, regression, CPU)
     return LocalEngine(step, config.optimizer, ema=config.ema)
+
+
+def together(config: TrainConfig, start: Start) -> Engine:
+    """A fresh engine of the three networks."""
+    work = task(Points(), trio=True)
+    return assemble(work.model, work.objective, config, CPU, start)
 
 
 def run(engine: Engine, config: TrainConfig, start: int = 0, stop: int = STEPS) -> list[tuple]:
@@ -112,7 +161,7 @@ def run(engine: Engine, config: TrainConfig, start: int = 0, stop: int = STEPS) 
     reports = []
     for step, parts in enumerate(stream, start=start):
         lr = learning_rate(config.optimizer, step, config.steps)
-        report = engine.step(parts, step / config.steps, lr)
+        report = engine.step(parts, step / config.steps, lr, step)
         reports.append((report.loss, report.logs["absolute"], report.grad_norm, report.applied))
     return reports
 
@@ -158,6 +207,31 @@ def parity(folder: Path) -> None:
     dist.destroy_process_group()
 
 
+def roles(folder: Path) -> None:
+    """Three networks in turns: the same six steps at stages 0 to 2, through and resumed."""
+    import torch.distributed as dist
+
+    from vidcm.train.launch import start_on_ranks
+
+    results: dict[tuple, dict] = {}
+    for key in [(s, a) for s in STAGES[:3] for a in ACCUMULATIONS]:
+        chosen = config(zero=key[0], accumulation=key[1])
+        engine = together(chosen, start_on_ranks)
+        reports = run(engine, chosen, 0, UNEVEN)
+        path = folder / "{}-{}.pt".format(*key)
+        state = engine.state()
+        if engine.rank == 0:
+            torch.save(state, path)
+        engine.agree(0)
+        reports += run(engine, chosen, UNEVEN, STEPS)
+        found = results[key] = {"whole": {"reports": reports, **ends(engine)}}
+        engine = together(chosen, start_on_ranks)
+        engine.load(torch.load(path, weights_only=True))
+        found["resumed"] = {"reports": run(engine, chosen, UNEVEN, STEPS), **ends(engine)}
+    torch.save(results, folder / f"rank{dist.get_rank()}.pt")
+    dist.destroy_process_group()
+
+
 def train(folder: Path) -> int:
     """`launch`, with the toy task in the place of one from the registry; slow enough to stop."""
     from vidcm.train import launch
@@ -190,5 +264,5 @@ SHORT: dict[str, Any] = dict(steps=20, save_every=4, log_every=1, sample_every=9
 
 if __name__ == "__main__":
     names = [a for a in sys.argv[1:] if not a.startswith("--local_rank")]
-    modes = {"parity": parity, "train": train, "killed": killed}
+    modes = {"parity": parity, "roles": roles, "train": train, "killed": killed}
     sys.exit(modes[names[0]](Path(names[1])))

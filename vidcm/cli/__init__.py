@@ -14,8 +14,10 @@ COMMANDS = {
     "train": "train what a config names: codec, teacher or few-step student",
     "generate": "make a video clip from a prompt in 1-4 network evaluations",
     "encode": "turn videos and captions into latent shards for training",
+    "edit": "fill in, colour, enlarge, extend or loop clips without training",
     "export": "put codec, teacher and student together as one pipeline folder",
     "evaluate": "measure quality per step count, student against teacher",
+    "compare": "train every objective with one budget and measure them side by side",
     "benchmark": "measure latency and throughput by stage",
 }
 

@@ -21,7 +21,8 @@ def parser() -> Parser:
         "  vidcm evaluate --output results.json --rows student-1 student-4 --count 64\n"
         "  vidcm evaluate --output docs/results/lpc-64.json --hand-prompts --into README.md\n"
         "  vidcm evaluate --table docs/results/lpc-64.json\n"
-        "  vidcm evaluate --sheet sheet.png",
+        "  vidcm evaluate --sheet sheet.png\n"
+        "  vidcm evaluate --editing docs/results/editing.json --count 64 --into docs/editing.md",
     )
     what = p.add_argument_group("what to write")
     what.add_argument(
@@ -39,6 +40,13 @@ def parser() -> Parser:
     )
     what.add_argument(
         "--sheet", type=Path, metavar="PNG", help=f"clips of {SHEET_PROMPTS} prompts, side by side"
+    )
+    what.add_argument(
+        "--editing",
+        type=Path,
+        metavar="JSON",
+        help="measure edits instead, beside the teacher's and simple ones; --into then fills "
+        "<!-- editing:begin --> to <!-- editing:end -->",
     )
     what.add_argument(
         "--overwrite", action="store_true", help="replace what --output and --sheet name"
@@ -76,6 +84,10 @@ def _evaluate(args: argparse.Namespace) -> None:
     from vidcm.markdown import rewrite
     from vidcm.metrics.report import read_results, table
 
+    if args.editing:
+        _evaluate_edits(args)
+        return
+
     if args.table and (args.output or args.sheet):
         raise UsageError("--table shows numbers measured before; leave out --output and --sheet")
     if not (args.table or args.output or args.sheet):
@@ -90,6 +102,46 @@ def _evaluate(args: argparse.Namespace) -> None:
         rewrite(args.into, "results", text)
     else:
         print(text, end="")
+
+
+def _evaluate_edits(args: argparse.Namespace) -> None:
+    from vidcm.data.lpc import LPC
+    from vidcm.editing.evaluate import evaluate_edits, table, write_edit_sheet
+    from vidcm.markdown import block, rewrite
+    from vidcm.metrics.protocol import Truth
+    from vidcm.pipeline import VideoPipeline
+    from vidcm.video import check_output
+
+    if args.table or args.output:
+        raise UsageError("--editing keeps its own numbers; leave out --table and --output")
+    if args.editing.is_dir():
+        raise UsageError(f"--editing {args.editing} is a folder; give the name of a .json file")
+    if args.into:
+        block(args.into, "editing")
+    if args.sheet:
+        if args.sheet.suffix.lower() != ".png":
+            raise UsageError(f"--sheet writes .png files, not {args.sheet.name!r}")
+        check_output(args.sheet, args.overwrite)
+    art = args.art or os.environ.get("VIDCM_LPC_ART")
+    if not art:
+        raise UsageError("the true clips need the LPC art; give --art, or set VIDCM_LPC_ART")
+    pipe = VideoPipeline.from_pretrained(args.checkpoint, args.device)
+    lpc = LPC(art, num_frames=pipe.settings["frames"])
+    if args.sheet:
+        write_edit_sheet(pipe, Truth(lpc, 1, args.seed), args.sheet, overwrite=args.overwrite)
+    results = evaluate_edits(
+        pipe,
+        lpc,
+        args.editing,
+        name=Path(args.checkpoint).name,
+        count=args.count,
+        seed=args.seed,
+        overwrite=args.overwrite,
+    )
+    if args.into:
+        rewrite(args.into, "editing", table(results))
+    else:
+        print(table(results), end="")
 
 
 def _measure(args: argparse.Namespace) -> dict | None:

@@ -8,7 +8,7 @@ from vidcm.cli.common import Parser, number, positive_int, run
 def parser() -> argparse.ArgumentParser:
     p = Parser(
         "export.py",
-        "Put codec, teacher and student together as a pipeline folder, weights in half precision, "
+        "Put codec, teacher and student together as a pipeline folder, weights in half precision or less, "
         "and check it by loading it and making a clip.",
         "example:\n"
         "  python tools/export.py --codec runs/lpc/codec/final --teacher runs/lpc/teacher/final \\\n"
@@ -38,6 +38,13 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--teacher-steps", type=positive_int, default=50, help="default: %(default)s")
     p.add_argument(
+        "--storage",
+        choices=("fp16", "int8"),
+        default="fp16",
+        help="of the weights; int8 halves teacher and student and leaves the codec in fp16 "
+        "(default: %(default)s)",
+    )
+    p.add_argument(
         "--overwrite",
         action="store_true",
         help="replace the models of an existing folder; other files stay",
@@ -61,7 +68,7 @@ def _export(args: argparse.Namespace) -> None:
     from vidcm.errors import UsageError
     from vidcm.pipeline import VideoPipeline
     from vidcm.store import read_card, read_weights, save_model
-    from vidcm.times import SHIFT, STEPS
+    from vidcm.times import SHIFT
 
     output = Path(args.output)
     if (output / "pipeline.json").exists() and not args.overwrite:
@@ -74,9 +81,14 @@ def _export(args: argparse.Namespace) -> None:
                 f"{getattr(args, role)} is not a {role}: a student takes a guidance scale as an "
                 "input (backbone.guided), a teacher does not"
             )
-    told = (
-        cards["student"]["made"].get("config", {}).get("objective", {}).get("guidance", [1.0, 5.0])
-    )
+    objective = cards["student"]["made"].get("config", {}).get("objective", {})
+    told = objective.get("guidance", [1.0, 5.0])
+    own = sampling_of(objective)
+    if args.steps != own.get("phases", args.steps):
+        raise UsageError(
+            f"--steps is {args.steps}, but {args.student} was trained in {own['phases']} phases of "
+            f"one step each; give --steps {own['phases']}"
+        )
     settings = {
         "frames": args.frames,
         "height": args.height,
@@ -87,7 +99,7 @@ def _export(args: argparse.Namespace) -> None:
             "guidance": args.guidance,
             "guidance_range": told,
             "max_steps": 8,
-            "times": {str(k): list(v) for k, v in STEPS.items()},
+            **own,
         },
         "teacher": {"steps": args.teacher_steps, "guidance": args.guidance, "shift": SHIFT},
     }
@@ -96,7 +108,9 @@ def _export(args: argparse.Namespace) -> None:
         draft = Path(folder)
         for role, card in cards.items():
             weights = read_weights(getattr(args, role))
-            save_model(draft / role, card["spec"], weights, made=card["made"], dtype=torch.float16)
+            eight = args.storage == "int8" and role != "codec"
+            dtype = torch.int8 if eight else torch.float16
+            save_model(draft / role, card["spec"], weights, made=card["made"], dtype=dtype)
         (draft / "pipeline.json").write_text(json.dumps(settings, indent=1) + "\n", "utf-8")
         pipe = VideoPipeline.from_pretrained(draft, "cpu")
         for role in ("teacher", "student"):
@@ -105,7 +119,7 @@ def _export(args: argparse.Namespace) -> None:
                     f"{getattr(args, role)} makes latents of {pipe.model(role).channels} channels, "
                     f"{args.codec} reads {pipe.codec.channels}; give the codec it was trained with"
                 )
-        clips = pipe("a test", steps=1)
+        clips = pipe("a test", steps=own.get("phases", 1))
         pipe("a test", steps=1, teacher=True)
         output.mkdir(exist_ok=True)
         for made in draft.iterdir():
@@ -116,3 +130,13 @@ def _export(args: argparse.Namespace) -> None:
     print(
         f"{output}: {size:.1f} MB of weights; a clip of {clips.frames.shape[1]} frames came out of it"
     )
+
+
+def sampling_of(objective: dict) -> dict:
+    """The settings that say how a student of an objective is sampled."""
+    from vidcm.registry import build, lookup
+    from vidcm.sampling import student_settings
+
+    special = objective and hasattr(lookup("objective", objective["name"]), "sampling")
+    found = student_settings(build("objective", objective, teacher=None) if special else None)
+    return found | {"times": {str(k): list(v) for k, v in found["times"].items()}}

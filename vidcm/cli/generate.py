@@ -51,6 +51,11 @@ def parser() -> argparse.ArgumentParser:
         "--teacher", action="store_true", help="sample the many-step teacher instead of the student"
     )
     p.add_argument(
+        "--solver",
+        choices=("euler", "heun", "dpm"),
+        help="how the teacher walks, with --teacher (default: the checkpoint's)",
+    )
+    p.add_argument(
         "--output",
         metavar="PATH",
         help="mp4, webm, gif, png (a sprite sheet), or a folder with a final / (png frames); "
@@ -78,6 +83,8 @@ def main(argv: list[str] | None = None) -> int:
 def _generate(args: argparse.Namespace) -> None:
     from vidcm.errors import UsageError
 
+    if args.solver and not args.teacher:
+        raise UsageError("--solver is the teacher's; a student jumps; add --teacher")
     prompts = [*args.prompt, *(_lines(args.prompts_file) if args.prompts_file else [])]
     if not prompts:
         raise UsageError('there is no prompt; give --prompt "..." or --prompts-file')
@@ -95,7 +102,7 @@ def _generate(args: argparse.Namespace) -> None:
     _warn(args, pipe.settings["teacher" if args.teacher else "student"], model, prompts)
     loaded = time.perf_counter()
 
-    with _bar(args) as progress:
+    with bar(args) as progress:
         clips = pipe(
             prompts,
             steps=args.steps,
@@ -104,6 +111,7 @@ def _generate(args: argparse.Namespace) -> None:
             seed=args.seed,
             num_clips=args.num_clips,
             teacher=args.teacher,
+            solver=args.solver,
             progress=progress,
         )
     before = time.perf_counter()
@@ -177,7 +185,7 @@ def _warn(args: argparse.Namespace, own: dict, model, prompts: list[str]) -> Non
             )
 
 
-def _bar(args: argparse.Namespace):
+def bar(args: argparse.Namespace):
     """A progress bar over denoising steps, for terminals and more than a few steps."""
     from contextlib import contextmanager
 

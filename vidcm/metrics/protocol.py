@@ -25,7 +25,7 @@ from vidcm.markdown import write_text
 from vidcm.metrics import adherence, diversity, fidelity, frechet, hand, motion
 from vidcm.metrics.environment import environment
 from vidcm.metrics.report import read_results
-from vidcm.metrics.rows import ROWS, Maker, maker
+from vidcm.metrics.rows import ROWS, Maker, maker, place
 from vidcm.models.attribute_net import AttributeNet
 from vidcm.store import file_hash, read_card
 
@@ -142,7 +142,7 @@ def evaluate(
         results["rows"] = _kept(output, results)
     net: AttributeNet | None = None
     marker: hand.HandMarker | None = None
-    for row in sorted(rows, key=ROWS.index):
+    for row in sorted(rows, key=place):
         parts = results["rows"].setdefault(row, {})
         if "heldout" not in parts:
             net = net or frechet.load_features(features)
@@ -165,8 +165,11 @@ def _add(
     results: dict, output: Path, row: str, part: str, found: dict, pipe: "VideoPipeline"
 ) -> None:
     results["rows"][row][part] = found | {"environment": environment(pipe.device)}
-    done = {name: results["rows"][name] for name in ROWS if results["rows"].get(name)}
-    results["rows"] = done | {row: results["rows"][row]}
+    results["rows"] = {
+        name: results["rows"][name]
+        for name in sorted(results["rows"], key=place)
+        if results["rows"][name]
+    }
     write_text(output, json.dumps(results, indent=1) + "\n")
 
 

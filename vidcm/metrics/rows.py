@@ -32,6 +32,14 @@ class Made:
 Maker = Callable[[Sequence[str], Tensor, Sequence[int]], Made]
 
 
+def place(row: str) -> tuple[int, int]:
+    """Sorts rows: the codec, teachers from many steps to few, students from few to many."""
+    role, _, steps = row.partition("-")
+    return ("codec", "teacher", "student").index(role), int(steps or 0) * (
+        1 - 2 * (role == "teacher")
+    )
+
+
 def maker(pipe: "VideoPipeline", row: str, batch: int) -> Maker:
     """How a row makes clips: `codec` sends the true ones through the codec (the ceiling of the
     others), `teacher-N` and `student-N` draw them in N steps."""

@@ -58,6 +58,7 @@ class Block(nn.Module):
 class DiT(nn.Module):
     """channels: of the latents; context: width of the text tokens (both given by the denoiser).
     patch: `(t, h, w)` latents per token. guided: takes a guidance scale as an input (a student).
+    two_times: takes a second time, that which a jump ends at; starts deaf to it.
 
     Raises UsageError when heads do not divide width, the head is not a multiple of 16, or a shape
     does not divide into patches.
@@ -73,6 +74,7 @@ class DiT(nn.Module):
         patch: Sequence[int] = (1, 2, 2),
         ratio: float = 4.0,
         guided: bool = False,
+        two_times: bool = False,
     ):
         super().__init__()
         if width % heads or width // heads % 16:
@@ -84,18 +86,22 @@ class DiT(nn.Module):
         self.embed = nn.Linear(channels * pt * ph * pw, width)
         self.time = ScalarEmbedding(width)
         self.guidance = ScalarEmbedding(width, top=8.0, zero=True) if guided else None
+        self.span = ScalarEmbedding(width, zero=True) if two_times else None
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 9 * width))
         self.text_norm = nn.RMSNorm(context, eps=1e-6)
         self.pool = nn.Linear(context, width)
         self.blocks = nn.ModuleList(Block(width, heads, context, ratio) for _ in range(depth))
         size = channels * pt * ph * pw
         self.head_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width + size))
-        self.head = nn.Linear(width, size)
-        for layer in (self.modulation[-1], self.head_modulation[-1], self.head):
+        hidden = max(width, size)  # narrow tokens span too little of a wide patch linearly
+        self.head = nn.Sequential(
+            nn.Linear(width, hidden), nn.GELU("tanh"), nn.Linear(hidden, size)
+        )
+        for layer in (self.modulation[-1], self.head_modulation[-1], self.head[-1]):
             for parameter in layer.parameters():
                 nn.init.zeros_(parameter)
 
-    def forward(self, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, cond: Cond, time_to: Tensor | None = None) -> Tensor:
         pt, ph, pw = self.patch
         frames, height, width = (n // p for n, p in zip(x.shape[2:], self.patch, strict=True))
         if (frames * pt, height * ph, width * pw) != tuple(x.shape[2:]):
@@ -106,7 +112,7 @@ class DiT(nn.Module):
         patches = rearrange(x, pattern, i=pt, j=ph, k=pw).to(self.embed.weight.dtype)
         tokens = self.embed(patches)
         text = self.text_norm(cond.tokens)
-        state = self._state(time, cond, text, frames, height * width)
+        state = self._state(time, time_to, cond, text, frames, height * width)
         modulation = self.modulation(state)
         angles = rotary(frames, height, width, self.width // self.heads, x.device)
         for block in self.blocks:
@@ -117,13 +123,26 @@ class DiT(nn.Module):
         pattern = "b (t h w) (c i j k) -> b c (t i) (h j) (w k)"
         return rearrange(out, pattern, t=frames, h=height, w=width, i=pt, j=ph, k=pw)
 
-    def _state(self, time: Tensor, cond: Cond, text: Tensor, frames: int, area: int) -> Tensor:
-        """What modulates: time, pooled text and guidance, `(b, 1, d)` or per token `(b, n, d)`."""
+    def _state(
+        self,
+        time: Tensor,
+        time_to: Tensor | None,
+        cond: Cond,
+        text: Tensor,
+        frames: int,
+        area: int,
+    ) -> Tensor:
+        """What modulates: times, pooled text and guidance, `(b, 1, d)` or per token `(b, n, d)`."""
         weights = cond.mask.unsqueeze(-1).to(text.dtype)
         pooled = self.pool((text * weights).sum(1) / weights.sum(1).clamp(min=1))
         if self.guidance is not None and cond.guidance is not None:
             pooled = pooled + self.guidance(cond.guidance)
+        if time.ndim == 2:
+            time = time[:, :: self.patch[0]]
+            time_to = None if time_to is None else time_to[:, :: self.patch[0]]
+        moment = self.time(time)
+        if self.span is not None:
+            moment = moment + self.span(time - (time if time_to is None else time_to))
         if time.ndim == 1:
-            return (self.time(time) + pooled).unsqueeze(1)
-        per_token = time[:, :: self.patch[0]]
-        return repeat(self.time(per_token), "b t d -> b (t n) d", n=area) + pooled.unsqueeze(1)
+            return (moment + pooled).unsqueeze(1)
+        return repeat(moment, "b t d -> b (t n) d", n=area) + pooled.unsqueeze(1)

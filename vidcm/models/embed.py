@@ -27,6 +27,7 @@ class ScalarEmbedding(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(self, scalar: Tensor) -> Tensor:
-        angles = scalar.float().unsqueeze(-1) * self.frequencies
+        wide = scalar.to(torch.promote_types(scalar.dtype, torch.float32))
+        angles = wide.unsqueeze(-1) * self.frequencies
         waves = torch.cat([angles.cos(), angles.sin()], dim=-1)
         return self.map(waves.to(next(self.map.parameters()).dtype))

@@ -25,7 +25,9 @@ class ConsistencyTuning:
     """teacher: a frozen denoiser on the same path, or None. mean, std: of ln sigma. q, stages: the
     gap shrinks by q at each of `stages` equal parts of the run. guidance: range of the scales the
     student is told (with a teacher). huber: c of the pseudo-Huber loss. dropout: share of empty
-    prompts, so that negative prompts keep their meaning. max_weight: bound of 1 / (sigma - r).
+    prompts, so that negative prompts keep their meaning. tilt, max_weight: the loss weighs
+    (1 + sigma)^tilt / (sigma - r), at most max_weight; tilt 0 is ECT's, 1 gives every octave of
+    noise the same say, which latents need whose content is settled at sigma far above 1.
 
     Raises UsageError for a range or count that makes no sense.
     """
@@ -42,6 +44,7 @@ class ConsistencyTuning:
         guidance: tuple[float, float] | list[float] = (1.0, 5.0),
         huber: float = 1e-3,
         dropout: float = 0.1,
+        tilt: float = 0.0,
         max_weight: float = 1e3,
     ):
         if q <= 1 or stages < 1:
@@ -52,7 +55,7 @@ class ConsistencyTuning:
             raise UsageError(f"guidance {guidance} is not a range [low, high] above 0")
         self.teacher, self.mean, self.std, self.q, self.stages = teacher, mean, std, q, stages
         self.guidance, self.huber, self.dropout = tuple(guidance), huber, dropout
-        self.max_weight = max_weight
+        self.tilt, self.max_weight = tilt, max_weight
 
     def __call__(self, model: Denoiser, batch: Batch, progress: float, rng: SampleRng) -> Loss:
         assert batch.latents is not None
@@ -81,7 +84,7 @@ class ConsistencyTuning:
             # At r = 0 the consistency function is the identity by construction.
             target = torch.where(like(lower, x_r) == 0, x_r, target)
         error = (start - target).square().flatten(1).mean(1)
-        weight = (1 / (sigma - lower)).clamp(max=self.max_weight)
+        weight = ((1 + sigma) ** self.tilt / (sigma - lower)).clamp(max=self.max_weight)
         losses = weight * ((error + self.huber**2).sqrt() - self.huber)
         logs = {"consistency_error": error.detach().sqrt().mean(), "gap": (lower / sigma).mean()}
         return Loss(losses.mean(), logs)

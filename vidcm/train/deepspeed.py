@@ -36,9 +36,10 @@ class DeepSpeedEngine:
 
     With precision bf16 the weights are bf16 over fp32 masters; ZeRO 0 then runs as ZeRO 1, because
     DeepSpeed's unsharded bf16 sums gradients in bf16. Buffers keep their own precision.
+    averaged: keep an average of the weights.
     Raises UsageError when the global batch does not divide into ranks x accumulation."""
 
-    def __init__(self, step: TrainStep, config: TrainConfig):
+    def __init__(self, step: TrainStep, config: TrainConfig, averaged: bool = True):
         self.deepspeed = _import(step.device)
         self.deepspeed.init_distributed(verbose=False)
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
@@ -68,9 +69,11 @@ class DeepSpeedEngine:
         for name, buffer in self.model.named_buffers():  # rounded to bf16 with the weights
             buffer.data = buffers[name]
         self.shards = self._shards()
-        self.average = [s.detach().clone() for s in self.shards]
+        self.average = [s.detach().clone() for s in self.shards] if averaged else []
 
-    def step(self, parts: Sequence[MicroBatch], progress: float, lr: float) -> StepReport:
+    def step(
+        self, parts: Sequence[MicroBatch], progress: float, lr: float, step: int
+    ) -> StepReport:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         each = []
@@ -84,7 +87,7 @@ class DeepSpeedEngine:
         if norm is None:
             norm = torch.as_tensor(self.engine.get_global_grad_norm())
         applied = bool(norm.isfinite())
-        if applied:
+        if applied and self.average:
             with torch.no_grad():
                 torch._foreach_lerp_(self.average, self.shards, 1 - self.decay)
         ranks: list[Any] = [None] * self.world
@@ -105,14 +108,16 @@ class DeepSpeedEngine:
         return kept | self._gather(self.average if ema else self.shards)
 
     def state(self) -> dict:
-        model, average = self.weights(ema=False), self._gather(self.average)
+        model = self.weights(ema=False)
+        average = self._gather(self.average) if self.average else {}
         optimizer = self._optimizer_state()
         return {} if self.rank else {"model": model, "optimizer": optimizer, "average": average}
 
     @torch.no_grad()
     def load(self, state: dict) -> None:
         self._load_optimizer(state)
-        self._scatter(state["average"], self.average)
+        if self.average:
+            self._scatter(state["average"], self.average)
         self._scatter(state["model"], self.shards)
         self._fill_module(state["model"])
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vidcm.config import OptimizerConfig
 from vidcm.data.batch import Batch
-from vidcm.objectives.base import Objective
+from vidcm.objectives.base import STUDENT, Objective
 from vidcm.rng import SampleRng
 
 
@@ -28,12 +28,14 @@ class MicroBatch:
 
 @dataclass
 class StepReport:
-    """loss and logs averaged over the global batch; applied: False when a value was not finite."""
+    """loss and logs averaged over the global batch; applied: False when a value was not finite;
+    role: whose turn it was."""
 
     loss: float
     logs: dict[str, float]
     grad_norm: float
     applied: bool
+    role: str = STUDENT
 
 
 class Engine(Protocol):
@@ -43,9 +45,12 @@ class Engine(Protocol):
     rank: int
     world: int
 
-    def step(self, parts: Sequence[MicroBatch], progress: float, lr: float) -> StepReport:
+    def step(
+        self, parts: Sequence[MicroBatch], progress: float, lr: float, step: int
+    ) -> StepReport:
         """One update over this rank's parts of the global batch, or none when a loss or gradient
-        is not finite on any rank; the report is the same on every rank."""
+        is not finite on any rank; the report is the same on every rank. step: its number in the
+        run, which says whose turn it is where several networks are trained."""
         ...
 
     def weights(self, *, ema: bool) -> dict[str, Tensor]:
@@ -106,20 +111,30 @@ def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Ad
 
 
 class LocalEngine:
-    """The engine of one process, on a CPU or one GPU (bf16 autocast over fp32 weights there)."""
+    """The engine of one process, on a CPU or one GPU (bf16 autocast over fp32 weights there).
+
+    ema: decay of the average, None to keep none."""
 
     rank, world = 0, 1
 
     def __init__(
-        self, step: TrainStep, config: OptimizerConfig, *, ema: float, precision: str = "fp32"
+        self,
+        step: TrainStep,
+        config: OptimizerConfig,
+        *,
+        ema: float | None,
+        precision: str = "fp32",
     ):
         self.module, self.config, self.decay = step, config, ema
         step.bf16 = precision == "bf16"
         self.optimizer = make_optimizer(step, config)
         self.parameters = {n: p for n, p in step.model.named_parameters() if p.requires_grad}
-        self.average = {n: p.detach().clone() for n, p in self.parameters.items()}
+        averaged = {} if ema is None else self.parameters
+        self.average = {n: p.detach().clone() for n, p in averaged.items()}
 
-    def step(self, parts: Sequence[MicroBatch], progress: float, lr: float) -> StepReport:
+    def step(
+        self, parts: Sequence[MicroBatch], progress: float, lr: float, step: int
+    ) -> StepReport:
         each = []
         self.optimizer.zero_grad()
         for part in parts:
@@ -139,6 +154,8 @@ class LocalEngine:
 
     @torch.no_grad()
     def _update_average(self) -> None:
+        if self.decay is None:
+            return
         torch._foreach_lerp_(
             list(self.average.values()),
             [p.detach() for p in self.parameters.values()],

@@ -12,6 +12,7 @@ from vidcm.runtime import fast_cpu, pick_device
 from vidcm.store import save_model
 from vidcm.train.engine import Engine, LocalEngine, TrainStep
 from vidcm.train.loop import train
+from vidcm.train.roles import assemble
 from vidcm.train.tasks import make_task
 
 
@@ -33,14 +34,8 @@ def launch(config: TrainConfig, device_name: str = "auto") -> int:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
     task = make_task(config, device)
-    step = TrainStep(task.model, task.objective, device)
-    engine: Engine
-    if distributed:
-        from vidcm.train.deepspeed import DeepSpeedEngine
-
-        engine = DeepSpeedEngine(step, config)
-    else:
-        engine = LocalEngine(step, config.optimizer, ema=config.ema, precision=config.precision)
+    start = start_on_ranks if distributed else start_alone
+    engine = assemble(task.model, task.objective, config, device, start)
 
     def export(weights: dict[str, Tensor], folder: Path, made: dict) -> None:
         save_model(folder, config.model, weights, made=made)
@@ -49,3 +44,16 @@ def launch(config: TrainConfig, device_name: str = "auto") -> int:
     if distributed:
         torch.distributed.destroy_process_group()
     return code
+
+
+def start_on_ranks(step: TrainStep, config: TrainConfig, averaged: bool) -> Engine:
+    """One network's engine over the ranks of a launcher; see `assemble`."""
+    from vidcm.train.deepspeed import DeepSpeedEngine
+
+    return DeepSpeedEngine(step, config, averaged)
+
+
+def start_alone(step: TrainStep, config: TrainConfig, averaged: bool) -> Engine:
+    """One network's engine in this process; see `assemble`."""
+    ema = config.ema if averaged else None
+    return LocalEngine(step, config.optimizer, ema=ema, precision=config.precision)

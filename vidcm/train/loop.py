@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from tqdm import tqdm
 from vidcm.config import TrainConfig, to_dict
 from vidcm.data.batch import Dataset
 from vidcm.errors import UsageError, VidcmError
-from vidcm.objectives.base import Objective
+from vidcm.objectives.base import STUDENT, Objective
 from vidcm.train import checkpoint
 from vidcm.train.engine import Engine, MicroBatch, StepReport, mean_logs
 from vidcm.train.loader import batches
@@ -48,7 +49,7 @@ def train(
     start = saved = _resume(run, config, engine)
     log = _Log(run, enabled=chief)
     _on_chief(engine, _prepare, run, config, log, start)
-    stop, bad = _StopSignal(), 0
+    stop, bad = _StopSignal(), Counter[str]()
     bar = tqdm(
         total=config.steps,
         initial=start,
@@ -76,11 +77,11 @@ def train(
                     _save(run, step, config, engine)
                 return stop.code
             lr = learning_rate(config.optimizer, step, config.steps)
-            report = engine.step(parts, step / config.steps, lr)
+            report = engine.step(parts, step / config.steps, lr, step)
             log.add(report)
-            bad = 0 if report.applied else bad + 1
-            if bad >= config.max_skipped:
-                _on_chief(engine, _give_up, config, step, bad)
+            bad[report.role] = 0 if report.applied else bad[report.role] + 1
+            if bad[report.role] >= config.max_skipped:
+                _on_chief(engine, _give_up, config, step, bad[report.role])
             done = step + 1
             last = done == config.steps
             if done % config.log_every == 0 or last:
@@ -263,8 +264,9 @@ class _Log:
     def add(self, report: StepReport) -> None:
         self.skipped += not report.applied
         if report.applied:
-            named = {"loss": report.loss, "grad_norm": report.grad_norm}
-            self.reports.append(named | report.logs)
+            named = {"loss": report.loss, "grad_norm": report.grad_norm} | report.logs
+            prefix = "" if report.role == STUDENT else f"{report.role}/"
+            self.reports.append({prefix + name: value for name, value in named.items()})
 
     def write(self, step: int, batch_size: int) -> str:
         now = time.perf_counter()

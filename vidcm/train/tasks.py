@@ -26,9 +26,7 @@ def make_task(config: TrainConfig, device: torch.device) -> Task:
     """Build everything a config names. Raises UsageError where parts do not fit together."""
     model = build("model", config.model)
     if config.init:
-        # A student starts as its teacher; the guidance input that it has beyond it starts at zero.
-        fresh = {k: v for k, v in model.state_dict().items() if k.startswith("backbone.guidance.")}
-        load_weights(model, fresh | read_weights(config.init), config.init)
+        start_as(model, config.init)
     if config.text:
         _load_text(model, config.text)
     model.to(device)
@@ -42,6 +40,17 @@ def make_task(config: TrainConfig, device: torch.device) -> Task:
     from vidcm.train.video_task import video_task
 
     return video_task(config, model, data, device)
+
+
+def start_as(model: nn.Module, folder: str) -> None:
+    """Take a model folder's weights. A student starts as its teacher; the guidance input that it
+    has beyond it starts at zero."""
+    fresh = {
+        k: v
+        for k, v in model.state_dict().items()
+        if k.startswith(("backbone.guidance.", "backbone.span."))
+    }
+    load_weights(model, fresh | read_weights(folder), folder)
 
 
 def _load_text(model: nn.Module, folder: str) -> None:

@@ -1,5 +1,6 @@
 """Training a denoiser, teacher or student: checks that the parts fit, and draws sample sheets."""
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from vidcm.rng import SampleRng
 from vidcm.store import load_model, read_card
 from vidcm.times import SHIFT, few_steps, on_path, uniform_grid
 from vidcm.train.loop import Task
+from vidcm.train.tasks import start_as
 from vidcm.video import to_frames, to_video
 
 TEACHER_STEPS, STUDENT_STEPS, GUIDANCE = 25, (4, 2, 1), 3.0
@@ -42,7 +44,10 @@ def video_task(config: TrainConfig, model: Denoiser, data: Dataset, device: torc
     """Build teacher, objective and codec around a denoiser. Raises UsageError when the teacher's
     latents differ from the student's, or the data are another codec's."""
     teacher = _teacher(config, model, device)
-    objective = build("objective", config.objective, teacher=teacher)
+    make_fake = partial(_fake, config.teacher, device) if config.teacher else None
+    objective = build("objective", config.objective, teacher=teacher, make_fake=make_fake)
+    if hasattr(objective, "check"):
+        objective.check(config)
     if config.codec is None:
         raise UsageError("a denoiser needs a codec: set codec to the `final` folder of a codec run")
     codec: CausalVAE = load_model(config.codec, CausalVAE, device)
@@ -82,10 +87,11 @@ def video_task(config: TrainConfig, model: Denoiser, data: Dataset, device: torc
         if flow is not copy:
             scale = torch.full((len(prompts),), GUIDANCE, device=device)
             cond = copy.encode(prompts, scale if teacher else None)
-            for steps in STUDENT_STEPS:
-                x = sampling.consistency(
-                    copy, noise, on_path(copy.path, few_steps(steps)).tolist(), cond, rng
-                )
+            own = sampling.student_settings(objective)
+            sampler = sampling.SAMPLERS[own["sampler"]]
+            for steps in [own["phases"]] if "phases" in own else STUDENT_STEPS:
+                times = on_path(copy.path, few_steps(steps, own["times"])).tolist()
+                x = sampler(copy, noise, times, cond, rng)
                 motion = draw(f"student, {steps} steps", x)
                 if flow is not None:
                     numbers[f"preview/motion_ratio_{steps}"] = float(motion / reference)
@@ -93,6 +99,15 @@ def video_task(config: TrainConfig, model: Denoiser, data: Dataset, device: torc
         return numbers
 
     return Task(model, objective, data, preview, finish=lambda weights: weights)
+
+
+def _fake(folder: str, device: torch.device) -> Denoiser:
+    """A trainable copy of the teacher that is told guidance scales, for the score of students whose
+    samples depend on them. It is part of a run, and never exported."""
+    spec = read_card(folder)["spec"]
+    fake: Denoiser = build("model", {**spec, "backbone": {**spec["backbone"], "guided": True}})
+    start_as(fake, folder)
+    return fake.to(device)
 
 
 def _teacher(config: TrainConfig, student: Denoiser, device: torch.device) -> Denoiser | None:

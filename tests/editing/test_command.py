@@ -1,0 +1,194 @@
+"""`python tools/edit.py` as users run it: real files in, exact pixels out, one-line refusals."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+
+import vidcm
+from vidcm.cli import edit
+from vidcm.editing.files import fit_mask, read_film, read_mask
+from vidcm.errors import UsageError
+from vidcm.registry import TABLE
+from vidcm.video import read_png, write_clip, write_png
+
+REPO = Path(vidcm.__file__).parents[1]
+H, W, T = 16, 24, 5
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """A tiny model and inputs beside it."""
+    folder = tmp_path_factory.mktemp("edit")
+    tiny.pipeline(folder)
+    rng = np.random.default_rng(0)
+    clip = rng.integers(0, 256, (T, H, W, 3), np.uint8)
+    clip[:, 2:8, 4:12] = (255, 0, 255)
+    write_clip(clip, folder / "clip/")
+    write_clip(clip[:3], folder / "short/")
+    write_clip(clip[:1], folder / "picture.png")
+    write_clip(clip[..., :1].repeat(3, -1), folder / "grey/")
+    wide = np.full((12, 30, 40, 3), 90, np.uint8)
+    wide[:, 8:20, 10:30] = (200, 40, 60)
+    write_clip(wide, folder / "wide.mp4", fps=16)
+    mask = np.zeros((H, W, 3), np.uint8)
+    mask[3:9, 5:19] = 255
+    write_png(mask, folder / "mask.png")
+    write_png(mask[1:], folder / "low.png")
+    write_png(mask * 0, folder / "empty.png")
+    write_png(mask * 0 + 255, folder / "full.png")
+    write_clip(np.stack([mask] * 3), folder / "three/")
+    write_clip(np.stack([np.roll(mask, i, 1) for i in range(T)]), folder / "moving/")
+    (folder / "old.png").write_text("mine")
+    return folder
+
+
+def frames(folder: Path) -> np.ndarray:
+    return np.stack([read_png(p) for p in sorted(folder.glob("*.png"))])
+
+
+def main(capsys, *words: object) -> tuple[int, str, str]:
+    """The command in this process: exit code, stdout, stderr."""
+    try:
+        code = edit.main([*map(str, words)])
+    except SystemExit as left:
+        code = int(left.code or 0)
+    return code, *capsys.readouterr()
+
+
+def test_one_command_keeps_what_no_mask_covers(world, tmp_path):
+    words = ["--task", "inpaint", "--input", world / "clip", "--mask", world / "mask.png"]
+    words += ["--prompt", "an orc", "--checkpoint", world / "pipeline", "--scale", 1]
+    words += ["--output", f"{tmp_path}/out/", "--preview", tmp_path / "sheet.png", "--json"]
+    call = [sys.executable, str(REPO / "tools" / "edit.py"), *map(str, words)]
+    done = subprocess.run(call, capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["task"] == ["inpaint"] and told["frames"] == T and told["evaluations"] == 2
+    given, made = frames(world / "clip"), frames(tmp_path / "out")
+    mask = read_png(world / "mask.png")[..., 0] > 0
+    np.testing.assert_array_equal(made[:, ~mask], given[:, ~mask])
+    assert (made[:, mask] != given[:, mask]).mean() > 0.5
+    assert sorted(os.listdir(tmp_path)) == ["out", "sheet.png"]
+    assert read_png(tmp_path / "sheet.png").shape[0] > 2 * H
+
+
+@pytest.mark.parametrize(
+    "mask, covered",
+    [
+        ("5,3,14,6", lambda m: m[:, 3:9, 5:19].all() and m.sum() == T * 6 * 14),
+        ("5,3,14,6,0.2,0.3", lambda m: m[2].sum() == 6 * 14 == m.sum()),
+        ("#ff00ff", lambda m: m[:, 2:8, 4:12].all() and m.sum() < T * 60),
+        ("moving", lambda m: (m[2] == np.roll(m[0], 2, 1)).all() and m.any((1, 2)).all()),
+    ],
+)
+def test_masks_may_be_boxes_colours_and_clips(world, monkeypatch, mask, covered):
+    monkeypatch.chdir(world)
+    film = read_film(world / "clip", 8, None)
+    found = read_mask(mask, film, 8)
+    assert found.shape == (T, H, W) and covered(found)
+
+
+def test_whatever_a_small_mask_touches_is_masked():
+    mask = np.zeros((1, 64, 64), bool)
+    mask[0, 9, 9] = True
+    assert fit_mask(mask, (16, 16))[0, 2, 2] and fit_mask(mask, (16, 16)).sum() <= 4
+
+
+def test_any_size_and_rate_is_resampled_and_said_so(world, tmp_path, capsys):
+    words = ["--task", "colorize", "--input", world / "wide.mp4", "--checkpoint"]
+    code, out, error = main(
+        capsys, *words, world / "pipeline", "--output", tmp_path / "x.gif", "--scale", 1
+    )
+    assert code == 0, error
+    assert "scaled and cut from 40x30 to 24x16, taken at 8 frames a second, cut to 5 of" in error
+    assert out.splitlines()[0] == str(tmp_path / "x.gif")
+
+
+def test_results_of_two_and_of_none(world, tmp_path, capsys):
+    common = ["--checkpoint", world / "pipeline", "--scale", 1, "--json"]
+    picture = world / "picture.png"
+    two = ["--task", "inbetween", "--input", picture, "--input", picture]
+    code, out, error = main(capsys, *two, *common, "--output", f"{tmp_path}/two/")
+    assert code == 0, error
+    made = frames(tmp_path / "two")
+    assert len(made) == T and (made[[0, -1]] == read_png(picture)).all()
+    way = ["--task", "interpolate", "--count", 3, "--seed", 1, "--seed", 2]
+    code, out, error = main(capsys, *way, *common, "--output", tmp_path / "way.png")
+    assert code == 0, error
+    assert [Path(p).name for p in json.loads(out)["paths"]] == [f"way-{i}.png" for i in (1, 2, 3)]
+
+
+def test_help_teaches_each_task_by_an_example(capsys):
+    code, out, _ = main(capsys, "--help")
+    assert code == 0
+    for name in TABLE["task"]:
+        assert f"\n  {name}: " in out and f"tools/edit.py --task {name} " in out
+    code, out, _ = main(capsys, "--task", "extend", "--help")
+    assert code == 0 and "--task extend " in out and "--task loop " not in out
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; from vidcm.cli.edit import parser; parser().format_help();"
+        "print([m for m in ('torch', 'av', 'tqdm') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPO)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+INPAINT = ["--task", "inpaint", "--input", "clip"]
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--task", "inpiant", "--input", "clip"], "unknown task 'inpiant'; did you mean 'inpaint'"),
+        (["--task", "inpaint", "--input", "clap"], "no such file 'clap'; did you mean 'clip'"),
+        (INPAINT, "inpaint needs --mask"),
+        ([*INPAINT, "--mask", "mask.png", "--strength", "0.5"], "--strength says nothing to inpaint"),
+        ([*INPAINT, "--mask", "low.png"], "low.png is 24x15 and the clip 24x16"),
+        ([*INPAINT, "--mask", "three"], "three has 3 frames and the clip 5"),
+        ([*INPAINT, "--mask", "empty.png"], "covers none of 384 pixels"),
+        ([*INPAINT, "--mask", "full.png"], "covers all of 384 pixels"),
+        ([*INPAINT, "--mask", "20,8,24,16"], "does not lie in the clip's 24x16 pixels"),
+        ([*INPAINT, "--mask", "1,2,3"], "is no box; give x,y,width,height"),
+        ([*INPAINT, "--mask", "1,2,3,4,7,9"], "is for 7 to 9 s and the clip lasts from 0 to 0.5 s"),
+        ([*INPAINT, "--mask", "musk.png"], "is no file, no x,y,width,height and no colour"),
+        (["--task", "inpaint", "--input", "grey", "--mask", "#ff00ff"], "grey is grey"),
+        (["--task", "inpaint", "--input", "wide.mp4", "--mask", "#00ff80"], "no pixel of"),
+        (["--task", "colorize", "--input", "short"], "has 3 frames, fewer than the 4"),
+        (["--task", "variation", "--input", "clip", "--strength", "1.5"], "strength is 1.5"),
+        (["--task", "extend,animate", "--input", "clip"], "both decide where"),
+        (["--task", "image", "--input", "clip"], "image takes 0 input clips, not 1"),
+        (["--task", "loop,loop"], "asked for twice"),
+        (["--task", "image", "--output", "x.avi"], ".avi"),
+        (["--task", "image", "--output", "old.png"], "old.png exists"),
+        (["--task", "image", "--preview", "x.gif"], "--preview writes .png files"),
+        (["--task", "image", "--prompt", "a", "--prompt", "b"], "only interpolate takes two"),
+        (["--task", "outpaint", "--input", "clip", "--place", "1,2,3"], "expected x,y,width,height"),
+        (["--task", "outpaint", "--input", "clip", "--place", "9,2,24,3"], "reaches beyond"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
+)  # fmt: skip
+def test_refusals_are_one_line_and_leave_nothing(world, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(world)
+    before = sorted(str(p) for p in world.rglob("*"))
+    output = [] if "--output" in words else ["--output", "new.png"]
+    code, out, error = main(capsys, *words, "--checkpoint", "pipeline", *output)
+    assert code == 2 and out == "" and message in error, error
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert sorted(str(p) for p in world.rglob("*")) == before
+    assert (world / "old.png").read_text() == "mine"
+
+
+def test_a_start_beyond_the_end(world):
+    with pytest.raises(UsageError, match="has 5 frames; start before 0.62 s"):
+        read_film(world / "clip", 8, None, start=1.0)
+    with pytest.raises(UsageError, match="ends at 0.69 s"):
+        read_film(world / "wide.mp4", 8, None, start=1.0)

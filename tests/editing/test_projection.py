@@ -1,0 +1,111 @@
+"""The projection loop in the closed-form Gaussian world, where conditional means are known."""
+
+import pytest
+import torch
+from oracle import PATHS, Gaussian
+
+from vidcm import sampling
+from vidcm.editing.operators import BlockMean, Pixels
+from vidcm.editing.projection import (
+    Chain,
+    LatentPrefix,
+    Observing,
+    ObservingFlow,
+    ThroughPixels,
+)
+from vidcm.rng import SampleRng
+from vidcm.times import few_steps, on_path, uniform_grid
+
+SHAPE = (3, 5, 4, 6)  # c t h w
+
+
+class Identity:
+    """A codec whose latents are the pixels."""
+
+    def encode(self, video: torch.Tensor) -> torch.Tensor:
+        return video
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        return latents
+
+
+def known_pixels() -> Pixels:
+    seen = torch.zeros(5, 4, 6, dtype=torch.bool)
+    seen[:, :, :2] = seen[0] = True
+    return Pixels(torch.randint(256, (5, 4, 6, 3), dtype=torch.uint8), seen)
+
+
+@pytest.fixture(params=PATHS, ids=lambda path: type(path).__name__)
+def path(request):
+    return request.param
+
+
+def draw(path, project, walker: str, steps: int, count: int = 24) -> torch.Tensor:
+    world, rng = Gaussian(path, std=0.5), SampleRng(0, range(count))
+    cond = world.encode([""] * count)
+    noise = rng.normal(*SHAPE)
+    if walker == "teacher":
+        times = on_path(path, uniform_grid(steps, by=3.0))
+        times[0] = min(times[0], on_path(path, [0.999])[0])
+        x = noise * path.sigma(times[:1].float())
+        return sampling.euler(ObservingFlow(world, project), x, times, cond)
+    times = on_path(path, few_steps(steps)).tolist()
+    sampler = sampling.SAMPLERS[walker]
+    return sampler(Jumps(world, project), noise, times, cond, rng)
+
+
+class Jumps(Observing):
+    """The exact student of the Gaussian world, whose jumps are its flow."""
+
+    def __init__(self, world: Gaussian, project):
+        world.jump = world.flow
+        super().__init__(world, project)
+
+
+@pytest.mark.parametrize("walker, steps", [("consistency", 4), ("jump", 4), ("teacher", 25)])
+def test_what_is_known_is_kept_and_the_rest_has_its_own_law(path, walker, steps):
+    """Elements are independent, so the unknown ones keep mean 0.7 and deviation 0.5."""
+    known = known_pixels()
+    x = draw(path, ThroughPixels(Identity(), [known]), walker, steps)
+    seen = known.mask.expand_as(x).bool()
+    near = 0.01 if walker == "teacher" else 1e-4  # Euler on curved paths
+    torch.testing.assert_close(x[seen], known.y.expand_as(x)[seen], atol=near, rtol=near)
+    free = x[~seen]
+    assert float(free.mean()) == pytest.approx(0.7, abs=0.05 if walker == "teacher" else 0.03)
+    assert float(free.std()) == pytest.approx(0.5, abs=0.08 if walker == "teacher" else 0.03)
+
+
+def test_the_conditional_mean_under_block_means_is_right():
+    """Given the mean m of four independent elements, each has the mean m, and what varies within a
+    block keeps its deviation of 0.5 * sqrt(3 / 4)."""
+    small = torch.randint(256, (5, 2, 3, 3), dtype=torch.uint8)
+    known = BlockMean(small, torch.ones(5, 2, 3, dtype=torch.bool), 2)
+    x = draw(PATHS[0], ThroughPixels(Identity(), [known]), "consistency", 8, count=128)
+    wanted = known.restore(known.y)
+    torch.testing.assert_close(known.observe(x), known.y.expand(128, -1, -1, -1, -1))
+    assert float((x.mean(0) - wanted).abs().mean()) < 0.05
+    assert float((x - wanted).std()) == pytest.approx(0.5 * 0.75**0.5, abs=0.03)
+
+
+def test_one_projection_serves_both_a_prefix_and_pixels():
+    prefix, known = torch.randn(1, 3, 2, 4, 6), known_pixels()
+    project = Chain(ThroughPixels(Identity(), [known]), LatentPrefix(prefix))
+    x0 = torch.randn(2, *SHAPE)
+    found = project(x0)
+    torch.testing.assert_close(found[:, :, :2], prefix.expand(2, -1, -1, -1, -1))
+    torch.testing.assert_close(found[:, :, 2:], known.project(x0)[:, :, 2:])
+    torch.testing.assert_close(project(found), found)
+
+
+def test_what_is_known_walks_a_straight_line_to_data():
+    """On the teacher's walk the known elements are noise of one draw at every time."""
+    path, known = PATHS[0], known_pixels()
+    world = Gaussian(path)
+    flow = ObservingFlow(world, ThroughPixels(Identity(), [known]))
+    eps = torch.randn(1, *SHAPE)
+    t = torch.tensor([0.8])
+    x_t = path.noise(known.start(), eps, t)
+    x_s = x_t - 0.5 * flow.velocity(x_t, t, world.encode([""]))
+    expected = path.noise(known.start(), eps, torch.tensor([0.3]))
+    seen = known.mask.expand_as(x_s).bool()
+    torch.testing.assert_close(x_s[seen], expected[seen])

@@ -1,0 +1,114 @@
+"""The Gaussian world for students that jump: the exact flow map, and small networks of two times."""
+
+from collections.abc import Sequence
+from pathlib import Path as File
+from types import ModuleType
+
+import torch
+from oracle import Gaussian
+from torch import Tensor, nn
+
+from vidcm import registry
+from vidcm.data.batch import Batch
+from vidcm.denoiser import Cond, Denoiser, Prediction
+from vidcm.objectives.base import Objective
+from vidcm.rng import SampleRng
+from vidcm.shapes import like
+
+MEANS = {"": 0.2, "up": 0.9}
+PLACES = range(64)
+
+
+class Flow(Gaussian):
+    """The exact student of two times: it jumps along trajectories, and its prediction towards s is
+    the data and noise whose straight mixtures are x_t at t and x_s at s."""
+
+    def predict(self, x_t: Tensor, t: Tensor, cond: Cond, s: Tensor | None = None) -> Prediction:
+        still = super().predict(x_t, t, cond)
+        if s is None:
+            return still
+        a_t, n_t, a_s, n_s = (
+            like(f(u), x_t) for u in (t, s) for f in (self.path.alpha, self.path.sigma)
+        )
+        x_s, here = self.flow(x_t, t, s, cond), like(t == s, x_t)
+        area = torch.where(here, 1.0, a_t * n_s - n_t * a_s)
+        x0 = torch.where(here, still.x0, (n_s * x_t - n_t * x_s) / area)
+        eps = torch.where(here, still.eps, (a_t * x_s - a_s * x_t) / area)
+        return Prediction(x0, eps, self.path.velocity(x0, eps, t))
+
+    def velocity(self, x_t: Tensor, t: Tensor, cond: Cond, s: Tensor | None = None) -> Tensor:
+        return self.predict(x_t, t, cond, s).v
+
+    def jump(self, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond) -> Tensor:
+        return self.flow(x_t, t, s, cond)
+
+
+class Pointwise(nn.Module):
+    """As the oracle's, with a second time when `two_times`."""
+
+    def __init__(self, channels: int, context: int, width: int = 32, two_times: bool = False):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(6 + context, width),
+            nn.SiLU(),
+            nn.Linear(width, width),
+            nn.SiLU(),
+            nn.Linear(width, 1),
+        )
+
+    def forward(self, x: Tensor, time: Tensor, cond: Cond, time_to: Tensor | None = None) -> Tensor:
+        told = torch.zeros_like(time) if cond.guidance is None else cond.guidance
+        span = torch.zeros_like(time) if time_to is None else time - time_to
+        scalars = torch.stack([time, time.square(), span, span * time, told], dim=-1)
+        known = torch.cat([scalars, cond.tokens[:, 0].to(scalars.dtype)], dim=-1)
+        known = known.view(len(x), *[1] * (x.ndim - 1), -1).expand(*x.shape, -1)
+        return self.layers(torch.cat([x.unsqueeze(-1), known], dim=-1)).squeeze(-1)
+
+
+def student(monkeypatch, two_times: bool = False) -> Denoiser:
+    """A denoiser of single elements whose prompts are numbers."""
+    monkeypatch.setitem(registry.TABLE["backbone"], "pointwise_to", "flows:Pointwise")
+    monkeypatch.setitem(registry.TABLE["conditioner"], "said", "oracle:Said")
+    torch.manual_seed(0)
+    spec = {"name": "pointwise_to", "two_times": two_times}
+    return Denoiser(spec, {"name": "said"}, channels=1)
+
+
+def trained(model: Denoiser, objective: Objective, steps: int) -> Denoiser:
+    """Adam over fresh batches of N(0.9, 0.5^2), which the prompt "0.9" names."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for step in range(steps):
+        places = range(step * 32, step * 32 + 32)
+        x0 = 0.9 + 0.5 * SampleRng(8, places).normal(1, 1, 1, 16)
+        total = objective(
+            model, Batch(["0.9"] * 32, latents=x0), step / steps, SampleRng(1, places)
+        ).total
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        schedule.step()
+    return model
+
+
+def batch(places: Sequence[int] = PLACES, prompt: str = "up", width: int = 2) -> Batch:
+    x0 = MEANS[prompt] + 0.5 * SampleRng(8, places).normal(2, 3, 2, width).double()
+    return Batch([prompt] * len(x0), latents=x0)
+
+
+def loss(model, objective: Objective, places: Sequence[int] = PLACES, width: int = 2) -> Tensor:
+    return objective(model, batch(places, width=width), 0.0, SampleRng(1, places)).total
+
+
+def mutant(kind: type, *swaps: tuple[str, str]) -> type:
+    """A class with words of its module's source changed: planted mistakes."""
+    import importlib
+
+    module = importlib.import_module(kind.__module__)
+    source = File(module.__file__ or "").read_text("utf-8")
+    for old, new in swaps:
+        assert source.count(old) == 1, f"{old!r} is not in the source: plant the mistake anew"
+        source = source.replace(old, new)
+    changed = ModuleType("mutant")
+    exec(compile(source, "mutant", "exec"), changed.__dict__)
+    return getattr(changed, kind.__name__)

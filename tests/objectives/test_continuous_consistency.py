@@ -1,0 +1,347 @@
+"""Continuous-time consistency in the closed-form world, and mutants that these tests must catch."""
+
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import tiny
+import torch
+from oracle import PATHS, Gaussian
+from torch import Tensor
+
+from vidcm import registry
+from vidcm.config import TrainConfig
+from vidcm.data.batch import Batch
+from vidcm.denoiser import Denoiser, Prediction
+from vidcm.errors import UsageError
+from vidcm.objectives import continuous_consistency
+from vidcm.objectives.base import Loss
+from vidcm.objectives.continuous_consistency import ContinuousConsistency
+from vidcm.paths import RectifiedFlow, TrigFlow
+from vidcm.registry import build
+from vidcm.rng import SampleRng
+from vidcm.shapes import like
+from vidcm.times import NEARLY_NOISE
+
+every_path = pytest.mark.parametrize("path", PATHS, ids=[type(p).__name__ for p in PATHS])
+MEANS = {"": 0.2, "up": 0.9}
+PLACES = range(64)
+DIFFERENCE = {"name": "finite_difference", "h": 1e-4}
+
+
+class Wide(SampleRng):
+    """The same draws in float64, so that nothing but a mistake is left of a tangent."""
+
+    def normal(self, *shape: int) -> Tensor:
+        return super().normal(*shape).double()
+
+    def uniform(self, *shape: int) -> Tensor:
+        return super().uniform(*shape).double()
+
+
+class Unmoved(Gaussian):
+    """The student before it has learnt anything: its teacher."""
+
+    def predict(self, x_t, t, cond, s=None):
+        return super().predict(x_t, t, cond)
+
+
+class Mapped(Gaussian):
+    """The exact consistency function, as a student predicts it."""
+
+    def predict(self, x_t, t, cond, s=None):
+        x0 = self.clean(x_t, t, cond)
+        eps = (x_t - like(self.path.alpha(t), x_t) * x0) / like(self.path.sigma(t), x_t)
+        return Prediction(x0, eps, self.path.velocity(x0, eps, t))
+
+
+class Shifted(Unmoved):
+    """The teacher with `by` added to F, for gradients that are known."""
+
+    by = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+
+    def predict(self, x_t, t, cond, s=None):
+        seen = super().predict(x_t, t, cond)
+        alpha, sigma = self.path.alpha(t), self.path.sigma(t)
+        size = torch.hypot(alpha, sigma)
+        eps = seen.eps + like(alpha / size, x_t) * self.by
+        x0 = seen.x0 - like(sigma / size, x_t) * self.by
+        return Prediction(x0, eps, self.path.velocity(x0, eps, t))
+
+
+def run(model, objective, progress: float = 0.9, places=PLACES, std: float = 0.5) -> Loss:
+    x0 = MEANS["up"] + std * Wide(8, places).normal(2, 3, 2, 2)
+    return objective(model, Batch(["up"] * len(x0), latents=x0), progress, Wide(1, places))
+
+
+def tangent(model, objective, progress: float = 0.9, **options) -> float:
+    return float(run(model, objective, progress, **options).logs["tangent"])
+
+
+def ratios(places=PLACES) -> Tensor:
+    """sigma / alpha of the samples at the default law."""
+    return torch.exp(0.2 + 1.8 * Wide(1, places).normal()).clamp(2e-3, 200)
+
+
+def mutant(old: str, new: str) -> type[ContinuousConsistency]:
+    """The class with one line of its source changed: a planted mistake."""
+    source = Path(continuous_consistency.__file__).read_text("utf-8")
+    assert source.count(old) == 1, f"{old!r} is not in the source: plant the mistake anew"
+    module = ModuleType("mutant")
+    exec(compile(source.replace(old, new), "mutant", "exec"), module.__dict__)
+    return module.ContinuousConsistency
+
+
+# --- the tangent ----------------------------------------------------------------------------------
+
+
+@every_path
+def test_the_exact_map_of_the_guided_teacher_is_left_alone(path):
+    """Every scale is told and obeyed, f does not move along the trajectory: nothing to correct."""
+    found = run(Mapped(path, means=MEANS), ContinuousConsistency(Gaussian(path, means=MEANS)))
+    assert found.logs["tangent"] < 1e-8 and found.total < 1e-12
+    assert found.logs["from_velocity"] > 0.1  # its F is not the teacher's
+
+
+def test_paths_of_teacher_and_student_may_differ():
+    teacher = Gaussian(TrigFlow(), means=MEANS)
+    assert tangent(Mapped(RectifiedFlow(), means=MEANS), ContinuousConsistency(teacher)) < 1e-8
+
+
+@every_path
+def test_the_exact_map_is_left_alone_without_a_teacher(path):
+    """Where data are one point, the noise of a sample is its trajectory."""
+    model = Mapped(path, std=0.0, means=MEANS)
+    kinds = [
+        ContinuousConsistency,
+        mutant("dz = cos * eps - sin * x0", "dz = cos * eps + sin * x0"),
+    ]
+    early, wrong = (tangent(model, k(None, dropout=0.0), 0.0, std=0.0) for k in kinds)
+    assert early < 1e-8 < 0.1 < wrong
+    assert tangent(model, kinds[0](None, dropout=0.0), std=0.0) < 1e-8
+
+
+PLANTED = {
+    "guidance off by one": ("ratio, prompts, told)", "ratio, prompts, told + 1)"),
+    "a missing cosine": ("-cos.square() * (still", "-cos * (still"),
+    "a missing sine": ("cos * sin * z + pushed", "cos * z + pushed"),
+    "latents ahead of time": ("(cos * sin * dz)", "dz"),
+    "against the flow": ("(cos * sin * dz)", "(-cos * sin * dz)"),
+    "the sign of the derivative": ("* z + pushed", "* z - pushed"),
+}
+
+
+@pytest.mark.parametrize("planted", PLANTED.values(), ids=PLANTED)
+def test_planted_mistakes_do_not_vanish(planted):
+    world = Gaussian(RectifiedFlow(), means=MEANS)
+    assert tangent(Mapped(world.path, means=MEANS), mutant(*planted)(world)) > 0.05
+
+
+def test_a_student_deaf_to_guidance_is_not_left_alone():
+    class Deaf(Mapped):
+        def encode(self, prompts, guidance=None):
+            return super().encode(["up"] * len(prompts))
+
+    world = Gaussian(RectifiedFlow(), means=MEANS)
+    assert tangent(Deaf(world.path, means=MEANS), ContinuousConsistency(world)) > 0.05
+
+
+def test_feedback_warms_up():
+    """The exact map starts with the tangent of regressing the teacher's velocity, and has 1 - rho
+    of it at rho: rho scales the derivative and what stands with it."""
+    world = Gaussian(RectifiedFlow(), means=MEANS)
+    model, cos2 = Mapped(world.path, means=MEANS), float(1 / (1 + ratios(range(1)).square()))
+
+    def shares(kind) -> list[float]:
+        found = []
+        for progress in (0.0, 0.05, 0.15, 0.2, 0.5):
+            logs = run(model, kind(world, warmup=0.2), progress, range(1)).logs
+            found.append(float(logs["tangent"] / logs["from_velocity"]) / cos2)
+        return found
+
+    expected = pytest.approx([1, 0.75, 0.25, 0, 0], abs=1e-6)
+    assert shares(ContinuousConsistency) == expected
+    unscaled = mutant("rho * (cos * sin * z + pushed)", "(rho * cos * sin * z + pushed)")
+    assert shares(unscaled) != expected
+    assert tangent(model, ContinuousConsistency(world, warmup=0.0), 0.0) < 1e-8
+
+
+# --- norm, loss and gradient ----------------------------------------------------------------------
+
+PAIRS = {
+    "right": None,
+    "L2 norm": ("tangent.square().flatten(1).mean(1)", "tangent.square().flatten(1).sum(1)"),
+    "sum": ("- target).square().flatten(1).mean(1)", "- target).square().flatten(1).sum(1)"),
+}
+
+
+@pytest.mark.parametrize("change", PAIRS.values(), ids=PAIRS)
+def test_gradients_have_their_closed_form(change):
+    """F off by a constant, before feedback: g = -cos^2 by, divided by its size plus c; the gradient
+    of the mean square is minus twice that, whatever the number of latents."""
+    kind = ContinuousConsistency if change is None else mutant(*change)
+    world, student = Gaussian(RectifiedFlow(), means=MEANS), Shifted(RectifiedFlow(), means=MEANS)
+    right = []
+    for c in (0.1, 2.0):
+        found = run(student, kind(world, normalise=c), 0.0)
+        g = -0.3 / (1 + ratios().square())
+        pushed = g / (g.abs() + c)
+        (gradient,) = torch.autograd.grad(found.total, student.by)
+        right.append(float(found.total.detach()) == pytest.approx(float(pushed.square().mean())))
+        right.append(float(gradient) == pytest.approx(float(-2 * pushed.mean())))
+    assert all(right) if change is None else not any(right)
+
+
+@every_path
+def test_exact_and_finite_difference_agree(path):
+    world, student = Gaussian(path, means=MEANS), Unmoved(path, means=MEANS)
+    losses = [
+        run(student, ContinuousConsistency(world, derivative=spec)) for spec in (None, DIFFERENCE)
+    ]
+    assert losses[0].logs["tangent"] > 0.05
+    torch.testing.assert_close(losses[0].total, losses[1].total, rtol=1e-6, atol=0)
+    torch.testing.assert_close(losses[0].logs, losses[1].logs, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("taught", [False, True])
+def test_they_agree_on_a_transformer(taught):
+    model = tiny.shaken(build("model", tiny.denoiser(guided=True)), 0.05)
+    teacher = tiny.shaken(build("model", tiny.denoiser()), 0.05, 1) if taught else None
+    x0 = SampleRng(8, range(6)).normal(5, 3, 2, 4)
+    found = []
+    for spec in (None, {"name": "finite_difference"}):
+        objective = ContinuousConsistency(teacher, derivative=spec)
+        loss = objective(model, Batch(["an orc"] * 6, latents=x0), 0.9, SampleRng(1, range(6)))
+        gradients = torch.autograd.grad(loss.total, model.backbone.parameters(), allow_unused=True)
+        found.append(torch.cat([g.flatten() for g in gradients if g is not None]))
+    assert (found[0] - found[1]).norm() < 5e-3 * found[0].norm()
+
+
+@pytest.mark.parametrize("spec, calls", [(None, 1), (DIFFERENCE, 3)])
+def test_one_forward_takes_the_gradient(spec, calls):
+    seen = []
+
+    class Watched(Mapped):
+        def predict(self, x_t, t, cond, s=None):
+            seen.append(torch.is_grad_enabled())
+            assert s is not None and s.abs().max() == 0  # of two times, f is the jump to data
+            return super().predict(x_t, t, cond)
+
+    run(Watched(RectifiedFlow(), means=MEANS), ContinuousConsistency(None, derivative=spec))
+    assert seen == [False] * calls + [True]
+
+
+# --- what is drawn and told -----------------------------------------------------------------------
+
+
+class Listening(Mapped):
+    def encode(self, prompts, guidance=None):
+        self.told, self.said = guidance, prompts
+        return super().encode(prompts, guidance)
+
+
+def test_the_scales_told_fill_the_range_and_empty_prompts_are_told_too():
+    world, student = (kind(RectifiedFlow(), means=MEANS) for kind in (Gaussian, Listening))
+    run(student, ContinuousConsistency(world, guidance=[2.0, 3.0], dropout=0.3))
+    assert 2 <= student.told.min() < 2.1 and 2.9 < student.told.max() < 3
+    assert 0.15 < student.said.count("") / len(student.said) < 0.45
+    run(student, ContinuousConsistency(None))
+    assert student.told is None
+
+
+@pytest.mark.parametrize("taught", [True, False])
+def test_a_batch_split_over_ranks_has_the_same_loss(taught):
+    world, student = (kind(RectifiedFlow(), means=MEANS) for kind in (Gaussian, Unmoved))
+    objective = ContinuousConsistency(world if taught else None)
+    whole = float(run(student, objective, 0.4, range(12)).total)
+    parts = [float(run(student, objective, 0.4, range(k, k + 4)).total) for k in (0, 4, 8)]
+    assert sum(parts) / 3 == pytest.approx(whole, rel=1e-12)
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def student(monkeypatch) -> Denoiser:
+    """A denoiser of single elements whose prompts are numbers."""
+    monkeypatch.setitem(registry.TABLE["backbone"], "pointwise", "oracle:Pointwise")
+    monkeypatch.setitem(registry.TABLE["conditioner"], "said", "oracle:Said")
+    torch.manual_seed(0)
+    return Denoiser({"name": "pointwise"}, {"name": "said"}, channels=1)
+
+
+def trained(model: Denoiser, objective: ContinuousConsistency, steps: int = 400) -> Denoiser:
+    """Adam over fresh batches of N(0.9, 0.5^2), which the prompt "0.9" names."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for step in range(steps):
+        places = range(step * 32, step * 32 + 32)
+        x0 = 0.9 + 0.5 * SampleRng(8, places).normal(1, 1, 1, 16)
+        given = Batch(["0.9"] * 32, latents=x0)
+        total = objective(model, given, step / steps, SampleRng(1, places)).total
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        schedule.step()
+    return model
+
+
+@torch.no_grad()
+def one_step(model: Denoiser, told: float | None) -> tuple[float, float]:
+    """Mean and spread of what one step makes of quantiles of the noise, over the exact map's."""
+    eps = torch.linspace(-2, 2, 17).view(1, 1, 1, 1, 17)
+    guidance = None if told is None else torch.tensor([told])
+    cond = model.encode(["0.9"], guidance)
+    x = model.clean(eps * NEARLY_NOISE, torch.tensor([NEARLY_NOISE]), cond)
+    mean = 0.9 if told is None else 0.4 + told * (0.9 - 0.4)
+    return float(x.mean()) - mean, float(x.std() / (0.5 * eps).std())
+
+
+@pytest.mark.parametrize("taught", [True, False])
+def test_training_reaches_the_exact_one_step_map(student, taught):
+    world = Gaussian(RectifiedFlow(), means={"": 0.4, "0.9": 0.9})
+    options = {"guidance": [1.0, 2.0], "dropout": 0.0, "mean": 0.7, "warmup": 0.5}
+    objective = ContinuousConsistency(world if taught else None, **options)
+    trained(student, objective)
+    for told in (1.0, 1.5, 2.0) if taught else (None,):
+        shift, ratio = one_step(student, told)
+        assert shift == pytest.approx(0, abs=0.1)
+        assert ratio == pytest.approx(1, abs=0.1)
+
+
+# --- refusals -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"guidance": [5.0, 1.5]}, r"not a range \[low, high\]"),
+        ({"guidance": [0.0, 1.5]}, "above 0"),
+        ({"guidance": [1.0]}, "not a range"),
+        ({"dropout": 1.5}, r"dropout is 1.5; it must be in \[0, 1\]"),
+        ({"warmup": -0.1}, r"warmup is -0.1; it must be in \[0, 1\]"),
+        ({"normalise": 0.0}, "normalise is 0.0; it must be above 0"),
+        ({"derivative": {"name": "exakt"}}, "unknown derivative 'exakt'; did you mean 'exact'"),
+        ({"derivative": {"name": "exact", "h": 1e-3}}, "no option 'h'"),
+        ({"derivative": "exact"}, "the derivative is 'exact'; write it as {name: exact}"),
+    ],
+)
+def test_senseless_options_are_refused(options, message):
+    with pytest.raises(UsageError, match=message):
+        build("objective", {"name": "continuous_consistency", **options}, teacher=None)
+
+
+@pytest.mark.parametrize("zero", range(4))
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_which_derivatives_go_with_which_runs(zero, precision):
+    config = TrainConfig({}, {}, {}, "x", 1, zero=zero, precision=precision)
+
+    def refusal(derivative: dict) -> str:
+        try:
+            ContinuousConsistency(None, derivative=derivative).check(config)
+        except UsageError as error:
+            return str(error)
+        return ""
+
+    assert ("use zero=2, or" in refusal({"name": "exact"})) == (zero == 3)
+    assert ("noise in bf16" in refusal(DIFFERENCE)) == (precision == "bf16")

@@ -1,0 +1,314 @@
+"""Flow maps in the closed-form world, the law of their times, and planted mistakes."""
+
+import pytest
+import tiny
+import torch
+from flows import MEANS, PLACES, Flow, batch, loss, mutant, student, trained
+from oracle import PATHS
+
+from vidcm.config import TrainConfig
+from vidcm.data.batch import Batch
+from vidcm.errors import UsageError
+from vidcm.objectives.flow_map import FlowMap
+from vidcm.objectives.teaching import Question
+from vidcm.paths import RectifiedFlow, TrigFlow
+from vidcm.registry import build
+from vidcm.rng import SampleRng
+from vidcm.sampling import jump
+from vidcm.times import NEARLY_NOISE, few_steps
+
+every_path = pytest.mark.parametrize("path", PATHS, ids=[type(p).__name__ for p in PATHS])
+RF = RectifiedFlow()
+FINITE = {"name": "finite_difference"}
+
+
+def exact(path, kind=FlowMap, **options) -> float:
+    """The mean square error of the exact map under the exact guided teacher."""
+    world = Flow(path, means=MEANS)
+    return float(loss(world, kind(world, power=0.0, **options)))
+
+
+# --- with a teacher -------------------------------------------------------------------------------
+
+
+@every_path
+@pytest.mark.parametrize("improved", [False, True])
+def test_the_exact_map_is_left_alone(path, improved):
+    assert exact(path, improved=improved) < 1e-10
+    assert exact(path, improved=improved, derivative=FINITE) < 1e-2
+
+
+MISTAKES = {
+    "time stands still": ("torch.ones_like(t))", "torch.zeros_like(t))"),
+    "time of another clock": ("torch.ones_like(t))", "torch.ones_like(t) * 2 / torch.pi)"),
+    "the end moves along": (
+        "model.jump(x, time, s, cond)",
+        "model.jump(x, time, s + time - t, cond)",
+    ),
+}
+
+
+@pytest.mark.parametrize("planted", MISTAKES.values(), ids=MISTAKES)
+def test_mistakes_in_the_derivative_do_not_vanish(planted):
+    assert exact(TrigFlow(), mutant(FlowMap, planted)) > 1e-3
+
+
+def test_guidance_as_lcm_counts_it_does_not_vanish(monkeypatch):
+    swap = ("t, self.prompts, self.scale)", "t, self.prompts, self.scale + 1)")
+    monkeypatch.setattr("vidcm.objectives.flow_map.Question", mutant(Question, swap))
+    assert exact(RF) > 1e-2
+
+
+def test_unshared_noise_does_not_vanish():
+    """v must be the velocity at x_t itself, not at another noise's."""
+    swap = (
+        "question.velocity(self.teacher, x_t, t)",
+        "question.velocity(self.teacher, path.noise(x0, eps.roll(1, 0), t), t)",
+    )
+    assert exact(RF, mutant(FlowMap, swap)) > 1e-2
+
+
+def beside_the_paper(path, improved: bool, kind=FlowMap) -> float:
+    """The loss with some network over that of the paper's target: v - (t - s) du/dt where paths are
+    straight, and on TrigFlow u + cos(t - s) (v - u) - sin(t - s) (x_t + du/dt), sCM's for s = 0."""
+    torch.manual_seed(0)
+    spec = tiny.denoiser(two_times=True, guided=True)
+    name = {"RectifiedFlow": "rectified_flow", "TrigFlow": "trig_flow"}.get(type(path).__name__)
+    spec["path"] = {"name": name or "variance_exploding"}
+    model = tiny.shaken(build("model", spec)).eval()
+    teacher = tiny.shaken(build("model", tiny.denoiser() | {"path": spec["path"]}), seed=3).eval()
+    options = {"power": 0.0, "improved": improved, "dropout": 0.0, "log_normal": [0.0, 1.0]}
+    objective = kind(teacher, shift=1.0, instant=0.3, whole=0.2, **options)
+    places = range(6)
+    given = Batch(["an orc"] * 6, latents=SampleRng(8, places).normal(5, 1, 2, 3))
+    found = objective(model, given, 0.0, SampleRng(1, places)).total
+
+    rng = SampleRng(1, places)
+    t, s = (path.time_of(p / (1 - p)) for p in objective.draw_times(rng))
+    x_t = path.noise(given.latents, rng.normal(5, 1, 2, 3), t)
+    question = Question.draw(given, rng, 0.0, objective.guidance)
+    cond, v = question.to(model, True), question.velocity(teacher, x_t, t)
+    along = model.velocity(x_t, t, cond) if improved else v
+    h = 1e-3 * (t if path.t_max > 2 else torch.ones_like(t))
+    wide = h.view(-1, 1, 1, 1, 1)
+    with torch.no_grad():
+        ahead, behind = (
+            model.velocity(x_t + d * wide * along, t + d * h, cond, s) for d in (1, -1)
+        )
+        du, u = (ahead - behind) / (2 * wide), model.velocity(x_t, t, cond, s)
+        gap = (t - s).view(-1, 1, 1, 1, 1)
+        if isinstance(path, TrigFlow):
+            target = u + gap.cos() * (along - u) - gap.sin() * (x_t + du) + (v - along)
+        else:
+            target = v - gap * du
+    return float(found.detach() / (u - target).square().mean())
+
+
+@every_path
+@pytest.mark.parametrize("improved", [False, True])
+def test_the_target_is_that_of_the_paper(path, improved):
+    assert beside_the_paper(path, improved) == pytest.approx(1, rel=0.02)
+
+
+@pytest.mark.parametrize("swap", ["u + 2 * moved", "v + moved"])
+def test_other_targets_are_not(swap):
+    wrong = mutant(FlowMap, ("target = u + moved", f"target = {swap}"))
+    assert beside_the_paper(RF, False, wrong) != pytest.approx(1, rel=0.1)
+
+
+class Off(Flow):
+    """The exact student but for a velocity too great everywhere."""
+
+    by = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+
+    def velocity(self, x_t, t, cond, s=None):
+        return super().velocity(x_t, t, cond, s) + self.by
+
+    def jump(self, x_t, t, s, cond):
+        return x_t - (t - s).view(-1, 1, 1, 1, 1) * self.velocity(x_t, t, cond, s)
+
+
+@pytest.mark.parametrize("improved", [False, True])
+def test_the_loss_pulls_towards_the_exact_map(improved):
+    """All that is off is descended, and a target on the other side would drive it away."""
+    world, model = Flow(RF, means=MEANS), Off(RF, means=MEANS)
+    swap = ("target = u + moved", "target = u - moved")
+    slopes = []
+    for kind in (FlowMap, mutant(FlowMap, swap)):
+        found = loss(model, kind(world, power=0.0, improved=improved))
+        slopes.append(float(torch.autograd.grad(found, model.by)[0]))
+    # The improved one differentiates along a velocity that is off as well.
+    assert slopes[0] == pytest.approx(2 * 0.3, rel=0.3 if improved else 1e-6)
+    assert slopes[1] < slopes[0] - 0.1
+
+
+def test_a_student_deaf_to_guidance_is_not_left_alone():
+    class Deaf(Flow):
+        def predict(self, x_t, t, cond, s=None):
+            return super().predict(x_t, t, self.encode(["up"] * len(x_t)), s)
+
+        def jump(self, x_t, t, s, cond):
+            return super().jump(x_t, t, s, self.encode(["up"] * len(x_t)))
+
+    world = Flow(RF, means=MEANS)
+    assert loss(Deaf(RF, means=MEANS), FlowMap(world, power=0.0)) > 1e-2
+
+
+# --- the law of times -----------------------------------------------------------------------------
+
+
+def law(kind=FlowMap, count: int = 2000, **options) -> dict[str, float]:
+    """Shares of the pairs that a few steps from noise are made of."""
+    t, s = kind(None, **options).draw_times(SampleRng(1, range(count)))
+    assert (s <= t).all() and (0 <= s).all() and (t <= NEARLY_NOISE).all()
+    one_step = (t > 0.95) & (s == 0)
+    found = {"instant": s == t, "whole": (s == 0) & (t > 0), "one step": one_step}
+    return {k: float(v.float().mean()) for k, v in found.items()}
+
+
+@pytest.mark.parametrize("options", [{}, {"log_normal": [0.0, 1.0]}], ids=["uniform", "log-normal"])
+def test_the_pairs_that_few_steps_need_are_drawn_often(options):
+    found = law(**options)
+    assert found["instant"] == pytest.approx(0.5, abs=0.04)
+    assert found["whole"] == pytest.approx(0.25, abs=0.04)
+    assert found["one step"] > 0.06
+
+
+def test_an_endpoint_hardly_drawn_is_found_out():
+    """MeanFlow's law for images, and a law without whole jumps, never show one step from noise."""
+    assert law(log_normal=[-0.4, 1.0], shift=1.0)["one step"] < 0.01
+    assert law(whole=0.0)["one step"] == 0
+
+
+def test_times_are_shifted_by_the_factor_on_sigma():
+    for shift in (1.0, 8.0):
+        t, _ = FlowMap(None, log_normal=[0.5, 0.3], shift=shift).draw_times(SampleRng(1, PLACES))
+        plain, _ = FlowMap(None, log_normal=[0.5, 0.3], shift=1.0).draw_times(SampleRng(1, PLACES))
+        torch.testing.assert_close(t / (1 - t), shift * plain / (1 - plain), rtol=1e-4, atol=1e-4)
+
+
+# --- the loss -------------------------------------------------------------------------------------
+
+
+class Astray(Flow):
+    """A student at rest: what it is drawn to is the velocity, times what `error` says."""
+
+    def velocity(self, x_t, t, cond, s=None):
+        return super().velocity(x_t, t, cond, s) + 3.0
+
+
+@pytest.mark.parametrize("power, floor", [(0.0, 1.0), (1.0, 7.0), (0.5, 7.0)])
+def test_weights_are_of_the_mean_square_whatever_the_size(power, floor):
+    world = Flow(RF, means=MEANS)
+    model = Astray(RF, means=MEANS)
+    objective = FlowMap(world, power=power, floor=floor)
+    u_plus_moved = ("target = u + moved", "target = u - 3.0 + moved")  # what the exact one gives
+    wrong = mutant(FlowMap, u_plus_moved)(world, power=power, floor=floor)
+    for width in (2, 5):
+        assert float(loss(model, wrong, width=width)) == pytest.approx(9 / (9 + floor) ** power)
+        assert float(loss(model, objective, width=width)) < 1e-10  # the error is against itself
+
+
+def test_summing_over_latents_is_found_out():
+    swap = ("square().flatten(1).mean(1)", "square().flatten(1).sum(1)")
+    world = Flow(RF, means=MEANS)
+    astray = (swap, ("target = u + moved", "target = u - 3.0 + moved"))
+    wrong = mutant(FlowMap, *astray)(world, power=0.0)
+    narrow, wide = (float(loss(Astray(RF, means=MEANS), wrong, width=w)) for w in (2, 6))
+    assert wide > 2.5 * narrow
+
+
+@pytest.mark.parametrize("taught", [True, False])
+def test_a_batch_split_over_ranks_has_the_same_loss(taught):
+    world = Flow(RF, means=MEANS)
+    objective = FlowMap(world if taught else None)
+    whole = float(loss(world, objective, range(12)))
+    parts = [float(loss(world, objective, range(k, k + 4))) for k in (0, 4, 8)]
+    assert sum(parts) / 3 == pytest.approx(whole, rel=1e-9)
+
+
+def test_only_the_prediction_takes_a_gradient_and_scales_are_told_when_taught():
+    graded, told = [], []
+
+    class Watching(Flow):
+        def encode(self, prompts, guidance=None):
+            told.append(guidance)
+            return super().encode(prompts, guidance)
+
+        def predict(self, x_t, t, cond, s=None):
+            graded.append((torch.is_grad_enabled(), s is not None and bool((s < t).any())))
+            return super().predict(x_t, t, cond, s)
+
+    for teacher in (None, Flow(RF, means=MEANS)):
+        told.clear()
+        graded.clear()
+        FlowMap(teacher, improved=True, guidance=[2.0, 3.0])(
+            Watching(RF, means=MEANS), batch(), 0.0, SampleRng(1, PLACES)
+        )
+        assert graded == [(True, True), (False, False)]
+        assert all((scale is None) == (teacher is None) for scale in told)
+    assert 2 <= told[0].min() < 2.1 and 2.9 < told[0].max() < 3
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def drawn(model, steps: int, told: float | None) -> tuple[float, float]:
+    """Mean over the exact one, and spread over the exact one, of what a student makes of noise."""
+    rng = SampleRng(3, range(200))
+    cond = model.encode(["0.9"] * 200, None if told is None else torch.full((200,), told))
+    x = jump(model, rng.normal(1, 1, 1, 16), few_steps(steps), cond, rng)
+    mean = 0.9 if told is None else 0.4 + told * (0.9 - 0.4)
+    return float(x.mean()) - mean, float(x.std()) / 0.5
+
+
+@pytest.mark.parametrize("taught", [True, False])
+def test_training_reaches_the_map_of_any_number_of_steps(monkeypatch, taught):
+    world = Flow(RF, means={"": 0.4, "0.9": 0.9})
+    options = {"guidance": [1.0, 2.0], "dropout": 0.0, "shift": 3.0}
+    objective = FlowMap(world if taught else None, improved=not taught, **options)
+    model = trained(student(monkeypatch, two_times=True), objective, 350)
+    for told in (1.0, 2.0) if taught else (None,):
+        for steps in (1, 2, 4, 7):
+            shift, ratio = drawn(model, steps, told)
+            assert shift == pytest.approx(0, abs=0.2) and ratio == pytest.approx(1, abs=0.2)
+
+
+# --- refusals -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"instant": 0.8, "whole": 0.3}, "instant 0.8 and whole 0.3 are not shares"),
+        ({"whole": -0.1}, "not shares"),
+        ({"log_normal": [1.0]}, "std above 0"),
+        ({"log_normal": [1.0, 0.0]}, "std above 0"),
+        ({"shift": 0.0}, "shift 0.0, floor"),
+        ({"floor": 0.0}, "floor 0.0"),
+        ({"power": -1.0}, "power -1.0"),
+        ({"guidance": [0.0, 1.5]}, "above 0"),
+        ({"dropout": -0.1}, r"not in \[0, 1\)"),
+        ({"derivative": {"name": "exakt"}}, "did you mean 'exact'"),
+    ],
+)
+def test_senseless_options_are_refused(options, message):
+    with pytest.raises(UsageError, match=message):
+        FlowMap(None, **options)
+
+
+def config(two_times: bool = True, **keys) -> TrainConfig:
+    model = tiny.denoiser(guided=True, **({"two_times": True} if two_times else {}))
+    return TrainConfig(model, {"name": "flow_map"}, {"name": "latents"}, "out", steps=1, **keys)
+
+
+def test_what_cannot_learn_a_flow_map_is_refused():
+    with pytest.raises(UsageError, match="two_times is False; set it to true"):
+        FlowMap(None).check(config(two_times=False))
+    with pytest.raises(UsageError, match="zero=3"):
+        FlowMap(None).check(config(zero=3))
+    with pytest.raises(UsageError, match="noise in bf16"):
+        FlowMap(None, derivative=FINITE).check(config(precision="bf16"))
+    FlowMap(None).check(config(precision="bf16"))
+    FlowMap(None, derivative=FINITE).check(config(zero=3))

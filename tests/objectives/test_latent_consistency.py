@@ -1,0 +1,323 @@
+"""Consistency on a grid, whole and in phases, in the closed-form world; and planted mistakes."""
+
+import math
+
+import pytest
+import torch
+from flows import MEANS, PLACES, Flow, batch, loss, mutant, student, trained
+from oracle import PATHS
+
+from vidcm.errors import UsageError
+from vidcm.objectives.latent_consistency import LatentConsistency
+from vidcm.objectives.phased_consistency import PhasedConsistency
+from vidcm.objectives.teaching import Question
+from vidcm.paths import RectifiedFlow
+from vidcm.rng import SampleRng
+from vidcm.sampling import consistency, jump, student_settings
+from vidcm.times import SHIFT, few_steps, on_path, uniform_grid
+
+NAMES = [type(p).__name__ for p in PATHS]
+every_path = pytest.mark.parametrize("path", PATHS, ids=NAMES)
+both = pytest.mark.parametrize("kind", [LatentConsistency, PhasedConsistency])
+RF = RectifiedFlow()
+
+
+def error(path, kind, **options) -> float:
+    """The consistency error of the exact map under the exact guided teacher."""
+    world, places = Flow(path, means=MEANS), range(128)
+    objective = kind(world, **options)
+    return float(
+        objective(world, batch(places), 0.0, SampleRng(1, places)).logs["consistency_error"]
+    )
+
+
+# --- with a teacher -------------------------------------------------------------------------------
+
+
+@both
+@every_path
+def test_the_exact_map_is_left_alone_but_for_the_step_s_error(path, kind):
+    """One step of Euler's errs by the square of the interval."""
+    errors = [error(path, kind, intervals=n) for n in (96, 192, 384)]
+    assert errors[0] / errors[1] == pytest.approx(4, rel=0.1)
+    assert errors[1] / errors[2] == pytest.approx(4, rel=0.05) and errors[2] < 2e-4
+
+
+@both
+def test_heun_is_closer_by_far(kind):
+    """Its last interval is Euler's, where the slope's end would stand on no noise."""
+    assert error(RF, kind, intervals=192, solver="heun") < error(RF, kind, intervals=192) / 8
+
+
+@every_path
+@pytest.mark.parametrize("solver, order", [("euler", 1), ("heun", 2)])
+def test_order_of_the_teacher_s_steps(path, solver, order):
+    world = Flow(path, means=MEANS)
+    x = torch.linspace(-2, 2, 5, dtype=torch.float64).view(1, 5, 1, 1, 1)
+    question = Question(["up"], torch.tensor([3.0]))
+    ends = path.time_of(torch.tensor([20.0, 0.1], dtype=torch.float64))
+    told = world.encode(["up"], question.scale)
+    exact, errors = world.flow(x, ends[:1], ends[1:], told), []
+    for steps in (60, 120, 240):
+        times, at = torch.linspace(float(ends[0]), float(ends[1]), steps + 1).double(), x
+        for t, r in zip(times, times[1:], strict=False):
+            at = question.step(world, at, t.view(1), r.view(1), solver)
+        errors.append(float((at - exact).abs().max()))
+    assert math.log2(errors[1] / errors[2]) == pytest.approx(order, abs=0.12) and errors[2] < 0.05
+
+
+MISTAKES = {
+    "guidance as LCM counts it": (
+        "t, self.prompts, self.scale)",
+        "t, self.prompts, self.scale + 1)",
+    ),
+    "step towards noise": ("gap = like(r - t, x_t)", "gap = like(t - r, x_t)"),
+}
+
+
+@both
+@pytest.mark.parametrize("planted", MISTAKES.values(), ids=MISTAKES)
+def test_mistakes_in_teaching_do_not_vanish(kind, planted, monkeypatch):
+    wrong = mutant(Question, planted)
+    monkeypatch.setattr("vidcm.objectives.latent_consistency.Question", wrong)
+    mistaken = error(RF, kind, intervals=384)
+    monkeypatch.undo()
+    assert mistaken > 20 * error(RF, kind, intervals=384)
+
+
+@both
+def test_a_student_deaf_to_guidance_is_not_left_alone(kind):
+    class Deaf(Flow):
+        def jump(self, x_t, t, s, cond):
+            return super().jump(x_t, t, s, self.encode(["up"] * len(x_t)))
+
+    world = Flow(RF, means=MEANS)
+    objective = kind(world, intervals=384)
+    assert loss(Deaf(RF, means=MEANS), objective) > 20 * loss(world, objective)
+
+
+# --- the grid -------------------------------------------------------------------------------------
+
+
+class Watching(Flow):
+    """Keeps the times of its jumps and whether a gradient was asked for."""
+
+    def __init__(self):
+        super().__init__(RF, means=MEANS)
+        self.seen, self.graded, self.told = [], [], []
+
+    def encode(self, prompts, guidance=None):
+        self.told.append((list(prompts), guidance))
+        return super().encode(prompts, guidance)
+
+    def jump(self, x_t, t, s, cond):
+        self.seen.append((t, s))
+        self.graded.append(torch.is_grad_enabled())
+        return super().jump(x_t, t, s, cond)
+
+
+def watched(objective, count: int = 2000) -> tuple[torch.Tensor, ...]:
+    """Places in the grid of t, r and s, over many samples."""
+    model, places = Watching(), range(count)
+    objective(model, batch(places), 0.0, SampleRng(1, places))
+    (t, s), (r, edge) = model.seen
+    assert s.equal(edge) and model.graded == [True, False]
+    grid = uniform_grid(objective.intervals, by=objective.shift).flip(0)
+    found = tuple(torch.searchsorted(grid, x - 1e-9) for x in (t, r, s))
+    for index, time in zip(found, (t, r, s), strict=True):
+        torch.testing.assert_close(grid[index], time, atol=1e-12, rtol=0)
+    return found
+
+
+@pytest.mark.parametrize("skip", [1, 5])
+def test_every_place_of_the_grid_is_drawn_alike(skip):
+    t, r, s = watched(LatentConsistency(None, intervals=12, skip=skip))
+    counts = t.bincount(minlength=13)
+    assert counts[0] == 0 and counts[1:].min() > 110 and counts[1:].max() < 230
+    assert r.equal((t - skip).clamp(min=0)) and (s == 0).all()
+
+
+@pytest.mark.parametrize("phases, skip", [(3, 1), (3, 2), (12, 1), (1, 5)])
+def test_no_step_leaves_its_phase(phases, skip):
+    """A place at an edge belongs to the phase below, whose first time it is."""
+    t, r, s = watched(PhasedConsistency(None, phases, intervals=12, skip=skip))
+    length = 12 // phases
+    assert ((s < t) & (t <= s + length) & (s <= r) & (r < t) & (t - r <= skip)).all()
+    assert s.unique().tolist() == list(range(0, 12, length))
+    other = mutant(PhasedConsistency, ("(index - 1) // length", "index // length"))
+    t = torch.arange(1, 13)
+    s = other(None, phases, intervals=12, skip=skip).edge(t)
+    assert not (s < t).all()
+
+
+def test_one_phase_is_latent_consistency():
+    world = Flow(RF, means=MEANS)
+    whole, phased = (
+        loss(world, o) for o in (LatentConsistency(world), PhasedConsistency(world, 1))
+    )
+    assert phased.equal(whole)
+
+
+def test_a_student_of_phases_is_sampled_at_their_edges():
+    edges = uniform_grid(4, by=SHIFT).tolist()
+    own = student_settings(PhasedConsistency(None, 4))
+    assert own["sampler"] == "jump" and own["phases"] == 4
+    assert few_steps(4, own["times"]) == edges[:-1]
+    _, _, s = watched(PhasedConsistency(None, 4, intervals=24))
+    grid = uniform_grid(24, by=SHIFT).flip(0)
+    torch.testing.assert_close(grid[s.unique()], torch.tensor(edges[:0:-1]).double())
+    assert student_settings(LatentConsistency(None))["sampler"] == "consistency"
+
+
+# --- the loss -------------------------------------------------------------------------------------
+
+
+class Noise(Flow):
+    """Jumps to s go astray by three spreads of x_s from t and by one from r; the last stays."""
+
+    def jump(self, x_t, t, s, cond):
+        size = torch.hypot(self.path.alpha(s), self.path.sigma(s))
+        by = 1.0 if torch.is_grad_enabled() else -2.0
+        return x_t * 0 + by * size.view(-1, 1, 1, 1, 1)
+
+
+@every_path
+@pytest.mark.parametrize("huber", [None, 0.5])
+def test_the_loss_is_of_single_latents_in_units_of_their_spread(path, huber):
+    """Nine, or Huber's value of three, wherever the edge, whatever the path and the size."""
+    options = {"intervals": 8, "huber": huber, "shift": 1.0}
+    plain = 9.0 if huber is None else math.hypot(3, huber) - huber
+    for width in (2, 7):
+        objective = PhasedConsistency(None, 2, **options)
+        objective.skip = 0  # so that no target is at its edge, where it is not asked of the student
+        found = loss(Noise(path, means=MEANS), objective, width=width)
+        assert float(found) == pytest.approx(plain, rel=1e-5)
+
+
+def test_summing_over_latents_is_found_out():
+    wrong = mutant(
+        LatentConsistency, ("Loss(losses.mean(),", "Loss(losses.flatten(1).sum(1).mean(),")
+    )
+    narrow, wide = (float(loss(Noise(RF, means=MEANS), wrong(None), width=w)) for w in (2, 6))
+    assert wide > 2.5 * narrow
+
+
+@both
+def test_a_batch_split_over_ranks_has_the_same_loss(kind):
+    world = Flow(RF, means=MEANS)
+    for objective in (kind(world), kind(None)):
+        whole = float(loss(world, objective, range(12)))
+        parts = [float(loss(world, objective, range(k, k + 4))) for k in (0, 4, 8)]
+        assert sum(parts) / 3 == pytest.approx(whole, rel=1e-12)
+
+
+@both
+def test_scales_and_empty_prompts_are_told(kind):
+    model = Watching()
+    kind(Flow(RF, means=MEANS), guidance=[2.0, 3.0], dropout=0.3)(
+        model, batch(), 0.0, SampleRng(1, PLACES)
+    )
+    (said, told), (again, heard) = model.told
+    assert said == again and told.equal(heard) and 2 <= told.min() < 2.1 and 2.9 < told.max() < 3
+    assert 0.15 < said.count("") / len(said) < 0.45
+
+
+# --- without a teacher ----------------------------------------------------------------------------
+
+
+@both
+def test_both_points_share_their_noise(kind):
+    world, options = Flow(RF, means=MEANS), {"intervals": 384, "huber": None}
+    swap = ("x_r = path.noise(x0, eps, r)", "x_r = path.noise(x0, rng.normal(*x0.shape[1:]), r)")
+    other = mutant(LatentConsistency, swap)
+    if kind is PhasedConsistency:
+        other.edge = PhasedConsistency.edge
+        other.phases = 4
+    assert (
+        float(loss(world, kind(None, **options))) < float(loss(world, other(None, **options))) / 50
+    )
+
+
+@both
+def test_the_scale_is_not_told_without_a_teacher(kind):
+    model = Watching()
+    kind(None)(model, batch(), 0.0, SampleRng(1, PLACES))
+    assert [told for _, told in model.told] == [None, None]
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def drawn(model, sampler, times: list[float], told: float = 1.5) -> tuple[float, float]:
+    """Mean over the exact one, and spread over the exact one, of what a student makes of noise."""
+    rng = SampleRng(3, range(200))
+    cond = model.encode(["0.9"] * 200, torch.full((200,), told))
+    x = sampler(model, rng.normal(1, 1, 1, 16), times, cond, rng)
+    return float(x.mean()) - (0.4 + told * (0.9 - 0.4)), float(x.std()) / 0.5
+
+
+TAUGHT = {"guidance": [1.0, 2.0], "dropout": 0.0, "intervals": 12, "shift": 3.0}
+TAUGHT |= {"solver": "heun", "huber": None}
+
+
+def test_training_reaches_the_one_step_map(monkeypatch):
+    world = Flow(RF, means={"": 0.4, "0.9": 0.9})
+    model = trained(student(monkeypatch), LatentConsistency(world, **TAUGHT), 350)
+    for told in (1.0, 2.0):
+        shift, ratio = drawn(model, consistency, [1.0], told)
+        assert shift == pytest.approx(0, abs=0.15) and ratio == pytest.approx(1, abs=0.15)
+
+
+def test_training_in_phases_reaches_the_map_of_as_many_steps(monkeypatch):
+    world = Flow(RF, means={"": 0.4, "0.9": 0.9})
+    objective = PhasedConsistency(world, 3, **TAUGHT)
+    model = trained(student(monkeypatch), objective, 350)
+    for told in (1.0, 2.0):
+        shift, ratio = drawn(model, jump, few_steps(3, objective.sampling["times"]), told)
+        assert shift == pytest.approx(0, abs=0.15) and ratio == pytest.approx(1, abs=0.15)
+
+
+@every_path
+@pytest.mark.parametrize("phases", [1, 3])
+def test_the_exact_phases_lead_to_the_data(path, phases):
+    world = Flow(path, means=MEANS)
+    rng = SampleRng(3, range(400))
+    times = on_path(path, uniform_grid(phases, by=SHIFT)[:-1]).tolist()
+    x = jump(world, rng.normal(2, 3, 2, 2).double(), times, world.encode(["up"] * 400), rng)
+    assert x.mean() == pytest.approx(0.9, abs=0.02) and x.std() == pytest.approx(0.5, rel=0.02)
+
+
+# --- refusals -------------------------------------------------------------------------------------
+
+
+@both
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"skip": 0}, "skip 0 of 48 intervals"),
+        ({"skip": 49}, "use 1 to 48"),
+        ({"shift": 0.0}, "above 0 .1 is an even grid"),
+        ({"solver": "dpm"}, "unknown solver 'dpm' .known: euler, heun"),
+        ({"huber": 0.0}, "null for the squared error"),
+        ({"guidance": [5.0, 1.5]}, r"not a range \[low, high\]"),
+        ({"guidance": [1.0]}, "not a range"),
+        ({"dropout": 1.0}, r"not in \[0, 1\)"),
+    ],
+)
+def test_senseless_options_are_refused(kind, options, message):
+    with pytest.raises(UsageError, match=message):
+        kind(None, **options)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"phases": 5}, "5 phases do not divide 48 intervals; use 1, 2, 3, 4, 6, 8, 12"),
+        ({"phases": 0}, "0 phases do not divide"),
+        ({"phases": 4, "skip": 13}, "skip 13 is longer than a phase of 12"),
+    ],
+)
+def test_phases_that_do_not_fit_are_refused(options, message):
+    with pytest.raises(UsageError, match=message):
+        PhasedConsistency(None, **options)

@@ -1,0 +1,71 @@
+"""`tools/compare.py`: every objective with the same teacher, budget and protocol."""
+
+import argparse
+from pathlib import Path
+
+from vidcm.cli.common import Parser, existing_file, run
+from vidcm.errors import UsageError
+
+
+def parser() -> Parser:
+    p = Parser(
+        "vidcm compare",
+        "Train every row of a comparison from the same teacher for the same seconds, measure it at\n"
+        "1, 2, 4, 8 evaluations beside the teacher's own solvers, and write numbers, a table and a\n"
+        "plot. A comparison that was interrupted goes on where it stopped.",
+        "examples:\n"
+        "  vidcm compare --config configs/lpc/comparison.yaml\n"
+        "  vidcm compare --config configs/lpc/comparison.yaml --rows flow_map teacher-dpm\n"
+        "  vidcm compare --table docs/results/comparison.json --into docs/comparison.md "
+        "--plot docs/images/comparison.png",
+    )
+    p.add_argument("--config", type=existing_file, metavar="YAML", help="train and measure these")
+    p.add_argument("--rows", nargs="+", metavar="ROW", help="some of its rows (default: all)")
+    p.add_argument("--art", help="the LPC layers, folder or tar (default: $VIDCM_LPC_ART)")
+    p.add_argument("--table", type=existing_file, metavar="JSON", help="numbers measured before")
+    p.add_argument(
+        "--into",
+        type=Path,
+        metavar="MD",
+        help="put the table between <!-- comparison:begin --> and <!-- comparison:end -->",
+    )
+    p.add_argument("--plot", type=Path, metavar="PNG", help="adherence against evaluations")
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run(_compare, parser().parse_args(argv))
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from vidcm.comparison_report import plot, read_comparison, table
+    from vidcm.markdown import rewrite
+
+    if (args.config is None) == (args.table is None):
+        raise UsageError("give either --config (to measure) or --table (to show what was measured)")
+    if args.plot and args.plot.suffix.lower() != ".png":
+        raise UsageError(f"--plot writes .png files, not {args.plot.name!r}")
+    results = read_comparison(args.table) if args.table else _measure(args)
+    text = table(results)
+    if args.into:
+        rewrite(args.into, "comparison", text)
+    else:
+        print(text, end="")
+    if args.plot:
+        plot(results, args.plot)
+
+
+def _measure(args: argparse.Namespace) -> dict:
+    import os
+
+    from vidcm.compare import compare, entries, read
+    from vidcm.data.lpc import LPC
+
+    asked = read(args.config)
+    art = args.art or os.environ.get("VIDCM_LPC_ART")
+    if not art:
+        raise UsageError("the true clips need the LPC art; give --art, or set VIDCM_LPC_ART")
+    known = {key.split(", seed")[0] for key, _, _ in entries(asked)}
+    if unknown := sorted(set(args.rows or ()) - known):
+        raise UsageError(f"no row {unknown[0]!r} in {args.config}; it has {', '.join(known)}")
+    return compare(asked, LPC(art), args.rows)

@@ -1,0 +1,286 @@
+"""`tools/edit.py`: edit clips without training; what is known of them is kept exactly."""
+
+import argparse
+import inspect
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vidcm.cli.common import Parser, did_you_mean, number, positive_int, run, seed, whole_number
+from vidcm.cli.generate import bar
+from vidcm.errors import UsageError
+from vidcm.registry import TABLE, lookup
+
+if TYPE_CHECKING:
+    from numpy import ndarray
+
+    from vidcm.editing.files import Film
+    from vidcm.editing.scene import Canvas, Task
+    from vidcm.pipeline import VideoPipeline
+
+STARTED = time.perf_counter()
+OPTIONS = ("mask", "place", "factor", "given", "at", "strength", "noise", "count")
+
+
+def parser(tasks: list[str] | None = None) -> argparse.ArgumentParser:
+    """The command's options; its help explains `tasks`, or all of them."""
+    p = Parser(
+        "edit.py",
+        "Edit clips without training, in a few network evaluations: say what the rest should show;\n"
+        "what is given is kept to the bit (in png output: video codecs change every pixel a little).",
+        _lessons(tasks or list(TABLE["task"])),
+    )
+    p.add_argument(
+        "--task",
+        required=True,
+        metavar="NAME",
+        help=f"what to do: {', '.join(TABLE['task'])}; or several at once, as in colorize,extend,loop",
+    )
+    p.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        type=_clip,
+        metavar="FILE",
+        help="a video, a png picture or a folder of png frames; repeat it for tasks between two",
+    )
+    p.add_argument(
+        "--prompt",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="what the result shows; without, the model is free. Repeat it for interpolate",
+    )
+    what = p.add_argument_group("what tasks are told")
+    what.add_argument(
+        "--mask",
+        metavar="MASK",
+        help="what to fill: x,y,width,height[,from,to] in the input's pixels and seconds, a key "
+        "colour #rrggbb, or a picture, video or folder in the input's size, white where to fill",
+    )
+    what.add_argument(
+        "--place", type=_place, metavar="X,Y,W,H", help="where in the result the input goes"
+    )
+    what.add_argument(
+        "--factor", type=whole_number(2, 64), help="times as large, or as many frames"
+    )
+    what.add_argument("--given", type=positive_int, metavar="FRAMES", help="frames the model sees")
+    what.add_argument("--at", choices=("first", "last"), help="which frame the picture is")
+    what.add_argument("--strength", type=float, metavar="0..1", help="how much to change")
+    what.add_argument("--noise", type=float, metavar="LEVELS", help="of the input, 0 to 255")
+    what.add_argument("--count", type=whole_number(2, 64), help="clips from end to end")
+    what.add_argument(
+        "--start", type=number(0), default=0.0, metavar="SECONDS", help="skip so much of the input"
+    )
+    how = p.add_argument_group("how")
+    how.add_argument("--steps", type=whole_number(1, 1000), help="network evaluations")
+    how.add_argument("--guidance", type=number(0, 100), help="how strictly to follow the prompt")
+    how.add_argument(
+        "--seed",
+        action="append",
+        type=seed,
+        help="of the noise (default: 0); repeat it for interpolate",
+    )
+    how.add_argument("--teacher", action="store_true", help="the many-step teacher instead")
+    how.add_argument("--checkpoint", default="lpc-64", help="a bundled model or a pipeline folder")
+    how.add_argument("--device", default="auto", help="auto, cpu, cuda (default: %(default)s)")
+    out = p.add_argument_group("what comes out")
+    out.add_argument(
+        "--output",
+        default="edited.mp4",
+        metavar="PATH",
+        help="mp4, webm, gif, png (a sprite sheet), or a folder with a final / (png frames); "
+        "default: %(default)s",
+    )
+    out.add_argument("--scale", type=whole_number(1, 64), default=4, help="enlarge pixels (4)")
+    out.add_argument("--preview", metavar="PNG", help="also a sheet: what was given, what was made")
+    out.add_argument("--overwrite", action="store_true", help="replace existing outputs")
+    out.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    words = sys.argv[1:] if argv is None else argv
+    named: list[str] = []
+    for flag, value in zip(words, [*words[1:], ""], strict=True):
+        name = value if flag == "--task" else flag.removeprefix("--task=")
+        if name != flag:
+            named = [t for t in name.split(",") if t in TABLE["task"]]
+    return run(_edit, parser(named).parse_args(argv))
+
+
+def _lessons(tasks: list[str]) -> str:
+    """What each task does, its options and an example."""
+    lines = ["tasks:"]
+    for name in tasks:
+        kind = lookup("task", name)
+        told = [f"--{o}" for o in inspect.signature(kind).parameters if o in OPTIONS]
+        options = f" ({', '.join(told)})" if told else ""
+        does = (kind.__doc__ or "").splitlines()[0]
+        lines += [f"  {name}: {does}{options}", f"      python tools/edit.py {kind.example}"]
+    return "\n".join(lines)
+
+
+def _edit(args: argparse.Namespace) -> None:
+    specs = _specs(args)
+    if len(args.prompt) > 1 and "interpolate" not in specs:
+        raise UsageError(f"got {len(args.prompt)} prompts; only interpolate takes two")
+
+    from vidcm.editing.edit import canvas_of, check_texts
+    from vidcm.editing.scene import check
+    from vidcm.pipeline import VideoPipeline
+    from vidcm.registry import build
+    from vidcm.video import check_output
+
+    prompts, seeds = args.prompt or [""], args.seed or [0]
+    check_texts(prompts)
+    stand_ins = {
+        name: build("task", {**spec, **({"mask": [[0]]} if "mask" in spec else {})})
+        for name, spec in specs.items()
+    }
+    check(stand_ins, len(args.input))
+    for path in _outputs(args, stand_ins):
+        check_output(path, args.overwrite)
+    if args.preview:
+        if Path(args.preview).suffix.lower() != ".png":
+            raise UsageError(f"--preview writes .png files, not {args.preview!r}")
+        check_output(args.preview, args.overwrite)
+    pipe = VideoPipeline.from_pretrained(args.checkpoint, args.device)
+    clips, shown = _read(args, pipe, specs, stand_ins, canvas_of(pipe))
+    pipe.model("teacher" if args.teacher else "student")
+    loaded = time.perf_counter()
+    several = len(seeds) > 1 or "interpolate" in specs
+    with bar(args) as progress:
+        made = pipe.edit(
+            list(specs.values()),
+            clips,
+            prompts,
+            steps=args.steps,
+            guidance=args.guidance,
+            seed=seeds if several else seeds[0],
+            teacher=args.teacher,
+            progress=progress,
+        )
+    before = time.perf_counter()
+    paths = made.save(args.output, overwrite=args.overwrite, scale=args.scale)
+    if args.preview:
+        _preview(args, made.frames, shown)
+    done = time.perf_counter()
+    seconds = {"load": loaded - STARTED, **made.seconds, "write": done - before}
+    seconds = {k: round(v, 4) for k, v in (seconds | {"total": done - STARTED}).items()}
+    if args.json:
+        told: dict[str, Any] = {
+            "task": list(specs),
+            "paths": [str(p) for p in paths],
+            "prompts": made.prompts,
+            "seeds": made.seeds,
+            "frames": made.frames.shape[1],
+            "evaluations": made.evaluations,
+            "seconds": seconds,
+        }
+        if args.preview:
+            told["preview"] = args.preview
+        print(json.dumps(told))
+        return
+    for path in [*paths, *([args.preview] if args.preview else [])]:
+        print(path)
+    noun = "evaluation" if made.evaluations == 1 else "evaluations"
+    spent = ", ".join(f"{k} {v:.2f} s" for k, v in seconds.items() if k != "total")
+    print(f"{made.evaluations} network {noun} a clip; {seconds['total']:.2f} s in all: {spent}")
+
+
+def _specs(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Each task with the options given for it. Raises UsageError for one that none takes, or that
+    one needs."""
+    names = [name.strip() for name in args.task.split(",")]
+    for name in names:
+        if name not in TABLE["task"]:
+            hint = did_you_mean(name, TABLE["task"])
+            raise UsageError(f"unknown task {name!r}{hint} (known: {', '.join(TABLE['task'])})")
+        if names.count(name) > 1:
+            raise UsageError(f"the task {name} is asked for twice; name it once")
+    given = {o: getattr(args, o) for o in OPTIONS if getattr(args, o) is not None}
+    taken = {name: inspect.signature(lookup("task", name)).parameters for name in names}
+    for option in given:
+        if not any(option in parameters for parameters in taken.values()):
+            who = [
+                n
+                for n in TABLE["task"]
+                if option in inspect.signature(lookup("task", n)).parameters
+            ]
+            raise UsageError(
+                f"--{option} says nothing to {', '.join(names)}; it is for {', '.join(who)}"
+            )
+    specs: dict[str, dict[str, Any]] = {}
+    for name, parameters in taken.items():
+        needed = [o for o, p in parameters.items() if p.default is p.empty and o not in given]
+        if needed:
+            raise UsageError(f"{name} needs --{needed[0]} (see edit.py --task {name} --help)")
+        specs[name] = {"name": name} | {o: v for o, v in given.items() if o in parameters}
+    return specs
+
+
+def _outputs(args: argparse.Namespace, tasks: dict[str, "Task"]) -> list[str]:
+    from vidcm.editing.tasks import Interpolate
+    from vidcm.pipeline import numbered
+
+    counts = [task.count for task in tasks.values() if isinstance(task, Interpolate)]
+    return numbered(args.output, counts[0] if counts else 1)
+
+
+def _read(
+    args: argparse.Namespace,
+    pipe: "VideoPipeline",
+    specs: dict[str, dict[str, Any]],
+    tasks: dict[str, "Task"],
+    canvas: "Canvas",
+) -> tuple[list["ndarray"], list["ndarray"]]:
+    """The input clips as the tasks take them, and as they are shown; puts the mask into `specs`."""
+    import numpy as np
+
+    from vidcm.editing.files import describe, fit, fit_mask, read_film, read_mask
+    from vidcm.editing.scene import input_size, most_frames, pace
+
+    fps = pipe.settings["fps"] / pace(tasks)
+    size, most = input_size(tasks, canvas), most_frames(tasks, canvas)
+    films: list[Film] = [read_film(path, fps, most, args.start) for path in args.input]
+    clips = [fit(film.frames, size) for film in films]
+    shown = [clip.copy() for clip in clips]
+    if args.mask is not None:
+        mask = fit_mask(read_mask(args.mask, films[0], fps, args.start), size)
+        specs["inpaint"]["mask"] = mask
+        shown[0][np.broadcast_to(mask, shown[0].shape[:3])] = 48
+    for film, clip in zip(films, clips, strict=True):
+        if told := describe(film, clip, fps):
+            print(told, file=sys.stderr)
+    return clips, shown
+
+
+def _preview(args: argparse.Namespace, made: "ndarray", shown: list["ndarray"]) -> None:
+    from vidcm.contact import contact_sheet
+
+    rows = [[clip] for clip in [*shown, *made]]
+    labels = [f"given: {path.name}" for path in args.input]
+    labels += [f"{args.task}: {' > '.join(args.prompt) or 'no prompt'}"] * len(made)
+    contact_sheet(rows, labels, args.preview, args.scale, overwrite=args.overwrite)
+
+
+def _clip(text: str) -> Path:
+    path = Path(text)
+    if not path.exists():
+        siblings = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
+        hint = did_you_mean(path.name, siblings)
+        raise argparse.ArgumentTypeError(f"no such file {text!r}{hint}")
+    return path
+
+
+def _place(text: str) -> tuple[int, int, int, int]:
+    try:
+        x, y, width, height = (int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"got {text!r}, expected x,y,width,height in whole pixels"
+        ) from None
+    return x, y, width, height

@@ -1,0 +1,61 @@
+"""Derivatives along a direction: exact, or by two more evaluations. Two objects with one call.
+
+Both give `(f(x), df(x) . dx)` without a gradient graph: an objective takes its gradient from an
+ordinary forward afterwards, which is the form that goes with sharded optimisers, bf16 and
+activation checkpointing.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from vidcm.errors import UsageError
+
+Function = Callable[..., Tensor]
+
+
+class Derivative(Protocol):
+    """function: tensors to a tensor. primals: where, tangents: which way, of the same shapes and
+    dtypes. Returns value and directional derivative, both of the value's shape."""
+
+    def __call__(
+        self, function: Function, primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor]: ...
+
+
+class Exact:
+    """Forward-mode automatic differentiation, for two to three times the price of the function.
+
+    In bf16 it errs by one to three hundredths. It cannot see through a module that ZeRO-3 has sharded."""
+
+    def __call__(
+        self, function: Function, primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            found = torch.func.jvp(function, primals, tangents)
+        return found[0], found[1]
+
+
+class FiniteDifference:
+    """Central difference, (f(x + h dx) - f(x - h dx)) / 2h, for three times the price of the
+    function. h: how far to go along the tangents; the error is of order h^2 from curvature and of
+    order 1e-7 / h from float32. bf16 would leave a tenth of error at best.
+
+    Raises UsageError for a step that is not above zero."""
+
+    def __init__(self, h: float = 2e-3):
+        if not h > 0:
+            raise UsageError(f"h is {h}; the step of a finite difference must be above 0")
+        self.h = h
+
+    def __call__(
+        self, function: Function, primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            ahead, behind = (
+                function(*(p + h * t for p, t in zip(primals, tangents, strict=True)))
+                for h in (self.h, -self.h)
+            )
+            return function(*primals), (ahead - behind) / (2 * self.h)

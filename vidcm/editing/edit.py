@@ -1,0 +1,213 @@
+"""Editing: tasks and clips to a scene, a scene to clips."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vidcm.codecs.causal_vae import CausalVAE
+from vidcm.editing.between import interpolate
+from vidcm.editing.operators import Operator, Pixels, Ring
+from vidcm.editing.projection import Chain, LatentPrefix, Project, ThroughPixels
+from vidcm.editing.scene import Canvas, Scene, Task, check, compose
+from vidcm.editing.tasks import Interpolate
+from vidcm.editing.walk import How, text, walk
+from vidcm.errors import UsageError
+from vidcm.registry import build, lookup
+from vidcm.rng import SampleRng
+from vidcm.video import check_clip, to_frames, to_video
+
+if TYPE_CHECKING:
+    from vidcm.pipeline import Clips, VideoPipeline
+
+Asked = str | Mapping[str, Any]
+
+
+def tasks_of(asked: Asked | Sequence[Asked]) -> dict[str, Task]:
+    """Tasks by name, of names or of specs (`{"name": "upscale", "factor": 4}`), one or several.
+
+    Raises UsageError for an unknown name or option, or a task asked twice."""
+    several = [asked] if isinstance(asked, str | Mapping) else list(asked)
+    tasks: dict[str, Task] = {}
+    for one in several:
+        spec = {"name": one} if isinstance(one, str) else dict(one)
+        task = build("task", spec)
+        if spec["name"] in tasks:
+            raise UsageError(f"the task {spec['name']} is asked for twice; name it once")
+        tasks[spec["name"]] = task
+    if not tasks:
+        raise UsageError("there is no task; name at least one")
+    return tasks
+
+
+def canvas_of(pipe: "VideoPipeline") -> Canvas:
+    """What a pipeline was trained to make."""
+    frames, height, width = (pipe.settings[k] for k in ("frames", "height", "width"))
+    return Canvas(frames, height, width, pipe.codec.time_stride)
+
+
+class Known:
+    """What is known of a scene, on a device: its operators, and the projection of latents.
+
+    Raises UsageError when no clip can show all that is known."""
+
+    def __init__(self, scene: Scene, codec: CausalVAE, device: torch.device):
+        frames, seen = torch.from_numpy(scene.frames), torch.from_numpy(scene.seen)
+        self.codec, self.operators = codec, list[Operator]()
+        if scene.seen.any():
+            sized = {"size": scene.size} if scene.keeps == "block_mean" else {}
+            kind = lookup("operator", scene.keeps)
+            self.operators.append(kind(frames.to(device), seen.to(device), **sized))
+        if scene.ring:
+            self.operators.append(Ring(_share(scene).to(device), len(frames)))
+        prefix = _prefix(scene, codec.time_stride)
+        self.prefix = to_video(frames[None, :prefix]).to(device) if prefix else None
+
+    @property
+    def project(self) -> Project:
+        """Latents to the latents that agree with what is known."""
+        known = [
+            operator
+            for operator in self.operators
+            if self.prefix is None or not isinstance(operator, Pixels)
+        ]
+        parts: list[Project] = [ThroughPixels(self.codec, known)] if known else []
+        if self.prefix is not None:
+            parts.append(LatentPrefix(self.codec.encode(self.prefix)))
+        return Chain(*parts)
+
+    def start(self) -> Tensor:
+        """Latents `(1 c t h w)` of what the first operator knows, mid-grey elsewhere."""
+        return self.codec.encode(self.operators[0].start())
+
+    def finish(self, video: Tensor) -> Tensor:
+        """Decoded clips to uint8 `(b t h w 3)` that keep what is known exactly."""
+        for operator in self.operators:
+            video = operator.blend(video)
+        frames = to_frames(video)
+        for operator in self.operators:
+            frames = operator.exact(frames)
+        return frames
+
+
+def _share(scene: Scene) -> Tensor:
+    """Which end of a ring gives way, from which of them are known; `(h w)`."""
+    seen = torch.from_numpy(scene.seen).repeat_interleave(scene.size, 1)
+    seen = seen.repeat_interleave(scene.size, 2)
+    if both := int((seen[0] & seen[-1]).sum()):
+        raise UsageError(
+            f"a loop whose first and last frames are both given cannot close ({both} pixels of "
+            "each); give a clip some frames shorter than what the model makes, or loop it alone"
+        )
+    return (1 - seen[0].float() + seen[-1].float()) / 2
+
+
+def _prefix(scene: Scene, stride: int) -> int:
+    """How many first frames are seen whole, when that is all that is seen and fills latent frames."""
+    whole = scene.seen.all((1, 2)).reshape(-1)
+    count = int(whole.sum())
+    plain = scene.keeps == "pixels" and whole[:count].all() and not scene.seen[count:].any()
+    return count if plain and count and (count - 1) % stride == 0 else 0
+
+
+def edit(
+    pipe: "VideoPipeline",
+    asked: Asked | Sequence[Asked],
+    clips: Sequence[np.ndarray],
+    prompts: str | Sequence[str],
+    seed: int | Sequence[int],
+    how: How,
+) -> "Clips":
+    """See `VideoPipeline.edit`."""
+    tasks = tasks_of(asked)
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    check_texts(texts)
+    for clip in clips:
+        check_clip(clip, (3,))
+    for task in tasks.values():
+        if isinstance(task, Interpolate):
+            if others := [name for name in tasks if tasks[name] is not task]:
+                raise UsageError(
+                    f"interpolate stands alone, without {', '.join(others)}; do one, then the other "
+                    "with its result"
+                )
+            check(tasks, len(clips))
+            return interpolate(
+                pipe, task, clips, texts, [seed] if isinstance(seed, int) else list(seed), how
+            )
+    seeds = [seed + i for i in range(len(texts))] if isinstance(seed, int) else list(seed)
+    if len(seeds) != len(texts):
+        raise UsageError(f"{len(seeds)} seeds for {len(texts)} prompts; give one, or one for each")
+    return render(pipe, *compose(tasks, clips, canvas_of(pipe)), texts, seeds, how)
+
+
+def check_texts(prompts: list[str]) -> None:
+    """Refuse what no text tower should be given; the empty prompt leaves all open."""
+    from vidcm.pipeline import check_prompts
+
+    check_prompts(["any" if p == "" else p for p in prompts])
+
+
+@torch.no_grad()
+def render(
+    pipe: "VideoPipeline",
+    canvas: Canvas,
+    scene: Scene,
+    prompts: list[str],
+    seeds: list[int],
+    how: How,
+) -> "Clips":
+    """Clips of a scene, one for each prompt and seed."""
+    from vidcm.pipeline import Clips, Clock, SampleRngs
+
+    how, codec, device = how.settled(pipe), pipe.codec, pipe.device
+    assert how.steps is not None
+    clock = Clock(device)
+    cond = text(pipe, how, prompts)
+    clock("text")
+    known = Known(scene, codec, device)
+    shape = codec.latent_shape(canvas.frames, canvas.height, canvas.width)
+    rng, until = SampleRngs(seeds, device), 1.0
+    noise = rng.normal(*shape)
+    begin = known.start() if known.operators else torch.zeros(1, *shape, device=device)
+    if scene.strength is not None:
+        begin, until = codec.encode(_given(scene).to(device)), scene.strength
+    elif scene.noise is not None:
+        video = _given(scene).to(device)
+        ratio = _ratio(codec, video, scene.noise)
+        begin, until, noise = codec.encode(video), ratio / (1 + ratio), torch.zeros_like(noise)
+    project = known.project
+    clock("encode")
+    x = walk(pipe, how, cond, begin.expand_as(noise), noise, until, project, rng)
+    clock("denoise")
+    made = known.finish(codec.decode(x)).cpu().numpy()
+    clock("decode")
+    evaluations = how.steps * (2 if how.teacher else 1)
+    return Clips(
+        _assemble(scene, made), prompts, seeds, pipe.settings["fps"], evaluations, clock.seconds
+    )
+
+
+def _given(scene: Scene) -> Tensor:
+    """The given frames as a video, enlarged where they are small."""
+    frames = scene.frames.repeat(scene.size, 1).repeat(scene.size, 2)
+    return to_video(torch.from_numpy(frames)[None])
+
+
+def _ratio(codec: CausalVAE, video: Tensor, noise: float) -> float:
+    """sigma / alpha of latents whose pixels hold so many grey levels of noise: what more of the
+    same noise does to them."""
+    more = SampleRng(0, [0], video.device).normal(*video.shape[1:]) * (noise / 127.5)
+    return float((codec.encode(video + more) - codec.encode(video)).square().mean().sqrt())
+
+
+def _assemble(scene: Scene, made: np.ndarray) -> np.ndarray:
+    """What is made, cut, between the frames that the model did not see."""
+    around = [
+        np.zeros((0, *made.shape[2:]), np.uint8) if frames is None else frames
+        for frames in (scene.before, scene.after)
+    ]
+    before, after = (np.broadcast_to(frames, (len(made), *frames.shape)) for frames in around)
+    return np.concatenate([before, made[:, : scene.last], after], 1)

@@ -1,0 +1,193 @@
+"""What is known of a clip, as linear observations y = A x with a right inverse A+ (A A+ = 1).
+
+`project` gives the clip that agrees with what is known and is otherwise the given one,
+
+    P x = x + A+ (y - A x) = A+ y + (1 - A+ A) x,
+
+which is the whole of zero-shot editing (Song et al. 2023, arXiv 2303.01469, section 5.4 and
+algorithm 4): a sampler's guess of the clean clip is projected, noised again, and guessed again.
+`exact` does the same in whole grey levels, so that written pixels keep what is known to the bit.
+Clips are `b 3 t h w` in [-1, 1], pixels uint8 `b t h w 3`; what is known serves every clip of a
+batch.
+"""
+
+from abc import ABC, abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vidcm.video import to_video
+
+WEIGHTS = (299, 587, 114)  # thousandths of red, green and blue in luminance (BT.601)
+REACH = 4  # pixels over which a generated side is drawn to the kept one
+
+
+class Operator(ABC):
+    """y: what is known, `(1 c t h w)`, shaped as `observe` gives it."""
+
+    y: Tensor
+
+    @abstractmethod
+    def observe(self, video: Tensor) -> Tensor:
+        """A x."""
+
+    @abstractmethod
+    def restore(self, y: Tensor) -> Tensor:
+        """A+ y, a clip."""
+
+    @abstractmethod
+    def exact(self, frames: Tensor) -> Tensor:
+        """The frames with what is known kept in whole grey levels; those that keep it unchanged."""
+
+    def start(self) -> Tensor:
+        """A+ y: the clip that shows what is known and mid-grey or nothing elsewhere."""
+        return self.restore(self.y)
+
+    def project(self, video: Tensor) -> Tensor:
+        """The video, corrected where it contradicts what is known."""
+        return video + self.restore(self.y - self.observe(video))
+
+    def blend(self, video: Tensor) -> Tensor:
+        """The video with its generated side drawn to the kept one along their seam."""
+        return video
+
+
+class Pixels(Operator):
+    """Some pixels. frames: uint8 `(t h w 3)`. seen: bool `(t h w)`, where they are known."""
+
+    def __init__(self, frames: Tensor, seen: Tensor):
+        self.frames, self.seen = frames, seen
+        self.mask = seen[None, None].float()
+        self.y = to_video(frames[None]) * self.mask
+
+    def observe(self, video: Tensor) -> Tensor:
+        return video * self.mask
+
+    def restore(self, y: Tensor) -> Tensor:
+        return y
+
+    def exact(self, frames: Tensor) -> Tensor:
+        return torch.where(self.seen[..., None], self.frames, frames)
+
+    def blend(self, video: Tensor) -> Tensor:
+        """Adds to what is generated what the kept side is off by, spread over REACH pixels in
+        space and fading with distance; never across time, where it would show ghosts."""
+        off = (self.y - video) * self.mask
+        share = _blur(self.mask)
+        spread = _blur(off) / share.clamp(min=1e-6)
+        return video + (1 - self.mask) * (2 * share).clamp(max=1) * spread
+
+
+class Luminance(Operator):
+    """The luminance of some pixels (BT.601 weights, on gamma-coded values). frames: uint8 `(t h w
+    3)`, of which only the luminance is used. seen: bool `(t h w)`.
+
+    A+ adds equal amounts of red, green and blue, which leaves colour differences alone."""
+
+    def __init__(self, frames: Tensor, seen: Tensor):
+        self.grey, self.seen = luminance(frames), seen
+        self.mask = seen[None, None].float()
+        self.y = (self.grey[None, None].float() / 127.5 - 1) * self.mask
+
+    def observe(self, video: Tensor) -> Tensor:
+        weights = video.new_tensor(WEIGHTS).view(1, 3, 1, 1, 1) / 1000
+        return (video * weights).sum(1, keepdim=True) * self.mask
+
+    def restore(self, y: Tensor) -> Tensor:
+        return y.expand(-1, 3, -1, -1, -1)
+
+    def exact(self, frames: Tensor) -> Tensor:
+        """Colours that leave the range pale towards grey, at equal luminance; green, which counts
+        for more than half, takes the rounding."""
+        grey = self.grey.double()[..., None]
+        shifted = frames + grey - _thousandths(frames.double())[..., None] / 1000
+        red, _, blue = _in_range(shifted, grey, (-1,)).round().unbind(-1)
+        green = (1000 * grey[..., 0] - WEIGHTS[0] * red - WEIGHTS[2] * blue) / WEIGHTS[1]
+        fixed = torch.stack([red, green.round(), blue], -1).to(torch.uint8)
+        right = (luminance(frames) == self.grey) | ~self.seen
+        return torch.where(right[..., None], frames, fixed)
+
+
+class BlockMean(Operator):
+    """The mean of every block of size x size pixels. frames: uint8 `(t h/size w/size 3)`. seen:
+    bool `(t h/size w/size)`."""
+
+    def __init__(self, frames: Tensor, seen: Tensor, size: int):
+        self.frames, self.seen, self.size = frames, seen, size
+        self.mask = seen[None, None].float()
+        self.y = to_video(frames[None]) * self.mask
+
+    def observe(self, video: Tensor) -> Tensor:
+        return F.avg_pool3d(video, (1, self.size, self.size)) * self.mask
+
+    def restore(self, y: Tensor) -> Tensor:
+        return y.repeat_interleave(self.size, 3).repeat_interleave(self.size, 4)
+
+    def exact(self, frames: Tensor) -> Tensor:
+        """The sum of a block becomes size^2 times its mean: remainders of rounding go to the
+        pixels with the largest fractions."""
+        blocks = self._blocks(frames).double()  # b t h w 3 n
+        mean = self.frames.double()[..., None]
+        target = mean * self.size**2
+        wanted = _in_range(blocks + mean - blocks.mean(-1, keepdim=True), mean, (-1, -2))
+        low = (wanted + 1e-9).floor()
+        rank = (low - wanted).argsort(dim=-1, stable=True).argsort(dim=-1)
+        fixed = low + (rank < (target - low.sum(-1, keepdim=True)))
+        right = (blocks.sum(-1, keepdim=True) == target).all(-2, keepdim=True)
+        right = right | ~self.seen[..., None, None]
+        return self._joined(torch.where(right, blocks, fixed)).to(torch.uint8)
+
+    def _blocks(self, frames: Tensor) -> Tensor:
+        n = self.size
+        parts = frames.unflatten(3, (-1, n)).unflatten(2, (-1, n))  # b t h i w j 3
+        return parts.permute(0, 1, 2, 4, 6, 3, 5).flatten(-2)
+
+    def _joined(self, blocks: Tensor) -> Tensor:
+        n = self.size
+        return blocks.unflatten(-1, (n, n)).permute(0, 1, 2, 5, 3, 6, 4).flatten(4, 5).flatten(2, 3)
+
+
+class Ring(Operator):
+    """The last frame is the first one again. share: `(h w)` in 0..1, how much of a difference the
+    first frame gives way to the last: 0 where the first is known, 1 where the last is, else 1/2."""
+
+    def __init__(self, share: Tensor, frames: int):
+        self.share, self.count = share, frames
+        self.y = torch.zeros(1, 3, 1, *share.shape, device=share.device)
+
+    def observe(self, video: Tensor) -> Tensor:
+        return video[:, :, -1:] - video[:, :, :1]
+
+    def restore(self, y: Tensor) -> Tensor:
+        rest = y.new_zeros(y.shape[0], 3, self.count - 2, *y.shape[3:])
+        return torch.cat([-self.share * y, rest, (1 - self.share) * y], 2)
+
+    def exact(self, frames: Tensor) -> Tensor:
+        ends = torch.where((self.share < 1)[..., None], frames[:, 0], frames[:, -1])
+        return torch.cat([ends[:, None], frames[:, 1:-1], ends[:, None]], 1)
+
+
+def luminance(frames: Tensor) -> Tensor:
+    """Luminance of uint8 `(... 3)` in whole grey levels, rounded half up: uint8 `(...)`."""
+    return ((_thousandths(frames.long()) + 500) // 1000).to(torch.uint8)
+
+
+def _thousandths(colours: Tensor) -> Tensor:
+    """Luminance times 1000 of `(... 3)`."""
+    return (colours * colours.new_tensor(WEIGHTS)).sum(-1)
+
+
+def _in_range(wanted: Tensor, mean: Tensor, over: tuple[int, ...]) -> Tensor:
+    """`wanted` drawn to `mean` by one factor for all of the axes `over`, as little as brings it
+    into 0..255. Means of `wanted` that equal `mean` stay."""
+    off = wanted - mean
+    room = torch.where(off > 0, 255 - mean, mean) / off.abs()
+    room = torch.where(off.abs() < 1e-9, torch.inf, room)  # rounding, at the edge of the range too
+    return mean + off * room.amin(over, keepdim=True).clamp(max=1)
+
+
+def _blur(video: Tensor) -> Tensor:
+    """The mean over windows of 2 REACH + 1 pixels a side, of what lies inside the picture."""
+    width = 2 * REACH + 1
+    return F.avg_pool3d(video, (1, width, width), 1, (0, REACH, REACH), count_include_pad=False)

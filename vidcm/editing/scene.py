@@ -1,0 +1,207 @@
+"""A scene: the clip a model will make, and what is known of it. Tasks compose scenes.
+
+Needs no torch, so that commands can explain the tasks at once.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from vidcm.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """What the model makes: so many frames of that size, in pixels. stride: frames of a latent."""
+
+    frames: int
+    height: int
+    width: int
+    stride: int = 4
+
+
+@dataclass(frozen=True)
+class Given:
+    """A clip of the user's, uint8 `(t h w 3)`, and where it is known, bool `(t h w)`."""
+
+    frames: np.ndarray
+    seen: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, part: slice) -> "Given":
+        return Given(self.frames[part], self.seen[part])
+
+
+@dataclass(frozen=True)
+class Scene:
+    """frames: uint8 `(t h w 3)`, the given ones in their places. seen: bool `(t h w)`, what of them
+    is known; both on the canvas, or 1 / size of it where `keeps` is "block_mean".
+
+    keeps: the operator that says what is known of a seen pixel. ring: the last frame is the first
+    again. What is made begins from noise; with `strength` (0..1) from the given frames noised so
+    far; with `noise` from the given frames, which have that many grey levels of it. before, after:
+    frames around what is made. last: how many frames of that the result holds."""
+
+    frames: np.ndarray
+    seen: np.ndarray
+    keeps: str = "pixels"
+    size: int = 1
+    ring: bool = False
+    strength: float | None = None
+    noise: float | None = None
+    before: np.ndarray | None = None
+    after: np.ndarray | None = None
+    last: int | None = None
+
+
+TIMING = "where the given frames go in time"
+SIZE = "the size of the given clip"
+KEEPS = "what is known of a pixel"
+BEGIN = "what it begins from"
+
+
+class Task:
+    """One thing to do to clips. Its constructor's arguments are its options, and its docstring's
+    first line is what `vidcm edit --help` says of it.
+
+    clips: the least and the most clips it takes. least: the fewest frames in one, None for those of
+    a latent frame. decides: what only one task of several may say. example: what follows `vidcm
+    edit`."""
+
+    clips: tuple[int, int] = (1, 1)
+    least: int | None = None
+    decides: frozenset[str] = frozenset()
+    example: str = ""
+
+    def canvas(self, canvas: Canvas) -> Canvas:
+        """What the model is to make."""
+        return canvas
+
+    def input_size(self, canvas: Canvas) -> tuple[int, int]:
+        """Height and width of the clips it takes. Raises UsageError when there is none."""
+        return canvas.height, canvas.width
+
+    def pace(self) -> int:
+        """How many frames are made for each given one."""
+        return 1
+
+    def most(self, canvas: Canvas, alone: bool) -> int | None:
+        """How many frames of a clip it takes at most; None for all there are."""
+        return canvas.frames
+
+    def look(self, given: Given) -> Given:
+        """What is known of a clip."""
+        return given
+
+    def place(self, given: list[Given], canvas: Canvas) -> Scene:
+        """Where given frames go in time: at the beginning, and as many as there are."""
+        return whole(given, canvas)
+
+    def finish(self, scene: Scene, canvas: Canvas) -> Scene:
+        """What else is known."""
+        return scene
+
+
+def whole(given: list[Given], canvas: Canvas) -> Scene:
+    """A clip from the first frame on. Frames that the canvas has beyond it are made and dropped."""
+    if not given:
+        size = (canvas.frames, canvas.height, canvas.width)
+        return Scene(np.zeros((*size, 3), np.uint8), np.zeros(size, bool))
+    count = len(given[0])
+    if count > canvas.frames:
+        raise UsageError(
+            f"the clip has {count} frames and the model makes {canvas.frames}; give at most so many"
+        )
+    scene = blank(given[0], canvas)
+    scene.frames[:count], scene.seen[:count] = given[0].frames, given[0].seen
+    scene.frames[count:] = given[0].frames[-1]  # not seen; what a variation begins from
+    return replace(scene, last=count)
+
+
+def blank(given: Given, canvas: Canvas) -> Scene:
+    """Nothing known, at the size of a given clip."""
+    size = (canvas.frames, *given.frames.shape[1:3])
+    return Scene(np.zeros((*size, 3), np.uint8), np.zeros(size, bool))
+
+
+def compose(
+    tasks: Mapping[str, Task], clips: Sequence[np.ndarray], canvas: Canvas
+) -> tuple[Canvas, Scene]:
+    """What several tasks ask of the model, and what is known of it from clips uint8 `(t h w 3)`.
+
+    tasks: by name, in any order. Of several tasks the result is what the model makes, without the
+    frames of a clip that it does not see. Raises UsageError for tasks that contradict each other
+    and for clips that do not fit them."""
+    check(tasks, len(clips))
+    alone = len(tasks) == 1
+    for task in tasks.values():
+        canvas = task.canvas(canvas)
+    height, width = input_size(tasks, canvas)
+    least = min((t.least for t in tasks.values() if t.least), default=canvas.stride)
+    given = []
+    forgets = all(BEGIN in t.decides for t in tasks.values())
+    for clip in clips:
+        if clip.shape[1:] != (height, width, 3):
+            raise UsageError(
+                f"a clip is {clip.shape[2]}x{clip.shape[1]}; {', '.join(tasks)} takes "
+                f"{width}x{height} here"
+            )
+        if len(clip) < least:
+            raise UsageError(
+                f"a clip has {len(clip)} frames, fewer than the {least} of one latent frame; give a "
+                "longer one, or a picture to animate"
+            )
+        part = Given(clip, np.full(clip.shape[:3], not forgets))
+        for task in tasks.values():
+            part = task.look(part)
+        given.append(part)
+    timing = [t for t in tasks.values() if TIMING in t.decides]
+    placer = timing[0] if timing else next(iter(tasks.values())) if alone else Task()
+    scene = placer.place(given, canvas)
+    if not alone:
+        scene = replace(scene, before=None, after=None)
+    for task in tasks.values():
+        scene = task.finish(scene, canvas)
+    return canvas, scene
+
+
+def check(tasks: Mapping[str, Task], clips: int) -> None:
+    """Raise UsageError for tasks that contradict each other or for the wrong number of clips."""
+    said: dict[str, str] = {}
+    for name, task in tasks.items():
+        for what in sorted(task.decides):
+            if what in said:
+                raise UsageError(
+                    f"{said[what]} and {name} both decide {what}; do one, then the other with its "
+                    "result"
+                )
+            said[what] = name
+    low, high = (f(t.clips[i] for t in tasks.values()) for i, f in enumerate((max, min)))
+    names = ", ".join(tasks)
+    if low > high:
+        raise UsageError(f"{names} cannot be combined: they take different numbers of clips")
+    if not low <= clips <= high:
+        wanted = str(low) if low == high else f"{low} or {high}"
+        raise UsageError(f"{names} takes {wanted} input clips, not {clips}")
+
+
+def input_size(tasks: Mapping[str, Task], canvas: Canvas) -> tuple[int, int]:
+    """Height and width of the clips that tasks take."""
+    sizes = [t.input_size(canvas) for t in tasks.values()]
+    return min(sizes)
+
+
+def pace(tasks: Mapping[str, Task]) -> int:
+    """How many frames are made for each given one."""
+    return max(t.pace() for t in tasks.values())
+
+
+def most_frames(tasks: Mapping[str, Task], canvas: Canvas) -> int | None:
+    """How many frames of a clip tasks take at most; None for all there are."""
+    alone = len(tasks) == 1
+    timing = [t for t in tasks.values() if TIMING in t.decides]
+    counts = [t.most(canvas, alone) for t in timing or tasks.values()]
+    return min((n for n in counts if n is not None), default=None)

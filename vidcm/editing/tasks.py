@@ -1,0 +1,181 @@
+"""Tasks on what a frame shows: fill in, go beyond its borders, colour, enlarge, vary, denoise."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from vidcm.editing.scene import BEGIN, KEEPS, SIZE, TIMING, Canvas, Given, Scene, Task
+from vidcm.errors import UsageError
+
+
+class Inpaint(Task):
+    """fill in what a mask covers; every other pixel stays
+
+    mask: bool or uint8 `(h w)` or `(t h w)`, in the size of the clip; what is not 0 is filled."""
+
+    example = '--task inpaint --input clip.mp4 --mask 20,8,24,16 --prompt "a woman with blue hair"'
+
+    def __init__(self, mask: np.ndarray):
+        self.mask = np.asarray(mask) != 0
+
+    def look(self, given: Given) -> Given:
+        mask = self.mask if self.mask.ndim == 3 else self.mask[None]
+        if mask.shape[1:] != given.seen.shape[1:] or len(mask) not in (1, len(given)):
+            raise UsageError(
+                f"the mask is {_size(mask)} and the clip {_size(given.seen)}; draw a mask of the "
+                "clip's size, with one frame or as many"
+            )
+        if not mask.any():
+            raise UsageError(
+                f"the mask covers none of {mask[0].size} pixels; mark what to fill in white"
+            )
+        if mask.all():
+            raise UsageError(
+                f"the mask covers all of {mask[0].size} pixels, so nothing is kept; mark only what "
+                "to fill, or make a clip with generate"
+            )
+        return Given(given.frames, given.seen & ~mask)
+
+
+class Outpaint(Task):
+    """go on beyond the borders of a clip; the clip stays
+
+    place: `(x, y, width, height)`, where in the picture the clip goes, in pixels."""
+
+    example = '--task outpaint --input clip.mp4 --place 16,16,32,32 --prompt "an orc walks left"'
+
+    decides = frozenset({SIZE})
+
+    def __init__(self, place: tuple):
+        self.box = place
+
+    def input_size(self, canvas: Canvas) -> tuple[int, int]:
+        x, y, width, height = self.box
+        if width < 1 or height < 1 or min(x, y) < 0:
+            raise UsageError(f"place {_box(self.box)} is no x,y,width,height inside the picture")
+        if x + width > canvas.width or y + height > canvas.height:
+            raise UsageError(
+                f"place {_box(self.box)} reaches beyond the picture of {canvas.width}x"
+                f"{canvas.height}; make x + width and y + height fit"
+            )
+        if (width, height) == (canvas.width, canvas.height):
+            raise UsageError(f"place {_box(self.box)} is the whole picture; leave a border to fill")
+        return height, width
+
+    def finish(self, scene: Scene, canvas: Canvas) -> Scene:
+        x, y, width, height = self.box
+        border = ((0, 0), (y, canvas.height - y - height), (x, canvas.width - x - width))
+        frames = np.pad(scene.frames, (*border, (0, 0)))
+        return replace(scene, frames=frames, seen=np.pad(scene.seen, border))
+
+
+class Colorize(Task):
+    """colour a grey clip; its luminance stays"""
+
+    example = '--task colorize --input grey.mp4 --prompt "a man with red hair in a green shirt"'
+
+    decides = frozenset({KEEPS})
+
+    def finish(self, scene: Scene, canvas: Canvas) -> Scene:
+        return replace(scene, keeps="luminance")
+
+
+class Upscale(Task):
+    """enlarge a small clip; the mean of every block stays
+
+    factor: how many times, 2 or more."""
+
+    example = '--task upscale --input small.gif --factor 4 --prompt "a woman walks left"'
+
+    decides = frozenset({KEEPS, SIZE})
+
+    def __init__(self, factor: int = 4):
+        if factor < 2:
+            raise UsageError(f"factor is {factor}; use 2 or more")
+        self.factor = factor
+
+    def input_size(self, canvas: Canvas) -> tuple[int, int]:
+        n = self.factor
+        if canvas.height % n or canvas.width % n:
+            raise UsageError(
+                f"factor {n} does not divide the picture of {canvas.width}x{canvas.height}; "
+                "use 2, 4 or 8"
+            )
+        return canvas.height // n, canvas.width // n
+
+    def finish(self, scene: Scene, canvas: Canvas) -> Scene:
+        return replace(scene, keeps="block_mean", size=self.factor)
+
+
+class Variation(Task):
+    """another clip like this one, or a clip from a rough one (SDEdit, arXiv 2108.01073)
+
+    strength: 0..1, how much noise is put on it: 0 gives it back, 1 forgets it."""
+
+    example = '--task variation --input clip.mp4 --strength 0.7 --prompt "a skeleton walks left"'
+    decides = frozenset({BEGIN})
+
+    def __init__(self, strength: float = 0.7):
+        if not 0 <= strength <= 1:
+            raise UsageError(f"strength is {strength:g}; use 0 (as it is) to 1 (all new)")
+        self.strength = float(strength)
+
+    def finish(self, scene: Scene, canvas: Canvas) -> Scene:
+        return replace(scene, strength=self.strength)
+
+
+class Denoise(Task):
+    """clean a clip with noise of a known level
+
+    noise: its standard deviation in grey levels, above 0 and at most 255."""
+
+    example = '--task denoise --input noisy.mp4 --noise 30 --prompt "a man walks right"'
+    decides = frozenset({BEGIN})
+
+    def __init__(self, noise: float):
+        if not 0 < noise <= 255:
+            raise UsageError(f"noise is {noise:g}; use a standard deviation above 0, at most 255")
+        self.noise = float(noise)
+
+    def finish(self, scene: Scene, canvas: Canvas) -> Scene:
+        return replace(scene, noise=self.noise)
+
+
+class Interpolate(Task):
+    """clips between two seeds, two prompts or two clips; both ends stay
+
+    count: how many, the ends among them, 2 to 64. strength: 0..1, how much noise is put on a
+    mixture of two clips."""
+
+    example = (
+        '--task interpolate --prompt "a man walks left" --prompt "an orc walks left" --count 5 '
+        "--output way.gif"
+    )
+    clips = (0, 2)
+    decides = frozenset({BEGIN, KEEPS, SIZE, TIMING})
+
+    def __init__(self, count: int = 5, strength: float = 0.7):
+        if not 2 <= count <= 64:
+            raise UsageError(f"count is {count}; use 2 to 64 clips")
+        if not 0 <= strength <= 1:
+            raise UsageError(f"strength is {strength:g}; use 0 (mixed) to 1 (all new)")
+        self.count, self.strength = count, float(strength)
+
+
+class Image(Task):
+    """a picture from a prompt: a clip of one frame"""
+
+    example = '--task image --prompt "a knight in golden armor" --output knight.png'
+    clips = (0, 0)
+
+    def canvas(self, canvas: Canvas) -> Canvas:
+        return replace(canvas, frames=1)
+
+
+def _size(mask: np.ndarray) -> str:
+    frames = "1 frame" if len(mask) == 1 else f"{len(mask)} frames"
+    return f"{mask.shape[2]}x{mask.shape[1]}, {frames}"
+
+
+def _box(box: tuple) -> str:
+    return ",".join(map(str, box))

@@ -1,0 +1,200 @@
+"""Tasks in time: go on, go back, connect, close a loop, bring a picture to life, add frames."""
+
+from dataclasses import replace
+
+from vidcm.editing.scene import TIMING, Canvas, Given, Scene, Task, blank, whole
+from vidcm.errors import UsageError
+
+
+class Extend(Task):
+    """go on after the end of a clip; the clip stays
+
+    given: how many of its last frames the model sees (default: about half of what it makes)."""
+
+    example = '--task extend --input clip.mp4 --prompt "a woman walks left"'
+    decides = frozenset({TIMING})
+
+    def __init__(self, given: int | None = None):
+        self.given = given
+
+    def most(self, canvas: Canvas, alone: bool) -> int | None:
+        return None
+
+    def place(self, given: list[Given], canvas: Canvas) -> Scene:
+        clip = given[0]
+        count = _overlap(self.given, (canvas.frames - 1) // 8 * 4 + 1, len(clip), canvas)
+        scene = _ends(canvas, clip[len(clip) - count :], clip[:0])
+        return replace(scene, before=clip.frames[: len(clip) - count])
+
+
+class ExtendBackward(Task):
+    """make what came before a clip; the clip stays
+
+    given: how many of its first frames the model sees (default: about half of what it makes)."""
+
+    example = '--task extend_backward --input clip.mp4 --prompt "a woman walks left"'
+    decides = frozenset({TIMING})
+
+    def __init__(self, given: int | None = None):
+        self.given = given
+
+    def most(self, canvas: Canvas, alone: bool) -> int | None:
+        return None
+
+    def place(self, given: list[Given], canvas: Canvas) -> Scene:
+        clip = given[0]
+        count = _overlap(self.given, (canvas.frames - 1) // 8 * 4, len(clip), canvas)
+        scene = _ends(canvas, clip[:0], clip[:count])
+        return replace(scene, after=clip.frames[count:])
+
+
+class Inbetween(Task):
+    """connect two pictures or two clips; both stay
+
+    given: how many frames of a clip the model sees at each end (default: a fifth of what it
+    makes)."""
+
+    example = '--task inbetween --input first.png --input last.png --prompt "a man slashes"'
+    clips = (2, 2)
+    least = 1
+    decides = frozenset({TIMING})
+
+    def __init__(self, given: int | None = None):
+        self.given = given
+
+    def most(self, canvas: Canvas, alone: bool) -> int | None:
+        return None
+
+    def place(self, given: list[Given], canvas: Canvas) -> Scene:
+        left, right = given
+        return _bridge(left, right, self.given, canvas)
+
+
+class Loop(Task):
+    """close a clip to a loop, or make one from a prompt alone; the clip stays
+
+    given: how many frames of the clip the model sees at each end (default: a fifth of what it
+    makes)."""
+
+    example = '--task loop --input clip.mp4 --prompt "a woman walks left" --output loop.gif'
+    clips = (0, 1)
+
+    def __init__(self, given: int | None = None):
+        self.given = given
+
+    def most(self, canvas: Canvas, alone: bool) -> int | None:
+        return None if alone else canvas.frames - canvas.stride
+
+    def place(self, given: list[Given], canvas: Canvas) -> Scene:
+        if not given:
+            return whole(given, canvas)
+        scene = _bridge(given[0], given[0], self.given, canvas)
+        assert scene.after is not None
+        seen_again = len(given[0]) - len(scene.after)
+        return replace(scene, after=None, last=canvas.frames - seen_again)
+
+    def finish(self, scene: Scene, canvas: Canvas) -> Scene:
+        """Unless a clip was bridged to itself: the last frame is the first again, and left out."""
+        if scene.before is not None:
+            return scene
+        return replace(scene, ring=True, last=canvas.frames - 1)
+
+
+class Animate(Task):
+    """bring a picture to life; it stays as the first or last frame
+
+    at: "first" or "last". Two pictures are first and last."""
+
+    example = '--task animate --input picture.png --at first --prompt "a knight walks left"'
+    clips = (1, 2)
+    least = 1
+    decides = frozenset({TIMING})
+
+    def __init__(self, at: str = "first"):
+        if at not in ("first", "last"):
+            raise UsageError(f"at is {at!r}; use first or last")
+        self.at = at
+
+    def most(self, canvas: Canvas, alone: bool) -> int | None:
+        return None
+
+    def place(self, given: list[Given], canvas: Canvas) -> Scene:
+        for clip in given:
+            if len(clip) > 1:
+                raise UsageError(
+                    f"animate takes pictures, and this is a clip of {len(clip)} frames; "
+                    "use extend, extend_backward or inbetween"
+                )
+        if len(given) == 2:
+            return _ends(canvas, *given)
+        nothing = given[0][:0]
+        return _ends(canvas, *((given[0], nothing) if self.at == "first" else (nothing, given[0])))
+
+
+class InterpolateFrames(Task):
+    """more frames for a slow clip; the given frames stay
+
+    factor: frames made for each given one, 2 or more."""
+
+    example = '--task interpolate_frames --input slow.gif --factor 2 --prompt "an orc walks right"'
+    least = 2
+    decides = frozenset({TIMING})
+
+    def __init__(self, factor: int = 2):
+        if factor < 2:
+            raise UsageError(f"factor is {factor}; use 2 or more")
+        self.factor = factor
+
+    def pace(self) -> int:
+        return self.factor
+
+    def most(self, canvas: Canvas, alone: bool) -> int | None:
+        return (canvas.frames - 1) // self.factor + 1
+
+    def place(self, given: list[Given], canvas: Canvas) -> Scene:
+        clip, most = given[0], (canvas.frames - 1) // self.factor + 1
+        if most < 2:
+            raise UsageError(
+                f"factor {self.factor} leaves room for one given frame in {canvas.frames}; "
+                f"use at most {canvas.frames - 1}"
+            )
+        if not 2 <= len(clip) <= most:
+            raise UsageError(
+                f"the clip has {len(clip)} frames; with factor {self.factor} give 2 to {most}"
+            )
+        scene = blank(clip, canvas)
+        end = (len(clip) - 1) * self.factor + 1
+        scene.frames[: end : self.factor] = clip.frames
+        scene.seen[: end : self.factor] = clip.seen
+        return replace(scene, last=end)
+
+
+def _overlap(asked: int | None, default: int, have: int, canvas: Canvas) -> int:
+    """How many given frames the model sees at one end."""
+    count = min(default or 1, have) if asked is None else asked
+    if not 1 <= count < canvas.frames:
+        raise UsageError(f"given is {count}; use 1 to {canvas.frames - 1} frames")
+    if count > have:
+        raise UsageError(f"given is {count} and the clip has {have} frames; use at most {have}")
+    return count
+
+
+def _bridge(left: Given, right: Given, asked: int | None, canvas: Canvas) -> Scene:
+    default = max(canvas.frames // 5, 1)
+    one, two = (_overlap(asked, default, len(clip), canvas) for clip in (left, right))
+    if one + two >= canvas.frames:
+        raise UsageError(
+            f"given is {asked}, so {one + two} of {canvas.frames} frames are known and no room is "
+            f"left between; use at most {(canvas.frames - 1) // 2}"
+        )
+    scene = _ends(canvas, left[len(left) - one :], right[:two])
+    return replace(scene, before=left.frames[: len(left) - one], after=right.frames[two:])
+
+
+def _ends(canvas: Canvas, left: Given, right: Given) -> Scene:
+    """Frames at the beginning and at the end of the canvas; either may be empty."""
+    scene = blank(left if len(left) else right, canvas)
+    start = canvas.frames - len(right)
+    scene.frames[: len(left)], scene.seen[: len(left)] = left.frames, left.seen
+    scene.frames[start:], scene.seen[start:] = right.frames, right.seen
+    return scene

@@ -1,0 +1,106 @@
+"""Distribution matching: DMD2 (Yin et al. 2024, arXiv 2405.14867; RECIPES B.6).
+
+The student's own samples, noised again, are moved along the difference of two scores: that of the
+guided teacher and that of the student's distribution, which a second network, the fake score,
+follows by denoising those samples. At the end both agree. The student learns the guidance scale as
+an input; its distribution depends on the scale, so the fake score is told it too.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from vidcm.data.batch import Batch
+from vidcm.denoiser import Denoiser
+from vidcm.errors import UsageError
+from vidcm.objectives.base import Loss, Role, check_period, role_settings, whose_turn
+from vidcm.objectives.flow_matching import guided_velocity
+from vidcm.objectives.rollout import check_told, draw_time, draw_told, rollout, walks
+from vidcm.rng import SampleRng
+from vidcm.shapes import like
+
+
+class DistributionMatching:
+    """teacher: a frozen denoiser on the student's path. make_fake: a trainable copy of it that
+    takes a guidance scale. mean, std: of the ln sigma at which scores are compared. steps: numbers
+    of sampling steps to train for. guidance: range of the scales told. dropout: share of empty
+    prompts. every: the student has one turn in so many, the fake score the others. rate, betas: of
+    the fake score's AdamW, over the student's.
+
+    Raises UsageError for options that make no sense; without a teacher when its roles are asked for.
+    """
+
+    def __init__(
+        self,
+        teacher: Denoiser | None,
+        make_fake: Callable[[], Denoiser] | None = None,
+        mean: float = 1.6,
+        std: float = 1.8,
+        steps: Sequence[int] = (1, 2, 4),
+        guidance: tuple[float, float] | list[float] = (1.0, 5.0),
+        dropout: float = 0.1,
+        every: int = 5,
+        rate: float = 1.0,
+        betas: tuple[float, float] | list[float] | None = None,
+    ):
+        check_period(every, 1)
+        self.teacher, self.make_fake = teacher, make_fake
+        self.mean, self.std, self.walks, self.every = mean, std, walks(steps), every
+        self.guidance, self.dropout = check_told(guidance, dropout), dropout
+        self.rate, self.betas = rate, role_settings(rate, betas)
+
+    @cached_property
+    def fake(self) -> Denoiser:
+        """The fake score's network, which starts as the teacher."""
+        if self.teacher is None or self.make_fake is None:
+            raise UsageError(
+                "distribution_matching needs a teacher: set teacher to a teacher's `final` folder"
+            )
+        return self.make_fake()
+
+    @property
+    def roles(self) -> dict[str, Role]:
+        return {"fake": Role(self.fake, self.fake_loss, self.rate, self.betas)}
+
+    def turn(self, step: int, progress: float) -> str:
+        return whose_turn(step, self.every, ["fake"])
+
+    def __call__(self, model: Denoiser, batch: Batch, progress: float, rng: SampleRng) -> Loss:
+        """The student's: half the square of the distance to where the scores move its samples."""
+        assert self.teacher is not None
+        prompts, told, x0 = self._samples(model, batch, rng)
+        with torch.no_grad():
+            x_t, t = self._noised(model, x0, rng)
+            v = guided_velocity(self.teacher, x_t, t, prompts, told)
+            real = model.path.split(x_t, v, t)[0]
+            fake = self.fake.predict(x_t, t, self.fake.encode(prompts, told)).x0
+            # Normalised by the teacher's error, each sample has a say at every noise level.
+            size = (x0 - real).abs().flatten(1).mean(1).clamp(min=1e-6)
+            move = (fake - real) / like(size, x0)
+        half = 0.5 * (x0 - (x0.detach() - move)).square()
+        return Loss(half.mean(), {"score_gap": move.square().flatten(1).mean(1).sqrt().mean()})
+
+    def fake_loss(self, model: Denoiser, batch: Batch, progress: float, rng: SampleRng) -> Loss:
+        """Denoising of the student's samples, weighted as TrigFlow's velocity: one over sin^2."""
+        with torch.no_grad():
+            prompts, told, x0 = self._samples(model, batch, rng)
+            x_t, t = self._noised(model, x0, rng)
+        found = self.fake.predict(x_t, t, self.fake.encode(prompts, told)).x0
+        sigma = model.path.sigma(t)
+        sine = like(sigma / torch.hypot(model.path.alpha(t), sigma), x0)
+        return Loss(((found - x0) / sine).square().mean())
+
+    def _samples(
+        self, model: Denoiser, batch: Batch, rng: SampleRng
+    ) -> tuple[list[str], Tensor, Tensor]:
+        """Prompts, scales told, and what the student makes of them."""
+        assert batch.latents is not None
+        prompts, told = draw_told(batch, rng, self.guidance, self.dropout)
+        noise = rng.normal(*batch.latents.shape[1:]).to(batch.latents)
+        return prompts, told, rollout(model, self.walks, prompts, told, noise, rng)
+
+    def _noised(self, model: Denoiser, x0: Tensor, rng: SampleRng) -> tuple[Tensor, Tensor]:
+        t = draw_time(model.path, rng, self.mean, self.std).to(x0)
+        return model.path.noise(x0, rng.normal(*x0.shape[1:]).to(x0), t), t

@@ -1,0 +1,85 @@
+"""Consistency distillation on a fixed grid of times (Song et al. 2023, arXiv 2303.01469, algorithm
+2; Luo et al. 2023, arXiv 2310.04378, latent consistency models; RECIPES B.2).
+
+f(x_t, t) is drawn to f(x_r, r), x_r one guided teacher's step down the grid from x_t. The target is
+the student itself without gradient (Song & Dhariwal 2023, arXiv 2310.14189, section 3.2: no average
+of its weights). Without a teacher x_r shares the noise of x_t, which is consistency training.
+"""
+
+import torch
+from torch import Tensor
+
+from vidcm.data.batch import Batch
+from vidcm.denoiser import Denoiser
+from vidcm.errors import UsageError
+from vidcm.objectives.base import Loss
+from vidcm.objectives.teaching import SOLVERS, Question, check_question
+from vidcm.rng import SampleRng
+from vidcm.shapes import like
+from vidcm.times import SHIFT, on_path, uniform_grid
+
+
+class LatentConsistency:
+    """teacher: a frozen denoiser on the same path, or None. intervals, shift: of the grid of times.
+    skip: intervals that one step covers. solver: of the teacher, "euler" or "heun". guidance: range
+    of the scales that teacher and student are told. huber: c of the pseudo-Huber loss of every
+    latent; null is the squared error. dropout: share of empty prompts.
+
+    Raises UsageError for an unknown solver, or a range or count that makes no sense.
+    """
+
+    def __init__(
+        self,
+        teacher: Denoiser | None,
+        intervals: int = 48,
+        skip: int = 1,
+        shift: float = SHIFT,
+        solver: str = "euler",
+        guidance: tuple[float, float] | list[float] = (1.0, 5.0),
+        huber: float | None = 1e-3,
+        dropout: float = 0.1,
+    ):
+        if not 1 <= skip <= intervals:
+            raise UsageError(f"skip {skip} of {intervals} intervals: use 1 to {intervals}")
+        if shift <= 0:
+            raise UsageError(f"shift is {shift}; it must be above 0 (1 is an even grid)")
+        if solver not in SOLVERS:
+            raise UsageError(f"unknown solver {solver!r} (known: {', '.join(SOLVERS)})")
+        if huber is not None and huber <= 0:
+            raise UsageError(f"huber is {huber}; it must be above 0, or null for the squared error")
+        self.teacher, self.intervals, self.skip, self.shift = teacher, intervals, skip, shift
+        self.solver, self.huber, self.dropout = solver, huber, dropout
+        self.guidance = check_question(dropout, guidance)
+
+    def edge(self, index: Tensor) -> Tensor:
+        """The place in the grid, 0 being data, that f leads to from the place `index`."""
+        return torch.zeros_like(index)
+
+    def __call__(self, model: Denoiser, batch: Batch, progress: float, rng: SampleRng) -> Loss:
+        assert batch.latents is not None
+        x0, path = batch.latents, model.path
+        index = 1 + (rng.uniform() * self.intervals).long().clamp(max=self.intervals - 1)
+        edge = self.edge(index)
+        lower = torch.maximum(index - self.skip, edge)
+        grid = on_path(path, uniform_grid(self.intervals, by=self.shift)).flip(0).to(x0)
+        t, r, s = grid[index], grid[lower], grid[edge]
+        eps = rng.normal(*x0.shape[1:])
+        question = Question.draw(batch, rng, self.dropout, self.guidance)
+
+        x_t = path.noise(x0, eps, t)
+        if self.teacher is None:
+            x_r = path.noise(x0, eps, r)
+        else:
+            x_r = question.step(self.teacher, x_t, t, r, self.solver)
+        taught = self.teacher is not None
+        start = model.jump(x_t, t, s, question.to(model, taught))
+        with torch.no_grad():
+            target = model.jump(x_r, r, s, question.to(model, taught))
+            # At the edge f is the identity by construction.
+            target = torch.where(like(lower == edge, x_r), x_r, target)
+        size = torch.hypot(path.alpha(s), path.sigma(s))
+        square = ((start - target) / like(size, x_t)).square()
+        c = self.huber
+        losses = square if c is None else (square + c**2).sqrt() - c
+        error = square.detach().flatten(1).mean(1).sqrt().mean()
+        return Loss(losses.mean(), {"consistency_error": error})

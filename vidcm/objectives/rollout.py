@@ -1,0 +1,82 @@
+"""What objectives that judge the student's own samples share: what it is told, and its samples."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vidcm.data.batch import Batch
+from vidcm.denoiser import Denoiser
+from vidcm.errors import UsageError
+from vidcm.paths import Path
+from vidcm.rng import SampleRng
+from vidcm.times import few_steps, log_normal, on_path
+
+RATIOS = (2e-3, 200.0)  # the noise levels, sigma / alpha, that training reaches
+
+
+def check_told(guidance: Sequence[float], dropout: float) -> tuple[float, float]:
+    """The guidance range as a pair. Raises UsageError for a range or share that makes no sense."""
+    if len(guidance) != 2 or not 0 < guidance[0] <= guidance[1]:
+        raise UsageError(f"guidance {guidance} is not a range [low, high] above 0")
+    if not 0 <= dropout <= 1:
+        raise UsageError(f"dropout {dropout} is not in [0, 1]")
+    return guidance[0], guidance[1]
+
+
+def draw_told(
+    batch: Batch, rng: SampleRng, guidance: tuple[float, float], dropout: float
+) -> tuple[list[str], Tensor]:
+    """Captions, a share `dropout` of them emptied, and a guidance scale for each `(b,)`."""
+    dropped = (rng.uniform() < dropout).tolist()
+    prompts = ["" if d else p for d, p in zip(dropped, batch.captions, strict=True)]
+    low, high = guidance
+    return prompts, low + (high - low) * rng.uniform()
+
+
+def draw_time(path: Path, rng: SampleRng, mean: float, std: float) -> Tensor:
+    """Times `(b,)` on `path` whose ln(sigma / alpha) is N(mean, std), kept within `RATIOS`."""
+    return path.time_of(log_normal(rng, mean, std).clamp(*RATIOS)).clamp(max=path.t_max)
+
+
+def walks(steps: Sequence[int]) -> list[tuple[float, ...]]:
+    """Every beginning of the consistency sampler's lists of times for these numbers of steps.
+
+    Raises UsageError for no number, or one below 1."""
+    if not steps or min(steps) < 1:
+        raise UsageError(
+            f"steps {list(steps)} are not numbers of sampling steps, such as [1, 2, 4]"
+        )
+    lists = [tuple(few_steps(n)) for n in steps]
+    return sorted({times[:k] for times in lists for k in range(1, len(times) + 1)})
+
+
+def rollout(
+    student: Denoiser,
+    choices: Sequence[tuple[float, ...]],
+    prompts: list[str],
+    told: Tensor,
+    noise: Tensor,
+    rng: SampleRng,
+) -> Tensor:
+    """Clean latents as the sampler makes them, gradient through the last evaluation only: backward
+    simulation (Yin et al. 2024, DMD2, arXiv 2405.14867, section 4.5).
+
+    choices: lists of rectified-flow times, each sample draws one. noise: `(b c t h w)`, the first;
+    what is added later comes from `rng`."""
+    drawn = (rng.uniform() * len(choices)).long().tolist()
+    chosen = [choices[i] for i in drawn]
+    longest = max(map(len, choices))
+    last = torch.tensor([len(times) - 1 for times in chosen], device=noise.device)
+    padded = [[*times, *times[-1:] * (longest - len(times))] for times in chosen]
+    grid = on_path(student.path, torch.tensor(padded, dtype=torch.float64)).to(noise)
+    x_t = student.path.noise(torch.zeros_like(noise), noise, grid[:, 0])
+    for i in range(1, longest):
+        fresh = rng.normal(*noise.shape[1:]).to(noise)  # also where it is not needed: draws align
+        on = (last >= i).nonzero().squeeze(1)
+        if len(on):
+            with torch.no_grad():
+                cond = student.encode([prompts[k] for k in on.tolist()], told[on])
+                x0 = student.clean(x_t[on], grid[on, i - 1], cond)
+            x_t = x_t.index_copy(0, on, student.path.noise(x0, fresh[on], grid[on, i]))
+    return student.clean(x_t, grid.gather(1, last[:, None])[:, 0], student.encode(prompts, told))

@@ -47,5 +47,5 @@ def few_steps(steps: int, table: dict[int, Sequence[float]] | None = None) -> li
     known = table or STEPS
     if steps in known:
         return list(known[steps])
-    times = uniform_grid(steps, by=SHIFT)[:-1]
-    return times.clamp(max=NEARLY_NOISE).tolist()
+    first = shift(torch.tensor(NEARLY_NOISE, dtype=torch.float64), 1 / SHIFT)
+    return [NEARLY_NOISE, *shift(first * uniform_grid(steps)[1:-1], SHIFT).tolist()]

@@ -250,6 +250,14 @@ def test_requests_that_make_no_sense(pipe, task, clips, message):
         pipe.edit(task, clips, PROMPT)
 
 
+def test_a_student_of_phases_does_not_edit_but_its_teacher_does(pipe, monkeypatch):
+    monkeypatch.setitem(pipe.settings["student"], "phases", 4)
+    monkeypatch.setitem(pipe.settings["student"], "steps", 4)
+    with pytest.raises(UsageError, match="trained in 4 phases"):
+        pipe.edit(INPAINT, [film()], PROMPT)
+    assert len(pipe.edit(INPAINT, [film()], PROMPT, teacher=True)) == 1
+
+
 def test_numbers_out_of_range(pipe):
     with pytest.raises(UsageError, match="steps is 0"):
         pipe.edit("image", [], PROMPT, steps=0)

@@ -17,6 +17,7 @@ COMMANDS = {
     "edit": "fill in, colour, enlarge, extend or loop clips without training",
     "export": "put codec, teacher and student together as one pipeline folder",
     "evaluate": "measure quality per step count, student against teacher",
+    "tune": "search the times of a student's sampling steps",
     "compare": "train every objective with one budget and measure them side by side",
     "benchmark": "measure latency and throughput by stage",
 }

@@ -121,6 +121,11 @@ def edit(
     how: How,
 ) -> "Clips":
     """See `VideoPipeline.edit`."""
+    if not how.teacher and (phases := pipe.settings["student"].get("phases")):
+        raise UsageError(
+            f"the student of {pipe.folder} was trained in {phases} phases and never guesses the "
+            "clean clip, which editing needs; use a student of another objective, or the teacher"
+        )
     tasks = tasks_of(asked)
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     check_texts(texts)

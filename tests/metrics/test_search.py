@@ -1,0 +1,77 @@
+"""Times found by trial: greedy, never worse than fewer, written where the pipeline reads them."""
+
+import json
+import math
+
+import pytest
+import tiny
+import torch
+
+from vidcm.cli.tune import main
+from vidcm.errors import UsageError
+from vidcm.metrics.search import RATIOS, Bench, Trial, keep, search
+from vidcm.pipeline import VideoPipeline
+from vidcm.times import NEARLY_NOISE
+
+AIMS = (12.0, 1.5)  # the ratios that help, in this order
+
+
+def measure(times) -> Trial:
+    ratios = [t / (1 - t) for t in times]
+    reached = [any(math.isclose(r, aim) for r in ratios) for aim in AIMS]
+    needless = sum(r not in (0,) for r in ratios) - 1 - sum(reached)
+    return Trial(tuple(times), 0.5 + 0.2 * reached[0] + 0.1 * all(reached), 20.0 - needless)
+
+
+def test_times_are_added_where_they_serve_best():
+    one, two, three = search(measure, [1, 2, 3])
+    assert one.times == (NEARLY_NOISE,)
+    assert two.times == pytest.approx((NEARLY_NOISE, 12 / 13))
+    assert three.times == pytest.approx((NEARLY_NOISE, 12 / 13, 0.6))
+    assert one.merit < two.merit < three.merit
+
+
+def test_ties_go_to_fidelity():
+    def flat(times) -> Trial:
+        return Trial(tuple(times), 0.7, -abs(sum(times) - NEARLY_NOISE - 0.75))
+
+    assert search(flat, [2])[0].times == pytest.approx((NEARLY_NOISE, 0.75))
+
+
+def test_more_times_than_there_are_ratios_are_refused():
+    with pytest.raises(UsageError, match="9 times need more ratios"):
+        search(measure, [len(RATIOS) + 2])
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tiny.pipeline(tmp_path)
+    settings = json.loads((folder / "pipeline.json").read_text()) | {"height": 64, "width": 64}
+    (folder / "pipeline.json").write_text(json.dumps(settings))
+    return folder
+
+
+def test_trials_repeat_and_the_pipeline_makes_the_same_clips(puppets, folder):
+    pipe = VideoPipeline.from_pretrained(folder)
+    bench = Bench(pipe, puppets, 3, 5, 2)
+    times = (NEARLY_NOISE, 0.9)
+    trial = bench(times)
+    assert trial == bench(times) and 0 <= trial.adherence <= 1
+    assert trial != bench((NEARLY_NOISE, 0.2))
+    keep(pipe, [trial])
+    again = VideoPipeline.from_pretrained(folder)
+    assert again.settings["student"]["times"]["2"] == list(times)
+    assert again.settings["student"]["times"]["1"] == [NEARLY_NOISE]
+    clips = again(bench.prompts[0], steps=2, seed=bench.seeds[0])
+    mine = bench._make(slice(0, 1), times)
+    assert int((torch.from_numpy(clips.frames).int() - mine.int()).abs().max()) <= 1
+
+
+def test_refusals(puppets, folder, capsys, monkeypatch):
+    monkeypatch.delenv("VIDCM_LPC_ART", raising=False)
+    assert main(["--checkpoint", str(folder)]) == 2
+    assert "LPC art" in capsys.readouterr().err
+    pipe = VideoPipeline.from_pretrained(folder)
+    pipe.settings["student"]["sampler"] = "jump"
+    with pytest.raises(UsageError, match="sampled by jumps"):
+        Bench(pipe, puppets, 2, 0, 2)

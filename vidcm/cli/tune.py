@@ -1,0 +1,57 @@
+"""`tools/tune.py`: where a student's sampler stops between its steps, found by trial."""
+
+import argparse
+import os
+
+from vidcm.cli.common import Parser, positive_int, run, seed, whole_number
+from vidcm.errors import UsageError
+
+
+def parser() -> Parser:
+    p = Parser(
+        "vidcm tune",
+        "Search the times of a student's sampling steps on LPC prompts of the training split, and\n"
+        "write them to its pipeline.json. Times are added one by one, each where it serves best.",
+        "example:\n  vidcm tune --checkpoint my-model --art layers.tar --steps 2 4 8 --count 64",
+    )
+    p.add_argument("--checkpoint", required=True, help="a pipeline folder; its settings change")
+    p.add_argument("--art", help="the LPC layers, folder or tar (default: $VIDCM_LPC_ART)")
+    p.add_argument(
+        "--steps", nargs="+", type=whole_number(2, 8), default=[2, 4], help="numbers of steps (2 4)"
+    )
+    p.add_argument("--count", type=whole_number(2), default=64, help="prompts tried (64)")
+    p.add_argument("--seed", type=seed, default=0, help="of the prompts and the noise (0)")
+    p.add_argument("--batch", type=positive_int, default=32, help="clips made at a time (32)")
+    p.add_argument("--device", default="auto", help="auto (a GPU when there is one), cpu, cuda")
+    p.add_argument("--dry-run", action="store_true", help="show what is found, change nothing")
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run(_tune, parser().parse_args(argv))
+
+
+def _tune(args: argparse.Namespace) -> None:
+    from vidcm.data.lpc import LPC
+    from vidcm.metrics.search import Bench, Trial, keep, search
+    from vidcm.pipeline import VideoPipeline
+
+    art = args.art or os.environ.get("VIDCM_LPC_ART")
+    if not art:
+        raise UsageError("the true clips need the LPC art; give --art, or set VIDCM_LPC_ART")
+    pipe = VideoPipeline.from_pretrained(args.checkpoint, args.device)
+    bench = Bench(
+        pipe, LPC(art, num_frames=pipe.settings["frames"]), args.count, args.seed, args.batch
+    )
+
+    def measure(times: tuple[float, ...]) -> Trial:
+        trial = bench(times)
+        shown = " ".join(f"{t:.4f}" for t in times)
+        print(f"{shown}: adherence {100 * trial.adherence:.1f} %, {trial.psnr:.2f} dB", flush=True)
+        return trial
+
+    found = search(measure, args.steps)
+    for trial in found:
+        print(f"best of {len(trial.times)}: {' '.join(f'{t:.4f}' for t in trial.times)}")
+    if not args.dry_run:
+        keep(pipe, found)

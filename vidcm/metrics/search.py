@@ -1,0 +1,110 @@
+"""Sampling times of a few-step student, found by trial on prompts of the training split.
+
+The consistency sampler may stop anywhere between its steps, and where it does so matters more than
+how often. Times are added one by one, each at the noise ratio that serves best beside those already
+there, so that a longer list never does worse than a shorter one on the prompts searched with.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from vidcm import sampling
+from vidcm.data.lpc import LPC
+from vidcm.errors import UsageError
+from vidcm.markdown import write_text
+from vidcm.metrics import adherence, fidelity
+from vidcm.pipeline import SampleRngs, VideoPipeline
+from vidcm.times import NEARLY_NOISE, on_path
+from vidcm.video import to_frames
+
+RATIOS = (96.0, 48.0, 24.0, 12.0, 6.0, 3.0, 1.5)  # sigma / alpha, an octave apart
+
+
+@dataclass(frozen=True)
+class Trial:
+    """times: rectified-flow times, descending. adherence: share of attributes right. psnr: in dB."""
+
+    times: tuple[float, ...]
+    adherence: float
+    psnr: float
+
+    @property
+    def merit(self) -> tuple[float, float]:
+        return round(self.adherence, 4), self.psnr
+
+
+Try = Callable[[Sequence[float]], Trial]
+
+
+def extend(best: Trial, measure: Try, ratios: Sequence[float] = RATIOS) -> Trial:
+    """The best list of one more time: `best`'s and one of `ratios`."""
+    free = [t for r in ratios if (t := r / (1 + r)) not in best.times and t < best.times[0]]
+    if not free:
+        raise UsageError(f"{len(best.times) + 1} times need more ratios to choose from")
+    lists = [tuple(sorted((*best.times, t), reverse=True)) for t in free]
+    return max(map(measure, lists), key=lambda trial: trial.merit)
+
+
+def search(measure: Try, counts: Sequence[int], ratios: Sequence[float] = RATIOS) -> list[Trial]:
+    """The best trial for each of `counts` numbers of steps, ascending."""
+    best = measure((NEARLY_NOISE,))
+    found = {1: best}
+    while len(best.times) < max(counts):
+        best = extend(best, measure, ratios)
+        found[len(best.times)] = best
+    return [found[n] for n in sorted(set(counts))]
+
+
+class Bench:
+    """Clips of one set of prompts, seeds and true clips, made at any times."""
+
+    def __init__(self, pipe: VideoPipeline, lpc: LPC, count: int, seed: int, batch: int):
+        if pipe.settings["student"].get("sampler", "consistency") != "consistency":
+            raise UsageError(
+                f"the student of {pipe.folder} is sampled by jumps, whose times are its grid's; "
+                "there is nothing to search"
+            )
+        self.pipe, self.batch, self.attributes = pipe, batch, lpc.attributes
+        rngs = [np.random.default_rng([seed, i, 2]) for i in range(count)]
+        chosen = [lpc.sample(rng, "train") for rng in rngs]
+        self.prompts = [lpc.caption(c, rng, full=True) for c, rng in zip(chosen, rngs, strict=True)]
+        self.truth = lpc.render(chosen).cpu()
+        bar = tqdm(chosen, desc="true clips", unit="combination", leave=False)
+        self.exams = [adherence.exam(lpc, c) for c in bar]
+        self.seeds = [seed + 2**34 + i for i in range(count)]
+
+    @torch.no_grad()
+    def __call__(self, times: Sequence[float]) -> Trial:
+        frames = torch.cat(
+            [
+                self._make(slice(i, i + self.batch), times)
+                for i in range(0, len(self.prompts), self.batch)
+            ]
+        )
+        marks = adherence.mark(self.exams, frames, self.attributes)
+        score = adherence.summary(marks, self.attributes)["score"]
+        return Trial(tuple(times), float(score), float(fidelity.psnr(frames, self.truth).mean()))
+
+    def _make(self, part: slice, times: Sequence[float]) -> Tensor:
+        pipe, prompts = self.pipe, self.prompts[part]
+        student = pipe.model("student")
+        scale = torch.full((len(prompts),), float(pipe.settings["student"]["guidance"]))
+        cond = student.encode(prompts, scale.to(pipe.device))
+        rng = SampleRngs(self.seeds[part], pipe.device)
+        sizes = (pipe.settings[k] for k in ("frames", "height", "width"))
+        noise = rng.normal(*pipe.codec.latent_shape(*sizes))
+        x = sampling.consistency(student, noise, on_path(student.path, times).tolist(), cond, rng)
+        return to_frames(pipe.codec.decode(x)).cpu()
+
+
+def keep(pipe: VideoPipeline, trials: Sequence[Trial]) -> None:
+    """Write the times found to the pipeline's settings, beside those of other numbers of steps."""
+    times = pipe.settings["student"].setdefault("times", {})
+    times |= {str(len(t.times)): list(t.times) for t in trials}
+    write_text(pipe.folder / "pipeline.json", json.dumps(pipe.settings, indent=1) + "\n")

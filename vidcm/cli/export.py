@@ -1,6 +1,7 @@
 """`tools/export.py`: runs to one pipeline folder that `generate` and `VideoPipeline` load."""
 
 import argparse
+from pathlib import Path
 
 from vidcm.cli.common import Parser, number, positive_int, run
 
@@ -49,6 +50,11 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="replace the models of an existing folder; other files stay",
     )
+    p.add_argument(
+        "--allow-still",
+        action="store_true",
+        help="export a student whose run last logged less than 0.8 of its teacher's motion",
+    )
     return p
 
 
@@ -60,7 +66,6 @@ def _export(args: argparse.Namespace) -> None:
     import json
     import os
     import shutil
-    from pathlib import Path
     from tempfile import TemporaryDirectory
 
     import torch
@@ -81,6 +86,8 @@ def _export(args: argparse.Namespace) -> None:
                 f"{getattr(args, role)} is not a {role}: a student takes a guidance scale as an "
                 "input (backbone.guided), a teacher does not"
             )
+    if not args.allow_still:
+        _refuse_still(Path(args.student), cards["student"]["made"].get("step"))
     objective = cards["student"]["made"].get("config", {}).get("objective", {})
     told = objective.get("guidance", [1.0, 5.0])
     own = sampling_of(objective)
@@ -130,6 +137,20 @@ def _export(args: argparse.Namespace) -> None:
     print(
         f"{output}: {size:.1f} MB of weights; a clip of {clips.frames.shape[1]} frames came out of it"
     )
+
+
+def _refuse_still(student: Path, step: int | None) -> None:
+    """Raises UsageError when the run that a student's folder lies in logged too little motion."""
+    from vidcm.errors import UsageError
+    from vidcm.train.health import LEAST_MOTION, logged_motion
+
+    log = student.resolve().parent / "metrics.jsonl"
+    ratios = logged_motion(log, step)
+    if ratios and (worst := min(ratios.items(), key=lambda item: item[1]))[1] < LEAST_MOTION:
+        raise UsageError(
+            f"{student} moves {worst[1]:.4g} times as much as its teacher ({worst[0]} in {log}), "
+            f"below {LEAST_MOTION}; train on, or export it all the same with --allow-still"
+        )
 
 
 def sampling_of(objective: dict) -> dict:

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from collections.abc import Sequence
 
 from vidcm.cli.common import Parser, positive_int, run, seed, whole_number
 from vidcm.errors import UsageError
@@ -44,7 +45,7 @@ def _tune(args: argparse.Namespace) -> None:
         pipe, LPC(art, num_frames=pipe.settings["frames"]), args.count, args.seed, args.batch
     )
 
-    def measure(times: tuple[float, ...]) -> Trial:
+    def measure(times: Sequence[float]) -> Trial:
         trial = bench(times)
         shown = " ".join(f"{t:.4f}" for t in times)
         print(f"{shown}: adherence {100 * trial.adherence:.1f} %, {trial.psnr:.2f} dB", flush=True)

@@ -6,6 +6,8 @@ explicit function of values and tangents rather than a rule of `torch.autograd.F
 torch.compile drops such rules without a word.
 """
 
+from importlib.util import find_spec
+
 import torch
 import torch.autograd.forward_ad as forward_ad
 import torch.nn.functional as F
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from vidcm.models.rope import rotate
 
 CHUNK = 256
+TRITON = find_spec("triton") is not None  # imported only when a GPU wants a derivative
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -25,7 +28,19 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     if tq is None and tk is None and tv is None:
         bias = None if mask is None else mask[:, None, None, :]
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    if _fits_kernel(q, v):
+        from vidcm.models import attention_triton
+
+        return forward_ad.make_dual(*attention_triton.attend_jvp(q, k, v, tq, tk, tv, mask))
     return forward_ad.make_dual(*attend_jvp(q, k, v, tq, tk, tv, mask))
+
+
+def _fits_kernel(q: Tensor, v: Tensor) -> bool:
+    """Whether the Triton kernel takes these: on an NVIDIA GPU since Ampere, and not in float64."""
+    if not (TRITON and q.is_cuda and torch.version.hip is None):
+        return False
+    narrow = max(q.shape[-1], v.shape[-1]) <= 128 and q.dtype != torch.float64
+    return narrow and torch.cuda.get_device_capability(q.device) >= (8, 0)
 
 
 def attend_jvp(

@@ -12,6 +12,7 @@ in bf16 a derivative that all scores share costs no digits.
 import json
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -102,13 +103,22 @@ def _kernel(
     tl.store(to + at_o, (change * share).to(to.dtype.element_ty), mask=in_o)
 
 
-def blocks(width: int, dtype: torch.dtype) -> dict[str, int]:
-    """The kernel's tiles, for heads of so many numbers, padded: what fits in registers."""
+def blocks(width: int, dtype: torch.dtype, shared: int = 232448) -> dict[str, int]:
+    """The kernel's tiles for heads of so many numbers, padded: what stays in registers, and in
+    the shared memory of a block (bytes)."""
     if dtype == torch.float32:
         return {"BLOCK_Q": 32, "BLOCK_K": 32, "num_warps": 4, "num_stages": 1}
-    if width > 64:
-        return {"BLOCK_Q": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2}
-    return {"BLOCK_Q": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 2}
+    if width <= 64:
+        return {"BLOCK_Q": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 2}
+    if shared >= 131072:
+        return {"BLOCK_Q": 128, "BLOCK_K": 32, "num_warps": 8, "num_stages": 2}
+    return {"BLOCK_Q": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2}
+
+
+def _shared_memory(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 0  # the interpreter, for which any tiles do
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
 
 
 def _together(x: Tensor, tangent: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -133,16 +143,17 @@ def _attend_jvp(
     (q, tq), (k, tk), (v, tv) = (_together(*pair) for pair in ((q, tq), (k, tk), (v, tv)))
     o, to = (v.new_empty(b, heads, queries, e) for _ in range(2))
     if mask is not None:
-        mask = mask.expand(b, keys).contiguous().view(torch.uint8)
+        mask = mask.contiguous().view(torch.uint8)
     pads = [max(16, triton.next_power_of_2(n)) for n in (d, e)]
-    tiles = blocks(max(pads), q.dtype)
+    tiles = blocks(max(pads), q.dtype, _shared_memory(q.device))
     if o.numel():
-        _kernel[(triton.cdiv(queries, tiles["BLOCK_Q"]) * b * heads,)](
+        launch: Any = _kernel[(triton.cdiv(queries, tiles["BLOCK_Q"]) * b * heads,)]
+        launch(
             q, k, v, tq, tk, tv, mask, o, to,
             heads, queries, keys, d**-0.5,
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], keys,
             D=d, E=e, PAD_D=pads[0], PAD_E=pads[1],
-            PRECISION="ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32",
+            PRECISION="tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32",
             **tiles,
         )  # fmt: skip
     return o, to
@@ -160,13 +171,15 @@ def _save(ctx, inputs, output):
 
 def _backward(ctx, grad_o: Tensor, grad_to: Tensor):
     """Through the chunked form, computed again: gradients are seldom wanted along a derivative."""
-    *given, mask = ctx.saved_tensors
+    saved: tuple[Any, ...] = ctx.saved_tensors
+    *inputs, mask = saved
     with torch.enable_grad():
-        given = [None if x is None else x.detach().requires_grad_() for x in given]
-        found = chunked(*given, mask)
+        given: list[Any] = [None if x is None else x.detach().requires_grad_() for x in inputs]
+        q, k, v, tq, tk, tv = given
+        found = chunked(q, k, v, tq, tk, tv, mask)
         wanted = [x for x in given if x is not None]
         grads = iter(torch.autograd.grad(found, wanted, (grad_o, grad_to), allow_unused=True))
-    return *(None if x is None else next(grads) for x in given), None
+    return *(None if x is None else next(grads) for x in inputs), None
 
 
 _attend_jvp.register_autograd(_backward, setup_context=_save)
@@ -185,17 +198,44 @@ def attend_jvp(
     most 128; sums are in float32, and float32 is multiplied as torch's matmul precision says.
 
     Gradients take the memory of the chunked form's. Raises ValueError for what does not fit."""
-    given = [x for x in (q, k, v, tq, tk, tv) if x is not None]
     if torch.is_autocast_enabled(q.device.type):
         dtype = torch.get_autocast_dtype(q.device.type)
-        q, k, v, tq, tk, tv = (None if x is None else x.to(dtype) for x in (q, k, v, tq, tk, tv))
-    ...
+        q, k, v = (x.to(dtype) for x in (q, k, v))
+        tq, tk, tv = (None if x is None else x.to(dtype) for x in (tq, tk, tv))
+    _check(q, k, v, tq, tk, tv, mask)
+    return _attend_jvp(q, k, v, tq, tk, tv, mask)
+
+
+def _check(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tq: Tensor | None,
+    tk: Tensor | None,
+    tv: Tensor | None,
+    mask: Tensor | None,
+) -> None:
+    """A kernel reads past the end of what is shorter than it was told."""
+    pairs = [(x, tx) for x, tx in ((q, tq), (k, tk), (v, tv)) if tx is not None]
+    shapes = [tuple(x.shape) for x in (q, k, v)]
+    if any(x.shape != tx.shape for x, tx in pairs):
+        raise ValueError(f"tangents of other shapes than their tensors, {shapes}")
+    if q.shape[:2] != k.shape[:2] or k.shape[:3] != v.shape[:3] or q.shape[3] != k.shape[3]:
+        raise ValueError(f"queries, keys and values of {shapes} do not go together")
+    if max(q.shape[3], v.shape[3]) > WIDEST:
+        raise ValueError(f"heads of {shapes} are wider than {WIDEST}")
+    found = {x.dtype for x in (q, k, v, *(tx for _, tx in pairs))}
+    if len(found) > 1 or q.dtype not in DTYPES:
+        raise ValueError(f"dtypes {found}; the kernel takes one of {DTYPES} for all")
+    if mask is not None and (mask.dtype != torch.bool or mask.shape != (len(k), k.shape[2])):
+        raise ValueError(f"a {mask.dtype} mask of {tuple(mask.shape)} over keys of {shapes[1]}")
 
 
 def _milliseconds(run: Callable[[], object]) -> float | None:
     """Median of a call after warming up; None when the GPU has not the memory."""
     try:
-        return triton.testing.do_bench(run, return_mode="median")
+        median: Any = triton.testing.do_bench(run, return_mode="median")
+        return float(median)
     except torch.OutOfMemoryError:
         return None
     finally:

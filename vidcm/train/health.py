@@ -1,10 +1,12 @@
 """What a sick run's samples look like, said in sentences: a loss may fall while clips freeze.
 
-The thresholds lie between what clips made on purpose measure (tests/train/test_health.py), sick and
-healthy; they are for collapse, not for quality. Grey levels are of 0 to 255.
+The thresholds lie between what sick and healthy clips measure that tests/train/test_health.py makes
+on purpose; they are for collapse, not for quality. Grey levels are of 0 to 255.
 """
 
 import json
+import math
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,22 +17,31 @@ from torch import Tensor
 from vidcm.errors import VidcmError
 from vidcm.metrics.motion import motion, motion_ratio
 
-LEAST_MOTION = 0.8  # of a student's clips over the teacher's from the same noise
-STILL = 0.1  # grey levels; one in ten pixels off by one is 0.1, a 2x2 dot crossing 64x64 is 0.35
-FLAT = 2.0  # grey levels; rounding is below 0.5, a still 2x2 dot on 64x64 is 4.7
-NOISE = 0.25  # correlation; white noise has 0, 2x2 dots 0.5, squares of 8x8 about 0.87
-ALIKE = 1.0, 0.25  # grey levels; share of the reference's
+RATIO = "preview/motion_ratio_"  # of the log's names; the number of steps follows
+LEAST_MOTION = 0.8  # of a student's clips over its teacher's from the same noise (RECIPES)
+MOST_MOTION = 2.0  # the same: noise in latents decodes to blotches, smooth but restless
+STILL = 0.1  # grey levels: one pixel in ten off by one, less than a 2x2 dot's way across 64x64
+FLAT = 2.0  # grey levels: above the 0.5 of rounding, below the 4.7 of one such dot
+NOISE = 0.25  # correlation: white noise has 0, 2x2 dots 0.5, 8x8 squares 0.89
+ALIKE = 1.0  # grey levels: above a flicker of single levels, below the 3.1 of two 8x8 squares
+VARIETY = 0.25  # of a student's clips over its teacher's: less is a collapse too
 
 
 class Vitals(NamedTuple):
     """motion, spread, smooth: of every clip, float64 `(n,)`: grey levels between neighbouring
     frames; deviation over a frame's pixels, in grey levels; correlation of neighbouring pixels (1
-    where all are equal). apart: mean grey levels between a clip and the next, nan of one clip."""
+    where all are equal). apart: mean grey levels between a clip and the next; nan of one clip."""
 
     motion: np.ndarray
     spread: np.ndarray
     smooth: np.ndarray
     apart: float
+
+    def signs(self, frames: int) -> dict[str, np.ndarray]:
+        """Which of the clips, of so many frames, have a sickness: bool `(n,)` by its name."""
+        flat = self.spread < FLAT
+        still = self.motion < (STILL if frames > 1 else 0.0)
+        return {"flat": flat, "noise": ~flat & (self.smooth < NOISE), "still": ~flat & still}
 
 
 @torch.no_grad()
@@ -43,82 +54,112 @@ def vitals(frames: Tensor) -> Vitals:
     for clip in frames:
         x = clip.double()
         x = x - x.mean((1, 2), keepdim=True)
-        power = x.square().mean()
-        pairs = (x[:, 1:] * x[:, :-1]).mean() + (x[:, :, 1:] * x[:, :, :-1]).mean()
-        spread.append(float(power.sqrt()))
-        smooth.append(float(pairs / 2 / power) if power else 1.0)
-    apart = [float((a.int() - b.int()).abs().double().mean()) for a, b in _neighbours(frames)]
+        power = float(x.square().mean())
+        across = [(x[:, 1:] * x[:, :-1]).mean(), (x[:, :, 1:] * x[:, :, :-1]).mean()]
+        spread.append(power**0.5)
+        smooth.append(float(sum(across)) / 2 / power if power else 1.0)
+    apart = [float((a.int() - b.int()).abs().double().mean()) for a, b in pairwise(frames)]
     mean = float(np.mean(apart)) if apart else float("nan")
     return Vitals(motion(frames), np.array(spread), np.array(smooth), mean)
 
 
-def _neighbours(frames: Tensor) -> zip:
-    return zip(frames[:-1], frames[1:], strict=True)
+_SEEN = {
+    "flat": "{} of {} clips are one solid colour (pixels deviate by {spread:.2f} grey levels)",
+    "noise": "{} of {} clips are noise (neighbouring pixels correlate by {smooth:.2f})",
+    "still": "{} of {} clips stand still (frames differ by {motion:.2f} grey levels)",
+}
+_CAUSES = {
+    "flat": "usually a network that hardly trained or went back to the mean of the data: train on "
+    "while the loss falls, else lower optimizer.lr",
+    "noise": "usually sampling starts at noise that training hardly drew, or the latents are of "
+    "another codec: move the objective's law of noise up, or set the codec they were made with",
+    "still": "usually still data, or a student that distribution matching trained for too long: "
+    "look at the data, or stop earlier and keep a consistency loss beside it",
+}
+_TEACHER = "so are the teacher's: look at its run and at the codec first"
 
 
 def diagnose(frames: Tensor, reference: Tensor | None = None) -> list[str]:
     """One sentence for each sickness that uint8 frames `(n t h w c)` show, of what was seen and
-    what usually causes it; none when they look healthy.
+    what usually causes it; none where they look healthy.
 
     A sickness of single clips (solid colour, noise, standing still) counts when half of them have
-    it: data may hold a wall or two. reference: the teacher's clips of the same prompts and noise,
-    in the same shape, against which motion and variety are measured. One-frame clips do not move,
-    and one clip has no variety. Raises ValueError for other types or shapes."""
-    now, count = vitals(frames), len(frames)
-    before = None if reference is None else vitals(reference)
+    it: data may hold a wall or two. reference: the teacher's clips for the same prompts and noise,
+    in the same shape, against which motion and variety are measured. One frame does not move, and
+    one clip has no variety. Raises ValueError for other types or shapes."""
     if reference is not None and reference.shape != frames.shape:
         raise ValueError(f"got {tuple(frames.shape)}, the reference is {tuple(reference.shape)}")
-    moving = frames.shape[1] > 1
-    found = []
+    now, teacher = vitals(frames), None if reference is None else vitals(reference)
+    count, length = frames.shape[:2]
+    means = {name: getattr(now, name).mean() for name in ("motion", "spread", "smooth")}
+    too = {} if teacher is None else teacher.signs(length)
+    found = {}
+    for name, sick in now.signs(length).items():
+        if _half(sick):
+            cause = _TEACHER if name in too and _half(too[name]) else _CAUSES[name]
+            found[name] = f"{_SEEN[name].format(sick.sum(), count, **means)}; {cause}"
+    if teacher is not None and not found and teacher.motion.mean() >= STILL:
+        found["ratio"] = _unlike(motion_ratio(now.motion, teacher.motion).overall)
+    found["alike"] = _alike(now.apart, teacher)
+    return [sentence for sentence in found.values() if sentence]
 
-    def half(name: str, sick: np.ndarray, too: np.ndarray | None, seen: str, cause: str) -> bool:
-        if 2 * sick.sum() < count:
-            return False
-        if too is not None and 2 * too.sum() >= count:
-            cause = "so are the teacher's: look at the teacher's run and the codec first"
-        found.append(f"{sick.sum()} of {count} clips {name} ({seen}); {cause}")
-        return True
 
-    flat = now.spread < FLAT
-    half(
-        "are one solid colour",
-        flat,
-        None if before is None else before.spread < FLAT,
-        f"pixels deviate by {now.spread.mean():.2f} grey levels",
-        "usually a network that has hardly trained, or went back to the mean of the data: train "
-        "on while the loss falls, else lower optimizer.lr",
-    )
-    half(
-        "are noise",
-        ~flat & (now.smooth < NOISE),
-        None if before is None else (before.spread >= FLAT) & (before.smooth < NOISE),
-        f"neighbouring pixels correlate by {now.smooth.mean():.2f}",
-        "usually sampling starts at noise that training hardly drew, or the codec is not the one "
-        "of the latents: move the law of noise up (mean, std), or check codec",
-    )
-    if moving:
-        still = ~flat & (now.motion < STILL)
-        stood = half(
-            "stand still",
-            still,
-            None if before is None else (before.spread >= FLAT) & (before.motion < STILL),
-            f"frames differ by {now.motion.mean():.2f} grey levels",
-            "usually a student whose stage of distribution matching is too long, or still data: "
-            "stop earlier, or keep a consistency loss beside it",
+def _half(sick: np.ndarray) -> bool:
+    return bool(2 * sick.sum() >= len(sick))
+
+
+def _unlike(ratio: float) -> str:
+    seen = f"clips move {ratio:.2f} times as much as the teacher's"
+    if ratio < LEAST_MOTION:
+        return (
+            f"{seen}, below {LEAST_MOTION}; usually too little training yet, or too much of "
+            "distribution matching: train on while the ratio rises, else stop earlier"
         )
-        ratio = 1.0 if before is None else motion_ratio(now.motion, before.motion).overall
-        if ratio < LEAST_MOTION and not stood and before.motion.mean() >= STILL:
-            found.append(
-                f"clips move {ratio:.2f} times as much as the teacher's, below {LEAST_MOTION}; "
-                "usually too little training yet, or too much of distribution matching: train on "
-                "while the ratio rises, else stop earlier"
-            )
-    return found + _alike(now.apart, None if before is None else before.apart)
+    if ratio > MOST_MOTION:
+        return (
+            f"{seen}, above {MOST_MOTION}; usually noise that is left in the latents: train on, or "
+            "check that the objective's law of noise covers the times that sampling visits"
+        )
+    return ""
 
 
-def _alike(apart: float, reference: float | None) -> list[str]:
-    least, share = ALIKE
-    least = max(least, share * (reference or 0.0))
+def _alike(apart: float, teacher: Vitals | None) -> str:
+    least = ALIKE if teacher is None else max(ALIKE, VARIETY * teacher.apart)
     if not apart < least:
-        return []
-    return [f"clips of all prompts and seeds are alike ({apart:.2f} grey levels apart)"]
+        return ""
+    cause = (
+        "usually a network that hardly trained or an adversarial or matching loss that collapsed: "
+        "train on while the loss falls, else give that loss less weight"
+    )
+    seen = f"clips of all prompts and seeds are alike ({apart:.2f} grey levels apart)"
+    return f"{seen}; {_TEACHER if teacher is not None and teacher.apart < ALIKE else cause}"
+
+
+def check_finite(latents: Tensor, label: str) -> None:
+    """Raises VidcmError where latents `(n c t h w)`, named `label`, are not finite."""
+    bad = int((~latents.isfinite().flatten(1).all(1)).sum())
+    if bad:
+        raise VidcmError(
+            f"the latents of {bad} of {len(latents)} clips ({label}) are not finite: the weights "
+            "diverged; lower optimizer.lr, or go on in fp32, from a checkpoint before that"
+        )
+
+
+def logged_motion(log: Path, step: int | None = None) -> dict[str, float]:
+    """The last motion ratios of a run's `metrics.jsonl`, by their full names, of at most `step`;
+    none where there is no such file or line. Passed over are torn lines, as of a killed run, and
+    ratios to a teacher that stands still."""
+    found: dict[str, float] = {}
+    if not log.is_file():
+        return found
+    for text in log.read_text("utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+            if step is not None and line["step"] > step:
+                continue
+            ratios = {k: float(v) for k, v in line.items() if k.startswith(RATIO)}
+            ratios = {k: v for k, v in ratios.items() if math.isfinite(v)}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue
+        found = ratios or found
+    return found

@@ -1,10 +1,12 @@
 """Training a denoiser, teacher or student: checks that the parts fit, and draws sample sheets."""
 
+import sys
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from vidcm import sampling
 from vidcm.codecs.causal_vae import CausalVAE
@@ -19,6 +21,7 @@ from vidcm.registry import build
 from vidcm.rng import SampleRng
 from vidcm.store import load_model, read_card
 from vidcm.times import SHIFT, few_steps, on_path, uniform_grid
+from vidcm.train.health import RATIO, check_finite, diagnose
 from vidcm.train.loop import Task
 from vidcm.train.tasks import start_as
 from vidcm.video import to_frames, to_video
@@ -65,25 +68,28 @@ def video_task(config: TrainConfig, model: Denoiser, data: Dataset, device: torc
     def preview(weights: dict[str, Tensor], path: Path) -> dict[str, float]:
         copy = build("model", config.model).to(device).eval().requires_grad_(False)
         copy.load_state_dict(weights)
-        rows, labels = [], []
+        rows, labels, sick = [], [], []
 
-        def draw(label: str, latents: Tensor) -> Tensor:
+        def draw(label: str, latents: Tensor, reference: Tensor | None = None) -> Tensor:
+            check_finite(latents, label)
             frames = to_frames(codec.decode(latents))
             rows.append(list(frames[:, :: codec.time_stride].cpu().numpy()))
             labels.append(label)
-            return frames.float().diff(dim=1).abs().mean()
+            sick.extend(f"{label}: {sentence}" for sentence in diagnose(frames, reference))
+            return frames
 
         rng = SampleRng(config.seed, range(len(prompts)), device)
         noise = rng.normal(*shape)
         flow = copy if isinstance(objective, FlowMatching) else teacher
-        numbers = {}
+        numbers: dict[str, float] = {}
+        reference = None
         if flow is not None:
             guided = Guided(flow, GUIDANCE, flow.encode([""] * len(prompts)))
             times = on_path(flow.path, uniform_grid(TEACHER_STEPS, by=SHIFT))
             start = noise * flow.path.sigma(times[0]).float()
             x = sampling.euler(guided, start, times, flow.encode(prompts))
             reference = draw(f"teacher, {TEACHER_STEPS} steps", x)
-            numbers["preview/motion"] = float(reference)
+            numbers["preview/motion"] = float(_motion(reference))
         if flow is not copy:
             scale = torch.full((len(prompts),), GUIDANCE, device=device)
             cond = copy.encode(prompts, scale if teacher else None)
@@ -92,13 +98,20 @@ def video_task(config: TrainConfig, model: Denoiser, data: Dataset, device: torc
             for steps in [own["phases"]] if "phases" in own else STUDENT_STEPS:
                 times = on_path(copy.path, few_steps(steps, own["times"])).tolist()
                 x = sampler(copy, noise, times, cond, rng)
-                motion = draw(f"student, {steps} steps", x)
-                if flow is not None:
-                    numbers[f"preview/motion_ratio_{steps}"] = float(motion / reference)
+                frames = draw(f"student, {steps} steps", x, reference)
+                if reference is not None:
+                    numbers[f"{RATIO}{steps}"] = float(_motion(frames) / _motion(reference))
         contact_sheet(rows, labels, path, scale=1, overwrite=True)
+        for sentence in sick:
+            tqdm.write(f"warning: {path.name}: {sentence}", file=sys.stderr)
+        numbers["preview/healthy"] = int(not sick)
         return numbers
 
     return Task(model, objective, data, preview, finish=lambda weights: weights)
+
+
+def _motion(frames: Tensor) -> Tensor:
+    return frames.float().diff(dim=1).abs().mean()
 
 
 def _fake(folder: str, device: torch.device) -> Denoiser:

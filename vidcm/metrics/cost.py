@@ -88,7 +88,7 @@ def flops_per_evaluation(dit: DiT, shape: Sequence[int], words: int) -> int:
 
     shape: latents `(c, t, h, w)`. words: text tokens. With n tokens, width d, MLP width m, context
     c, P numbers per patch and L blocks, in multiply-adds:
-        patches in and out   2 n P d
+        patches in and out   n P d + n h (d + P), h the wider of P and d
         a block              4 n d^2 + 2 n^2 d  (self-attention)
                              2 n d^2 + 2 words c d + 2 n words d  (cross-attention)
                              2 n d m  (MLP)
@@ -103,7 +103,9 @@ def flops_per_evaluation(dit: DiT, shape: Sequence[int], words: int) -> int:
     block += 2 * n * d * hidden
     scalars = [2 * len(e.frequencies) * d + d**2 for e in (dit.time, dit.guidance) if e is not None]
     once = sum(scalars) + context * d + 11 * d**2 + patch * d
-    return 2 * (2 * n * patch * d + len(dit.blocks) * block + once)
+    wide = max(d, patch)
+    ends = n * patch * d + n * wide * (d + patch)
+    return 2 * (ends + len(dit.blocks) * block + once)
 
 
 def summary(samples: Sequence[float]) -> dict:

@@ -117,7 +117,7 @@ class Unfold(nn.Module):
 
 
 class CausalVAE(nn.Module):
-    """video `(b 3 t h w)` in [-1, 1] <-> whitened latents `(b c (t-1)/4+1 h/8 w/8)`.
+    """video `(b 3 t h w)` in [-1, 1] <-> scaled latents `(b c (t-1)/4+1 h/8 w/8)`.
 
     channels: of the latent. widths: channels at stride 4, 8, and at the latent grid. depths:
     residual blocks at the same three places, the encoder's and the decoder's.
@@ -169,8 +169,9 @@ class CausalVAE(nn.Module):
     def start_from_data(self, video: Tensor) -> None:
         """Set the linear trunk to the principal components of `video (b 3 t h w)`, each level's of
         the level before, and the posterior's spread to e^-3. Components weigh by the square root
-        of their spread, half way between pixels and whitened, and are then turned at random: every
-        channel has unit variance, yet what shows most in pixels weighs most in a latent error."""
+        of their spread, half way between pixels and whitened, so that what shows most in pixels
+        weighs most in a latent error, and are turned at random: in training the pull towards unit
+        variance meets every channel alike. `settle` turns them back."""
         (first, last), folds = _ends(self.encoder), _of(self.encoder, Fold)
         (enter, leave), unfolds = _ends(self.decoder), _of(self.decoder, Unfold)[::-1]
         _identity(first)
@@ -196,6 +197,23 @@ class CausalVAE(nn.Module):
         enter.weight[:, :, 1, 1] = up
         enter.bias.copy_(mean)
 
+    @torch.no_grad()
+    def settle(self, mean: Tensor, logvar: Tensor) -> None:
+        """Turn the channels to the latents' principal axes, widest first, and store statistics that
+        centre them and scale all by one number, to unit variance on average: a denoiser's gate per
+        channel is then one per axis, near to a Wiener filter. Exact but for the posterior's spread,
+        which becomes one for all. mean, logvar: posteriors `(b c t h w)` of this codec's."""
+        axes, centre, spread = _components(mean, self.channels)
+        last, enter = _ends(self.encoder)[-1], _ends(self.decoder)[0]
+        c = self.channels
+        last.weight[:c] = torch.einsum("ji,jkhw->ikhw", axes, last.weight[:c])
+        last.bias[:c] = axes.T @ last.bias[:c]
+        last.weight[c:] = 0.0
+        last.bias[c:] = logvar.exp().mean().log()
+        enter.weight.copy_(torch.einsum("okhw,ki->oihw", enter.weight, axes))
+        self.mean.copy_(axes.T @ centre)
+        self.std.fill_(spread.square().mean().sqrt())
+
     def _patches(self, video: Tensor) -> Tensor:
         return rearrange(video, "b c t (h j) (w k) -> b (c j k) t h w", j=PATCH, k=PATCH)
 
@@ -213,12 +231,12 @@ class CausalVAE(nn.Module):
         return rearrange(patches, "b (c j k) t h w -> b c t (h j) (w k)", j=PATCH, k=PATCH)
 
     def encode(self, video: Tensor) -> Tensor:
-        """video `(b 3 t h w)` -> whitened latents (posterior mean), fp32."""
+        """video `(b 3 t h w)` -> latents of unit variance on average (posterior mean), fp32."""
         mean, std = (s.view(-1, 1, 1, 1) for s in (self.mean, self.std))
         return (self.posterior(video)[0].float() - mean) / std
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Whitened latents -> video in [-1, 1]."""
+        """Latents as `encode` gives them -> video in [-1, 1]."""
         mean, std = (s.view(-1, 1, 1, 1) for s in (self.mean, self.std))
         raw = (latents * std + mean).to(self.mean.dtype)
         return self.reconstruct(raw).float().clamp(-1, 1)

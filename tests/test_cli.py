@@ -295,3 +295,12 @@ def test_good_arguments_arrive_as_they_are(tmp_path):
     )
     assert (args.prompt, args.seed, args.guidance) == ("--dashes and spaces", 2**63 - 1, 0.0)
     assert (args.steps, args.file) == (4, file)
+
+
+def test_art_is_the_option_s_or_the_environment_s(monkeypatch):
+    monkeypatch.setenv("VIDCM_LPC_ART", "theirs")
+    assert common.art_of(argparse.Namespace(art="mine")) == "mine"
+    assert common.art_of(argparse.Namespace(art=None)) == "theirs"
+    monkeypatch.delenv("VIDCM_LPC_ART")
+    with pytest.raises(UsageError, match="give --art, or set VIDCM_LPC_ART"):
+        common.art_of(argparse.Namespace(art=None))

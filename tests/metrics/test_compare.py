@@ -1,6 +1,10 @@
 """A comparison: equal seconds, resumable rows, a table and a plot; real trainings of tiny models."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +13,12 @@ import torch
 import yaml
 from tiny import CODEC, denoiser, save
 
-from vidcm import compare
+from vidcm import budget, compare
 from vidcm.cli.compare import main
 from vidcm.comparison_report import plot, table
 from vidcm.data.latents import write_shards
 from vidcm.errors import UsageError, VidcmError
+from vidcm.metrics import adherence
 from vidcm.store import read_card
 
 REPO = Path(__file__).parents[2]
@@ -72,8 +77,10 @@ def asked(world: Path, output: Path, **changes) -> Path:
 
 
 def test_rows_are_trained_measured_and_kept(world, puppets, tmp_path, monkeypatch):
-    wish = compare.read(asked(world, tmp_path))
+    wish, exam, seen = compare.read(asked(world, tmp_path)), adherence.exam, []
+    monkeypatch.setattr(adherence, "exam", lambda *a: seen.append(a) or exam(*a))
     results = compare.compare(wish, puppets)
+    assert len(seen) == 2  # the truth of 2 clips is made once, not for each row
     written = json.loads((tmp_path / "comparison.json").read_text())
     assert written == results and list(results["rows"]) == ["teacher-heun", "tuning"]
     heun, tuning = results["rows"].values()
@@ -86,21 +93,30 @@ def test_rows_are_trained_measured_and_kept(world, puppets, tmp_path, monkeypatc
     assert card["config"]["steps"] == tuning["training"]["steps"] >= 1
     trained = (run / "student" / "final" / "model.safetensors").stat().st_mtime_ns
 
-    monkeypatch.setattr(compare, "_train", lambda *a: pytest.fail("a finished row trained again"))
+    monkeypatch.setattr(budget, "train", lambda *a: pytest.fail("a finished row trained again"))
     again = compare.compare(wish, puppets, ["tuning"])
-    assert again["rows"].keys() == results["rows"].keys()
+    assert again["rows"] == results["rows"]
     assert (run / "student" / "final" / "model.safetensors").stat().st_mtime_ns == trained
+
+    told = asked(world, tmp_path, rows={"tuning": {"config": str(world / "student.yaml")}})
+    with pytest.raises(UsageError, match="tuning was made of another optimizer.lr: 1e-05, not"):
+        compare.compare(compare.read(told), puppets)
+    (run / "row.json").unlink()
+    with pytest.raises(UsageError, match="tuning does not say what it was made of; remove"):
+        compare.compare(wish, puppets)
 
     text = table(results)
     assert text.count("\n| teacher-heun |") == 2 and text.count("\n| tuning |") == 2
+    for heading in ("adherence, %", "PSNR", "SSIM", "Fréchet", "motion", "diversity", "peak MB"):
+        assert heading in text.splitlines()[0]
     pytest.importorskip("matplotlib")
     plot(results, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes()[1:4] == b"PNG"
 
 
 def test_the_same_seconds_buy_fewer_slow_steps():
-    assert compare.steps_within(600, 2.5) == 240 and compare.steps_within(600, 0.5) == 1200
-    assert compare.steps_within(1, 3) == 1
+    assert budget.steps_within(600, 2.5) == 240 and budget.steps_within(600, 0.5) == 1200
+    assert budget.steps_within(1, 3) == 1
 
 
 def test_several_seeds_are_several_rows(world, tmp_path):
@@ -123,6 +139,11 @@ def test_several_seeds_are_several_rows(world, tmp_path):
         ({"rows": {}}, "a comparison needs"),
         ({"budget": 0}, "budget 0"),
         ({"counts": 3}, "unknown key 'counts'"),
+        ({"evaluations": [0, 1]}, "must be at least 1"),
+        ({"rows": {"x": "y.yaml"}}, "rows.x: 'y.yaml' is not a row"),
+        ({"rows": {"x": {"solver": "dpm", "seeds": [0, 1]}}}, "the teacher is not trained"),
+        ({"rows": {"x": {"solver": "dpm", "guidance": 101}}}, "rows.x: guidance is 101"),
+        ({"rows": {"x y": {"solver": "dpm"}, "x-y": {"solver": "dpm"}}}, "share the folder 'x-y'"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_trains(world, tmp_path, changes, message):
@@ -131,9 +152,139 @@ def test_what_does_not_fit_is_refused_before_anything_trains(world, tmp_path, ch
 
 
 def test_a_training_that_fails_names_its_config(world, puppets, tmp_path):
-    rows = {"bad": {"config": str(world / "student.yaml"), "overrides": ["data.path=nowhere"]}}
-    with pytest.raises(VidcmError, match="student.yaml ended with exit code 2"):
-        compare.compare(compare.read(asked(world, tmp_path, rows=rows)), puppets)
+    """Its row is recorded with the reason, and the rows after it are measured all the same."""
+    rows = {
+        "bad": {"config": str(world / "student.yaml"), "overrides": ["data.path=nowhere"]},
+        "teacher-dpm": {"solver": "dpm", "guidance": 2},
+    }
+    wish = compare.read(asked(world, tmp_path, rows=rows, evaluations=[1]))
+    with pytest.raises(VidcmError, match="student.yaml ended with exit code 2") as caught:
+        compare.compare(wish, puppets)
+    assert "1 of 2 rows failed: bad: training" in str(caught.value)
+    assert isinstance(caught.value, compare.RowsFailed) and not isinstance(caught.value, UsageError)
+    results = json.loads((tmp_path / "comparison.json").read_text())
+    assert results == caught.value.results and list(results["rows"]) == ["bad", "teacher-dpm"]
+    bad, teacher = results["rows"].values()
+    assert "nowhere" in bad["failed"] and bad["evaluations"] == {}
+    assert teacher["guidance"] == 2 and "failed" not in teacher
+    text = table(results)
+    assert "\n- bad: training" in text and "| teacher-dpm | 1 | 2 |" in text
+    assert "\n| bad |" not in text
+
+
+def test_the_command_shows_what_went_well_and_ends_as_failed(
+    world, puppets, tmp_path, capsys, monkeypatch
+):
+    rows = {"teacher-dpm": {"solver": "dpm"}}
+    path = asked(world, tmp_path, rows=rows, evaluations=[1])
+    results = compare.compare(compare.read(path), puppets)
+
+    def fail(*args) -> dict:
+        raise compare.RowsFailed(results, {"bad": "it fell"}, 2)
+
+    monkeypatch.setattr(compare, "compare", fail)
+    assert main(["--config", str(path), "--art", str(tmp_path)]) == 1
+    out, err = capsys.readouterr()
+    assert "| teacher-dpm | 1 | 3 |" in out
+    assert "error: 1 of 2 rows failed: bad: it fell. Mend it" in err
+    words = ["--config", str(path), "--art", str(tmp_path), "--into", str(path)]
+    assert main(words) == 2  # before anything is measured
+    assert "needs one line <!-- comparison:begin -->" in capsys.readouterr().err
+
+
+def test_results_of_another_comparison_are_refused_and_stay(world, puppets, tmp_path):
+    told = compare.read(asked(world, tmp_path))
+    made_of = {r: read_card(world / r)["sha256"] for r in ("teacher", "codec")}
+    same = {"version": 2, "budget": 0.5, "count": 2, "seed": 0, **made_of, "rows": {}}
+    for change, message in (
+        ({"budget": 600.0}, "another budget: 600.0, not 0.5; set results to another file"),
+        ({"count": 3}, "another count: 3, not 2"),
+        (
+            {"teacher": "f" * 64},
+            f"another teacher: 'fffffffffffff...', not '{made_of['teacher'][:13]}",
+        ),
+        ({"version": 1}, "of version 1"),
+    ):
+        text = json.dumps(same | change)
+        Path(told.results).write_text(text)
+        with pytest.raises(UsageError, match=message):
+            compare.compare(told, puppets)
+        assert Path(told.results).read_text() == text and not (tmp_path / "runs").exists()
+
+
+def test_solvers_are_measured_at_the_evaluations_they_really_take(world, puppets, tmp_path):
+    rows = {"heun": {"solver": "heun"}}
+    wish = compare.read(asked(world, tmp_path, rows=rows, evaluations=[1, 2, 4]))
+    lines = compare.compare(wish, puppets)["rows"]["heun"]["evaluations"]
+    assert {n: line["evaluations"] for n, line in lines.items()} == {"1": 2, "3": 6}
+
+
+def test_seeds_are_shown_as_mean_and_deviation():
+    def row(seed: int, score: float) -> dict:
+        line = {
+            "adherence": {"score": score},
+            "fidelity": {"psnr": 20.0, "ssim": 0.5},
+            "frechet": {"distance": 3.0},
+            "motion": {"ratio": None},
+            "diversity": {"ratio": 1.0},
+        }
+        made = {"steps": 7, "batch_size": 3, "seconds_per_step": 0.25, "peak_mb": 512.0}
+        told = {"row": "tuning", "seed": seed, "guidance": 1.5, "training": made}
+        return told | {"evaluations": {"1": line}}
+
+    rows = {"tuning, seed 0": row(0, 0.5), "tuning, seed 1": row(1, 0.7)}
+    made_on = {"cpu": "abacus", "device": "cpu", "threads": 1, "torch": "2"}
+    text = table({"budget": 60, "count": 2, "environment": made_on, "rows": rows})
+    line = "| tuning | 1 | 1.5 | 60.0 ± 14.1 | 20.0 ± 0.0 | 0.500 ± 0.000 | 3.00 ± 0.00 | - |"
+    assert line in text and "| 7 x 3 | 0.25 ± 0.00 | 512 ± 0 |" in text
+    assert text.count("\n| tuning") == 1 and "deviation over seeds" in text
+
+
+def test_seconds_a_step_are_those_of_the_log(tmp_path):
+    lines = [
+        {"step": 1, "samples_per_second": 1.0},
+        {"step": 2, "samples_per_second": 6.0},
+        {"step": 2, "preview/motion": 3.0},
+        {"step": 5, "samples_per_second": 2.0},
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "metrics.jsonl").write_text(text)
+    assert budget.seconds_per_step(tmp_path, 6) == pytest.approx((6 + 1 + 9) / 5)
+    assert budget.seconds_per_step(tmp_path, 6, after=1) == pytest.approx((1 + 9) / 4)
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 4, "samples_per_second": 0.0}))
+    with pytest.raises(VidcmError, match="were any steps finite"):
+        budget.seconds_per_step(tmp_path, 6)
+
+
+def test_peak_memory_is_the_training_s_own_not_that_of_who_started_it():
+    ballast = bytearray(b"x") * (900 * 2**20)
+    code = "from vidcm.budget import peak_memory; print(peak_memory())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPO)
+    assert 5 < float(done.stdout) < len(ballast) / 2**20
+
+
+def test_an_interrupt_stops_the_training_too_and_leaves_a_checkpoint(world, tmp_path):
+    told = [f"output={tmp_path / 'run'}", "steps=100000", "log_every=1", "teacher=null"]
+    told += [f"codec={world / 'codec'}", f"init={world / 'teacher'}"]
+    code = f"from vidcm.budget import train; train({str(world / 'student.yaml')!r}, {told}, None)"
+    child = subprocess.Popen([sys.executable, "-c", code], cwd=REPO, stderr=subprocess.DEVNULL)
+    log = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and log.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    child.send_signal(signal.SIGINT)
+    assert child.wait(60) != 0
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
+
+
+def test_an_interrupt_is_no_failure_of_a_row(world, puppets, tmp_path, monkeypatch):
+    def stop(*args) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(budget, "train", stop)
+    with pytest.raises(KeyboardInterrupt):
+        compare.compare(compare.read(asked(world, tmp_path)), puppets, ["tuning"])
+    assert not (tmp_path / "comparison.json").exists()
 
 
 def test_the_command_refuses_and_shows(tmp_path, capsys, monkeypatch):

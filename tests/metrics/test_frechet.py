@@ -2,15 +2,17 @@
 
 import numpy as np
 import pytest
+import tiny
 import torch
 
+from vidcm.cli import export
 from vidcm.errors import UsageError, VidcmError
 from vidcm.metrics import frechet
 from vidcm.metrics.frechet import BUNDLED, distance, features, load_features
 from vidcm.models.attribute_net import PLAYBACK, AttributeNet
 from vidcm.objectives.attribute_naming import AttributeNaming, frame_order
 from vidcm.rng import SampleRng
-from vidcm.store import read_card
+from vidcm.store import read_card, save_model
 from vidcm.train.naming_task import renew
 from vidcm.video import to_video
 
@@ -133,6 +135,38 @@ def test_bundled_network_is_small_and_says_how_good_it_is():
     made = read_card(BUNDLED)["made"]
     marks = made["heldout_accuracy"]
     assert np.mean(list(marks.values())) > 0.6 and made["heldout_count"] >= 512
+
+
+def test_export_makes_the_folder_to_bundle(puppets, tmp_path, monkeypatch, capsys):
+    counts = {name: len(puppets.words[name]) for name in puppets.attributes}
+    spec, run, output = (
+        {"name": "attribute_net", "classes": counts},
+        tmp_path / "run",
+        tmp_path / "x",
+    )
+    save_model(run, spec, AttributeNet(counts).state_dict(), made={"step": 3})
+    monkeypatch.setattr("vidcm.data.lpc.LPC", lambda art, attributes: puppets)
+    monkeypatch.setattr(frechet.release, "__defaults__", (5,))
+    argv = ["--features", str(run), "--output", str(output), "--art", "theatre"]
+    assert export.main(argv) == 0
+    assert f"{output}: names sex " in capsys.readouterr().out
+    made = read_card(output)["made"]
+    assert made["step"] == 3 and made["heldout_count"] == 5
+    assert list(made["heldout_accuracy"]) == puppets.attributes
+    assert (output / "model.safetensors").stat().st_size < 0.6 * (
+        (run / "model.safetensors").stat().st_size
+    )
+    for words, message in (
+        (argv, "x exists; give another --output, or --overwrite"),
+        ([*argv, "--codec", "c"], "leave out codec, teacher and student"),
+        (["--codec", "c", "--output", "y"], "--teacher, --student missing"),
+    ):
+        assert export.main(words) == 2
+        assert message in capsys.readouterr().err
+    tiny.save(run, tiny.CODEC)
+    assert export.main([*argv, "--overwrite"]) == 2  # before anything is written
+    assert "holds a CausalVAE; expected a AttributeNet" in capsys.readouterr().err
+    assert read_card(output)["made"] == made
 
 
 def test_bundled_features_see_noise_freezing_and_wrong_order(small_art):

@@ -19,7 +19,7 @@ AIMS = (12.0, 1.5)  # the ratios that help, in this order
 def measure(times) -> Trial:
     ratios = [t / (1 - t) for t in times]
     reached = [any(math.isclose(r, aim) for r in ratios) for aim in AIMS]
-    needless = sum(r not in (0,) for r in ratios) - 1 - sum(reached)
+    needless = len(times) - 1 - sum(reached)
     return Trial(tuple(times), 0.5 + 0.2 * reached[0] + 0.1 * all(reached), 20.0 - needless)
 
 
@@ -62,8 +62,8 @@ def test_trials_repeat_and_the_pipeline_makes_the_same_clips(puppets, folder):
     again = VideoPipeline.from_pretrained(folder)
     assert again.settings["student"]["times"]["2"] == list(times)
     assert again.settings["student"]["times"]["1"] == [NEARLY_NOISE]
-    clips = again(bench.prompts[0], steps=2, seed=bench.seeds[0])
-    mine = bench._make(slice(0, 1), times)
+    clips = again(bench.prompts, steps=2, seed=bench.seeds)
+    mine = bench.clips(times)
     assert int((torch.from_numpy(clips.frames).int() - mine.int()).abs().max()) <= 1
 
 

@@ -21,13 +21,13 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from vidcm.errors import VidcmError
+from vidcm.errors import UsageError, VidcmError
 
 MAX_SEED = 2**63 - 1
 
 # Read once, when torch loads OpenMP: threads that wait spin for some 10 microseconds, then sleep.
-# Never spinning makes training nearly twice as slow on idle cores; spinning for milliseconds, the
-# default, makes it many times as slow where anything else runs beside.
+# Never spinning makes training much slower on idle cores; spinning for milliseconds, the default,
+# makes it slower still where anything else runs beside.
 os.environ.setdefault("GOMP_SPINCOUNT", "30000")
 
 
@@ -145,6 +145,21 @@ non_negative_int = whole_number(0)
 seed = whole_number(0, MAX_SEED)
 
 
+def sides(names: str) -> Callable[[str], tuple[int, ...]]:
+    """An argparse type: whole numbers joined by x; names: what they are, as "HEIGHTxWIDTH"."""
+    count = names.count("x") + 1
+    side = whole_number(1, 100_000)
+
+    def convert(text: str) -> tuple[int, ...]:
+        parts = text.split("x")
+        if len(parts) != count:
+            example = "x".join(["9", "64", "128"][-count:])
+            raise _refusal(text, f"{names}, as {example}")
+        return tuple(map(side, parts))
+
+    return convert
+
+
 def existing_file(text: str) -> Path:
     """An argparse type: the path of a file that is there (a pipe such as /dev/stdin will do)."""
     path = Path(text)
@@ -155,6 +170,19 @@ def existing_file(text: str) -> Path:
         hint = did_you_mean(path.name, siblings)
         raise argparse.ArgumentTypeError(f"no such file {_shown(text)}{hint}")
     return path
+
+
+def add_art(group: argparse._ActionsContainer) -> None:
+    """The option `--art`, which `art_of` reads."""
+    group.add_argument("--art", help="the LPC layers, folder or tar (default: $VIDCM_LPC_ART)")
+
+
+def art_of(args: argparse.Namespace) -> str:
+    """Where the LPC art lies: `--art`, or the environment. Raises UsageError when neither says."""
+    art = args.art or os.environ.get("VIDCM_LPC_ART")
+    if not art:
+        raise UsageError("the true clips need the LPC art; give --art, or set VIDCM_LPC_ART")
+    return art
 
 
 class _Terminated(BaseException):

@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from vidcm.cli.common import Parser, existing_file, run
-from vidcm.errors import UsageError
+from vidcm.cli.common import Parser, add_art, art_of, existing_file, run
+from vidcm.errors import UsageError, VidcmError
 
 
 def parser() -> Parser:
@@ -12,16 +12,17 @@ def parser() -> Parser:
         "vidcm compare",
         "Train every row of a comparison from the same teacher for the same seconds, measure it at\n"
         "1, 2, 4, 8 evaluations beside the teacher's own solvers, and write numbers, a table and a\n"
-        "plot. A comparison that was interrupted goes on where it stopped.",
+        "plot. A comparison that was interrupted goes on where it stopped. A row that fails is\n"
+        "recorded with its reason; the others go on, and the command ends with exit code 1.",
         "examples:\n"
         "  vidcm compare --config configs/lpc/comparison.yaml\n"
-        "  vidcm compare --config configs/lpc/comparison.yaml --rows flow_map teacher-dpm\n"
+        '  vidcm compare --config configs/lpc/comparison.yaml --rows "flow map" teacher-dpm\n'
         "  vidcm compare --table docs/results/comparison.json --into docs/comparison.md "
         "--plot docs/images/comparison.png",
     )
     p.add_argument("--config", type=existing_file, metavar="YAML", help="train and measure these")
     p.add_argument("--rows", nargs="+", metavar="ROW", help="some of its rows (default: all)")
-    p.add_argument("--art", help="the LPC layers, folder or tar (default: $VIDCM_LPC_ART)")
+    add_art(p)
     p.add_argument("--table", type=existing_file, metavar="JSON", help="numbers measured before")
     p.add_argument(
         "--into",
@@ -29,7 +30,7 @@ def parser() -> Parser:
         metavar="MD",
         help="put the table between <!-- comparison:begin --> and <!-- comparison:end -->",
     )
-    p.add_argument("--plot", type=Path, metavar="PNG", help="adherence against evaluations")
+    p.add_argument("--plot", type=Path, metavar="PNG", help="quality against evaluations")
     return p
 
 
@@ -39,13 +40,15 @@ def main(argv: list[str] | None = None) -> int:
 
 def _compare(args: argparse.Namespace) -> None:
     from vidcm.comparison_report import plot, read_comparison, table
-    from vidcm.markdown import rewrite
+    from vidcm.markdown import block, rewrite
 
     if (args.config is None) == (args.table is None):
         raise UsageError("give either --config (to measure) or --table (to show what was measured)")
     if args.plot and args.plot.suffix.lower() != ".png":
         raise UsageError(f"--plot writes .png files, not {args.plot.name!r}")
-    results = read_comparison(args.table) if args.table else _measure(args)
+    if args.into:
+        block(args.into, "comparison")  # a file without its marks is refused before hours of work
+    results, failed = (read_comparison(args.table), None) if args.table else _measure(args)
     text = table(results)
     if args.into:
         rewrite(args.into, "comparison", text)
@@ -53,19 +56,20 @@ def _compare(args: argparse.Namespace) -> None:
         print(text, end="")
     if args.plot:
         plot(results, args.plot)
+    if failed:
+        raise failed
 
 
-def _measure(args: argparse.Namespace) -> dict:
-    import os
-
-    from vidcm.compare import compare, entries, read
+def _measure(args: argparse.Namespace) -> tuple[dict, VidcmError | None]:
+    """The results, and what to end with when some rows failed."""
+    from vidcm.compare import RowsFailed, compare, read
     from vidcm.data.lpc import LPC
 
     asked = read(args.config)
-    art = args.art or os.environ.get("VIDCM_LPC_ART")
-    if not art:
-        raise UsageError("the true clips need the LPC art; give --art, or set VIDCM_LPC_ART")
-    known = {key.split(", seed")[0] for key, _, _ in entries(asked)}
-    if unknown := sorted(set(args.rows or ()) - known):
-        raise UsageError(f"no row {unknown[0]!r} in {args.config}; it has {', '.join(known)}")
-    return compare(asked, LPC(art), args.rows)
+    art = art_of(args)
+    if unknown := sorted(set(args.rows or ()) - set(asked.rows)):
+        raise UsageError(f"no row {unknown[0]!r} in {args.config}; it has {', '.join(asked.rows)}")
+    try:
+        return compare(asked, LPC(art), args.rows), None
+    except RowsFailed as failed:
+        return failed.results, failed

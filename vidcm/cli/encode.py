@@ -2,13 +2,13 @@
 
 import argparse
 
-from vidcm.cli.common import Parser, non_negative_int, positive_int, run
+from vidcm.cli.common import Parser, add_art, art_of, non_negative_int, positive_int, run, sides
 
 
 def parser() -> argparse.ArgumentParser:
     p = Parser(
         "encode.py",
-        "Encode clips once, so that training reads latents instead of running the codec. The cache "
+        "Encode clips once, so that training reads latents instead of running the codec. The cache\n"
         "names the codec that made it; training with another one is refused.",
         "examples:\n"
         "  python tools/encode.py --codec runs/lpc/codec/final --data lpc --art layers.tar --count 30000 --output runs/lpc/latents\n"
@@ -17,7 +17,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--codec", required=True, help="a codec's model folder (the `final` of its run)")
     p.add_argument("--data", required=True, choices=["lpc", "folder"], help="what to encode")
     p.add_argument("--output", required=True, help="a new folder for the cache")
-    p.add_argument("--art", help="lpc: folder or tar of the layers (default: VIDCM_LPC_ART)")
+    add_art(p)
     p.add_argument(
         "--count",
         type=positive_int,
@@ -39,6 +39,14 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--size", default="64x64", help="folder: HEIGHTxWIDTH (default: %(default)s)")
     p.add_argument(
+        "--bucket",
+        type=sides("FRAMESxHEIGHTxWIDTH"),
+        action="append",
+        default=[],
+        metavar="FxHxW",
+        help="folder: a further shape, as 33x64x112, for videos nearer to it; may be repeated",
+    )
+    p.add_argument(
         "--fps", type=float, default=8.0, help="folder: frames per second (default: %(default)s)"
     )
     p.add_argument(
@@ -57,7 +65,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _encode(args: argparse.Namespace) -> None:
-    import os
     from pathlib import Path
 
     from vidcm.errors import UsageError
@@ -65,11 +72,7 @@ def _encode(args: argparse.Namespace) -> None:
     if Path(args.output).exists() and not args.overwrite:
         raise UsageError(f"{args.output} exists; give another --output, or --overwrite")
     if args.data == "lpc":
-        args.art = args.art or os.environ.get("VIDCM_LPC_ART")
-        if not args.art:
-            raise UsageError(
-                "--data lpc needs --art (or VIDCM_LPC_ART): the folder or tar of the layers"
-            )
+        args.art = art_of(args)
     elif not args.root:
         raise UsageError("--data folder needs --root: where the videos and captions are")
 
@@ -138,12 +141,22 @@ def _folder(args: argparse.Namespace, device):
     if not (cross and height.isdigit() and width.isdigit()):
         raise UsageError(f"cannot read --size {args.size!r}; write HEIGHTxWIDTH, as 64x64")
     size = check_size(int(height), int(width), 8)
-    data = VideoFolder(args.root, num_frames=check_frames(args.frames), size=size, fps=args.fps)
+    for frames, *sizes in args.bucket:
+        check_frames(frames)
+        check_size(*sizes, 8)
+    data = VideoFolder(
+        args.root,
+        num_frames=check_frames(args.frames),
+        size=size,
+        buckets=args.bucket,
+        fps=args.fps,
+    )
 
     def source():
-        for start in range(0, len(data), args.batch):
-            frames, captions, kept = data.clips(range(start, min(start + args.batch, len(data))))
-            if kept:
-                yield frames, [[c] for c in captions]
+        for _, clips in data.buckets:
+            for start in range(0, len(clips), args.batch):
+                frames, captions, kept = data.clips(clips[start : start + args.batch])
+                if kept:
+                    yield frames, [[c] for c in captions]
 
     return source(), {"data": "folder", "fps": args.fps}, len(data)

@@ -1,11 +1,9 @@
 """`tools/tune.py`: where a student's sampler stops between its steps, found by trial."""
 
 import argparse
-import os
 from collections.abc import Sequence
 
-from vidcm.cli.common import Parser, positive_int, run, seed, whole_number
-from vidcm.errors import UsageError
+from vidcm.cli.common import Parser, add_art, art_of, positive_int, run, seed, whole_number
 
 
 def parser() -> Parser:
@@ -16,7 +14,7 @@ def parser() -> Parser:
         "example:\n  vidcm tune --checkpoint my-model --art layers.tar --steps 2 4 8 --count 64",
     )
     p.add_argument("--checkpoint", required=True, help="a pipeline folder; its settings change")
-    p.add_argument("--art", help="the LPC layers, folder or tar (default: $VIDCM_LPC_ART)")
+    add_art(p)
     p.add_argument(
         "--steps", nargs="+", type=whole_number(2, 8), default=[2, 4], help="numbers of steps (2 4)"
     )
@@ -37,9 +35,7 @@ def _tune(args: argparse.Namespace) -> None:
     from vidcm.metrics.search import Bench, Trial, keep, search
     from vidcm.pipeline import VideoPipeline
 
-    art = args.art or os.environ.get("VIDCM_LPC_ART")
-    if not art:
-        raise UsageError("the true clips need the LPC art; give --art, or set VIDCM_LPC_ART")
+    art = art_of(args)
     pipe = VideoPipeline.from_pretrained(args.checkpoint, args.device)
     bench = Bench(
         pipe, LPC(art, num_frames=pipe.settings["frames"]), args.count, args.seed, args.batch

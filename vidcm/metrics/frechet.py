@@ -6,6 +6,7 @@ trained on photographs has little to say about pixel art.
 """
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -59,15 +60,17 @@ def release(
     run: str | Path, folder: str | Path, art: str | Path, count: int = 1024
 ) -> dict[str, float]:
     """Write what a run of `configs/lpc/features.yaml` made (its `final` folder) as the folder to
-    bundle: fp16, with the accuracy on `count` held-out clips in its card. Returns the accuracy."""
+    bundle: fp16, with the accuracy on `count` held-out clips in its card. Returns the accuracy.
+    Raises UsageError when the run is of another model."""
     from vidcm.data.lpc import LPC
     from vidcm.train.naming_task import accuracy
 
+    load_features(run)  # of another kind, it is refused before anything is written
     card, weights = read_card(run), read_weights(run)
-    save_model(folder, card["spec"], weights, made=card["made"], dtype=torch.float16)
-    found = accuracy(
-        load_features(folder), LPC(art, attributes=list(card["spec"]["classes"])), count
-    )
+    classes = list(card["spec"]["classes"])
+    with TemporaryDirectory() as draft:
+        save_model(f"{draft}/net", card["spec"], weights, dtype=torch.float16)
+        found = accuracy(load_features(f"{draft}/net"), LPC(art, attributes=classes), count)
     made = card["made"] | {"heldout_accuracy": found, "heldout_count": count}
     save_model(folder, card["spec"], weights, made=made, dtype=torch.float16)
     return found

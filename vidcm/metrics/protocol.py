@@ -37,10 +37,11 @@ SEEDS = 4  # clips of each prompt that leaves attributes open
 
 
 class Truth:
-    """What a (count, seed) asks, and the true answers; each part is made when first needed."""
+    """What a (count, seed) asks, and the true answers; each part is made when first needed, once
+    for whatever is measured against it. features: the folder of the network that sees clips."""
 
-    def __init__(self, lpc: LPC, count: int, seed: int):
-        self.lpc, self.count, self.seed = lpc, count, seed
+    def __init__(self, lpc: LPC, count: int, seed: int, features: Path = frechet.BUNDLED):
+        self.lpc, self.count, self.seed, self.folder = lpc, count, seed, features
         self.combinations: list[Combination] = []
         self.captions: list[str] = []
         for i in range(count):
@@ -63,6 +64,15 @@ class Truth:
     @cached_property
     def motion(self) -> np.ndarray:
         return motion.motion(self.frames)
+
+    @cached_property
+    def net(self) -> AttributeNet:
+        return frechet.load_features(self.folder)
+
+    @cached_property
+    def features(self) -> np.ndarray:
+        """`(count, d)`."""
+        return frechet.features(self.net, self.frames)
 
     @cached_property
     def open_prompts(self) -> list[diversity.OpenPrompt]:
@@ -131,33 +141,48 @@ def evaluate(
     Finished rows of an existing file are kept. name: how the file calls the model. hand_prompts:
     also measure prompts written by hand. overwrite: start anew. Raises UsageError when the file
     holds results of another protocol, model or feature network."""
-    truth = Truth(lpc, count, seed)
+    return evaluate_on(
+        Truth(lpc, count, seed, features),
+        pipe,
+        output,
+        name=name,
+        rows=rows,
+        batch=batch,
+        hand_prompts=hand_prompts,
+        overwrite=overwrite,
+    )
+
+
+def evaluate_on(
+    truth: Truth,
+    pipe: "VideoPipeline",
+    output: Path,
+    *,
+    name: str,
+    rows: Sequence[str],
+    batch: int = 16,
+    hand_prompts: bool = False,
+    overwrite: bool = False,
+) -> dict:
+    """As `evaluate`, against a truth that further models are measured against."""
     results: dict[str, Any] = {
         "protocol": describe(truth),
         "model": describe_model(pipe, name),
-        "features": describe_features(features),
+        "features": describe_features(truth.folder),
         "rows": {},
     }
     if output.exists() and not overwrite:
         results["rows"] = _kept(output, results)
-    net: AttributeNet | None = None
     marker: hand.HandMarker | None = None
     for row in sorted(rows, key=place):
         parts = results["rows"].setdefault(row, {})
         if "heldout" not in parts:
-            net = net or frechet.load_features(features)
-            _add(
-                results,
-                output,
-                row,
-                "heldout",
-                _plain(_measure(maker(pipe, row, batch), truth, net)),
-                pipe,
-            )
+            found = _measure(maker(pipe, row, batch), truth)
+            _add(results, output, row, "heldout", plain(found), pipe)
         if hand_prompts and row != "codec" and "hand_prompts" not in parts:
-            marker = marker or hand.HandMarker(lpc, hand.load())
+            marker = marker or hand.HandMarker(truth.lpc, hand.load())
             found = _measure_hand(maker(pipe, row, batch), truth, marker)
-            _add(results, output, row, "hand_prompts", _plain(found), pipe)
+            _add(results, output, row, "hand_prompts", plain(found), pipe)
     return results
 
 
@@ -189,7 +214,7 @@ def _kept(output: Path, results: dict) -> dict:
     return before["rows"]
 
 
-def _measure(make: Maker, truth: Truth, net: AttributeNet) -> dict:
+def _measure(make: Maker, truth: Truth) -> dict:
     """The metrics of one row."""
     exams = truth.exams  # before the clock starts: they serve every row
     start = time.perf_counter()
@@ -199,7 +224,7 @@ def _measure(make: Maker, truth: Truth, net: AttributeNet) -> dict:
     marks = adherence.mark(exams, made.frames, attributes)
     moved = motion.motion(made.frames)
     moves = motion.motion_ratio(moved, truth.motion)
-    distance = frechet.frechet(*(frechet.features(net, f) for f in (made.frames, truth.frames)))
+    distance = frechet.frechet(frechet.features(truth.net, made.frames), truth.features)
     varied = _measure_diversity(make, truth)
     return {
         "evaluations": made.evaluations,
@@ -263,12 +288,12 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Numbers to six digits, numpy's to Python's, what is not a number to null."""
     if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
+        return {k: plain(v) for k, v in value.items()}
     if isinstance(value, list):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, float | np.floating):
         return float(f"{value:.6g}") if math.isfinite(value) else None
     return value

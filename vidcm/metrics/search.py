@@ -7,21 +7,20 @@ there, so that a longer list never does worse than a shorter one on the prompts 
 
 import json
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vidcm import sampling
 from vidcm.data.lpc import LPC
 from vidcm.errors import UsageError
 from vidcm.markdown import write_text
 from vidcm.metrics import adherence, fidelity
-from vidcm.pipeline import SampleRngs, VideoPipeline
-from vidcm.times import NEARLY_NOISE, on_path
-from vidcm.video import to_frames
+from vidcm.metrics.rows import maker
+from vidcm.pipeline import VideoPipeline
+from vidcm.times import NEARLY_NOISE
 
 RATIOS = (96.0, 48.0, 24.0, 12.0, 6.0, 3.0, 1.5)  # sigma / alpha, an octave apart
 
@@ -79,28 +78,19 @@ class Bench:
         self.exams = [adherence.exam(lpc, c) for c in bar]
         self.seeds = [seed + 2**34 + i for i in range(count)]
 
-    @torch.no_grad()
     def __call__(self, times: Sequence[float]) -> Trial:
-        frames = torch.cat(
-            [
-                self._make(slice(i, i + self.batch), times)
-                for i in range(0, len(self.prompts), self.batch)
-            ]
-        )
+        frames = self.clips(times)
         marks = adherence.mark(self.exams, frames, self.attributes)
         score = adherence.summary(marks, self.attributes)["score"]
         return Trial(tuple(times), float(score), float(fidelity.psnr(frames, self.truth).mean()))
 
-    def _make(self, part: slice, times: Sequence[float]) -> Tensor:
-        pipe, prompts = self.pipe, self.prompts[part]
-        student = pipe.model("student")
-        scale = torch.full((len(prompts),), float(pipe.settings["student"]["guidance"]))
-        cond = student.encode(prompts, scale.to(pipe.device))
-        rng = SampleRngs(self.seeds[part], pipe.device)
-        sizes = (pipe.settings[k] for k in ("frames", "height", "width"))
-        noise = rng.normal(*pipe.codec.latent_shape(*sizes))
-        x = sampling.consistency(student, noise, on_path(student.path, times).tolist(), cond, rng)
-        return to_frames(pipe.codec.decode(x)).cpu()
+    def clips(self, times: Sequence[float]) -> Tensor:
+        """uint8 `(count t h w c)`: what the pipeline makes once it keeps these times."""
+        own, steps = self.pipe.settings, len(times)
+        tried = copy(self.pipe)
+        tried.settings = {**own, "student": {**own["student"], "times": {str(steps): list(times)}}}
+        make = maker(tried, f"student-{steps}", self.batch)
+        return make(self.prompts, self.truth, self.seeds).frames
 
 
 def keep(pipe: VideoPipeline, trials: Sequence[Trial]) -> None:

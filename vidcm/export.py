@@ -1,0 +1,136 @@
+"""A pipeline folder out of model folders: what `generate` and `VideoPipeline` load."""
+
+import inspect
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from vidcm.errors import UsageError
+from vidcm.pipeline import VideoPipeline
+from vidcm.registry import build, lookup
+from vidcm.sampling import student_settings
+from vidcm.store import read_card, read_weights, save_model
+from vidcm.times import SHIFT
+from vidcm.train.health import LEAST_MOTION, logged_motion
+
+ROLES = ("codec", "teacher", "student")
+MOST_STEPS = 8  # beyond, more steps of a consistency student rarely help
+
+
+def objective_of(student: str | Path) -> dict:
+    """The spec of the objective that made a model folder; {} where its card has none."""
+    return read_card(student)["made"].get("config", {}).get("objective", {})
+
+
+def sampling_of(objective: dict) -> dict[str, Any]:
+    """The settings that say how a student of an objective is sampled."""
+    special = objective and hasattr(lookup("objective", objective["name"]), "sampling")
+    found = student_settings(build("objective", objective, teacher=None) if special else None)
+    return found | {"times": {str(k): list(v) for k, v in found["times"].items()}}
+
+
+def guidance_of(objective: dict) -> list[float]:
+    """The range of scales that students of an objective are told; of an objective made of others,
+    that of its consistency term."""
+    spec = objective.get("consistency", objective)
+    if "guidance" in spec or "name" not in spec:
+        return list(spec.get("guidance", (1.0, 5.0)))
+    options = inspect.signature(lookup("objective", spec["name"])).parameters
+    return list(options["guidance"].default) if "guidance" in options else [1.0, 5.0]
+
+
+def pipeline_settings(
+    objective: dict,
+    *,
+    frames: int,
+    height: int,
+    width: int,
+    fps: float,
+    guidance: float,
+    steps: int = 4,
+    teacher_steps: int = 50,
+    solver: str | None = None,
+) -> dict[str, Any]:
+    """What `pipeline.json` holds for a student of an objective and its teacher. guidance, steps:
+    the defaults of both. solver: the teacher's, if not Euler's."""
+    student = {
+        "steps": steps,
+        "guidance": guidance,
+        "guidance_range": guidance_of(objective),
+        "max_steps": MOST_STEPS,
+    }
+    teacher = {"steps": teacher_steps, "guidance": guidance, "shift": SHIFT}
+    return {
+        "frames": frames,
+        "height": height,
+        "width": width,
+        "fps": fps,
+        "student": student | sampling_of(objective),
+        "teacher": teacher | ({"solver": solver} if solver else {}),
+    }
+
+
+def export(
+    models: Mapping[str, str | Path],
+    output: Path,
+    settings: dict[str, Any],
+    *,
+    storage: str = "fp16",
+    overwrite: bool = False,
+) -> None:
+    """Write model folders (one for each of `ROLES`) and settings as a pipeline folder, after they
+    were loaded together and made a clip.
+
+    storage: fp16, or int8 for teacher and student. overwrite: replace the models of an existing
+    folder; its other files stay. Raises UsageError for parts that do not fit together."""
+    if (output / "pipeline.json").exists() and not overwrite:
+        raise UsageError(f"{output} holds a pipeline; give another --output, or --overwrite")
+    cards = {role: read_card(models[role]) for role in ROLES}
+    for role in ("teacher", "student"):
+        told = cards[role]["spec"].get("backbone", {}).get("guided", False)
+        if told != (role == "student"):
+            raise UsageError(
+                f"{models[role]} is not a {role}: a student takes a guidance scale as an input "
+                "(backbone.guided), a teacher does not"
+            )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
+        draft = Path(folder)
+        for role, card in cards.items():
+            eight = storage == "int8" and role != "codec"
+            dtype = torch.int8 if eight else torch.float16
+            weights = read_weights(models[role])
+            save_model(draft / role, card["spec"], weights, made=card["made"], dtype=dtype)
+        (draft / "pipeline.json").write_text(json.dumps(settings, indent=1) + "\n", "utf-8")
+        pipe = VideoPipeline.from_pretrained(draft, "cpu")
+        for role in ("teacher", "student"):
+            if pipe.model(role).channels != pipe.codec.channels:
+                raise UsageError(
+                    f"{models[role]} makes latents of {pipe.model(role).channels} channels, "
+                    f"{models['codec']} reads {pipe.codec.channels}; give the codec it was trained "
+                    "with"
+                )
+        pipe("a test", steps=settings["student"].get("phases", 1))
+        pipe("a test", steps=1, teacher=True)
+        output.mkdir(exist_ok=True)
+        for made in draft.iterdir():
+            if (output / made.name).is_dir():
+                shutil.rmtree(output / made.name)
+            os.replace(made, output / made.name)
+
+
+def refuse_still(student: str | Path) -> None:
+    """Raises UsageError when the run that a student's folder lies in logged too little motion."""
+    log = Path(student).resolve().parent / "metrics.jsonl"
+    ratios = logged_motion(log, read_card(student)["made"].get("step"))
+    if ratios and (worst := min(ratios.items(), key=lambda item: item[1]))[1] < LEAST_MOTION:
+        raise UsageError(
+            f"{student} moves {worst[1]:.4g} times as much as its teacher ({worst[0]} in {log}), "
+            f"below {LEAST_MOTION}; train on, or export it all the same with --allow-still"
+        )

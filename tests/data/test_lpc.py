@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from vidcm.data import lpc as module
-from vidcm.data.lpc import CELL, LPC, ROWS, SHEET, Sheets, held_out, vocabulary
+from vidcm.data.lpc import LPC, held_out, vocabulary
+from vidcm.data.wardrobe import CELL, ROWS, SHEET, Sheets
 from vidcm.errors import UsageError, VidcmError
 from vidcm.video import write_png
 

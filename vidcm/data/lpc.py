@@ -8,10 +8,7 @@ are composed wherever the sheets are kept, on a CPU or a GPU.
 """
 
 import hashlib
-import io
-import tarfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from importlib import resources
 from pathlib import Path
@@ -19,18 +16,15 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from einops import rearrange
 from torch import Tensor
 
 from vidcm.data.batch import Batch
 from vidcm.data.captions import speak
-from vidcm.errors import UsageError, VidcmError
+from vidcm.data.wardrobe import CELL, ROWS, Sheets, Wardrobe, premultiply
+from vidcm.errors import UsageError
 
 Combination = dict[str, str]
 
-CELL = 64
-ROWS = 21  # five actions x four directions, and the fall
-SHEET = (ROWS * CELL, 13 * CELL)
 FPS = 8.0
 
 
@@ -44,77 +38,6 @@ def held_out(combination: Combination) -> bool:
     """Whether a combination belongs to the test split (one in ten, by hash; never trained on)."""
     text = "|".join(sorted(f"{k}={v}" for k, v in combination.items()))
     return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) % 10 == 0
-
-
-class Sheets:
-    """Reads sheets from a folder or tar by their path inside it, as uint8 `(21, 13, 64, 64, 4)`."""
-
-    def __init__(self, art: str | Path):
-        self.art = Path(art)
-        if not self.art.exists():
-            raise UsageError(
-                f"the LPC art was not found at {self.art}; set data.art or VIDCM_LPC_ART to the "
-                "folder or tar of layers (docs/data.md says where to get it)"
-            )
-
-    @cached_property
-    def _tar(self) -> tuple[tarfile.TarFile, dict[str, tarfile.TarInfo]]:
-        try:
-            archive = tarfile.open(self.art)
-            return archive, {m.name.removeprefix("./"): m for m in archive.getmembers()}
-        except tarfile.TarError as error:
-            raise UsageError(
-                f"{self.art} is neither a folder nor a readable tar: {error}"
-            ) from None
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        import av
-        from av.error import FFmpegError
-
-        if self.art.is_dir():
-            path = self.art / name
-            blob = path.read_bytes() if path.is_file() else None
-        else:
-            archive, members = self._tar
-            handle = archive.extractfile(members[name]) if name in members else None
-            blob = handle.read() if handle else None
-        if blob is None:
-            raise VidcmError(f"the LPC art at {self.art} lacks the sheet {name}; get it complete")
-        try:
-            with av.open(io.BytesIO(blob), "r") as container:
-                image = next(container.decode(video=0)).to_ndarray(format="rgba")
-        except (FFmpegError, StopIteration) as error:
-            raise VidcmError(f"cannot read the sheet {name} in {self.art}: {error}") from None
-        if image.shape != (*SHEET, 4):
-            raise VidcmError(f"the sheet {name} is {image.shape[1]}x{image.shape[0]}, not 832x1344")
-        return image.reshape(ROWS, CELL, 13, CELL, 4).transpose(0, 2, 1, 3, 4)
-
-
-@dataclass(frozen=True)
-class Wardrobe:
-    """Every sheet of a vocabulary, resampled to clips: `cells` uint8 `(sheets, 21, 4, t, 64, 64)`,
-    premultiplied; sheet 0 is empty. `index` maps a path inside the art to its sheet."""
-
-    cells: Tensor
-    index: dict[str, int]
-
-    def compose(self, layers: Tensor, rows: Tensor, background: Tensor) -> Tensor:
-        """Blend `layers (b, n)` (sheet numbers, bottom first) at `rows (b,)` over `background
-        (b, 3)` uint8 -> frames uint8 `(b, t, 64, 64, 3)`; exact 8-bit arithmetic."""
-        # A few clips at a time stay in a CPU's cache; a GPU takes the batch whole.
-        chunk = len(layers) if self.cells.is_cuda else 2
-        parts = zip(layers.split(chunk), rows.split(chunk), background.split(chunk), strict=True)
-        return torch.cat([self._compose(*part) for part in parts])
-
-    def _compose(self, layers: Tensor, rows: Tensor, background: Tensor) -> Tensor:
-        out = background.to(torch.int32).view(-1, 3, 1, 1, 1)
-        for layer in layers.unbind(1):
-            if not layer.is_cuda and not layer.any():
-                continue
-            drawn = self.cells[layer, rows].to(torch.int32)
-            out = drawn[:, :3] + (out * (255 - drawn[:, 3:]) + 127) // 255
-        out = out.expand(len(layers), 3, *self.cells.shape[3:])
-        return rearrange(out.to(torch.uint8), "b c t h w -> b t h w c").contiguous()
 
 
 class LPC:
@@ -212,7 +135,7 @@ class LPC:
             for action in self.words["action"].values():
                 at = (clip * (action["frames"] - 1) * 2 + last) // (2 * last)
                 rows = slice(action["row"], action["row"] + (1 if "direction" in action else 4))
-                cells[number, rows] = torch.from_numpy(_premultiply(sheet[rows][:, at]))
+                cells[number, rows] = torch.from_numpy(premultiply(sheet[rows][:, at]))
         return Wardrobe(cells.to(self.device), {path: i for i, path in enumerate(paths, start=1)})
 
     def to(self, device: torch.device | str) -> "LPC":
@@ -295,14 +218,6 @@ class LPCCaptions(LPC):
     def batch(self, seed: int, positions: Iterable[int]) -> Batch:
         combinations, captions = self._draw(seed, positions)
         return Batch(captions, labels=self.labels(combinations))
-
-
-def _premultiply(cells: np.ndarray) -> np.ndarray:
-    """uint8 `(r, t, h, w, 4)` -> `(r, 4, t, h, w)` with colours times alpha."""
-    cells = np.ascontiguousarray(cells.transpose(0, 4, 1, 2, 3))
-    alpha = cells[:, 3:].astype(np.uint16)
-    cells[:, :3] = (cells[:, :3] * alpha + 127) // 255
-    return cells
 
 
 def _exists(entry: dict, sex: str) -> bool:

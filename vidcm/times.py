@@ -14,7 +14,8 @@ from vidcm.paths import Path
 from vidcm.rng import SampleRng
 
 SHIFT = 32.0  # of sampling grids: what a clip shows is settled at sigma / alpha far above 1
-NEARLY_NOISE = 0.995  # where few-step sampling starts: students are trained up to ratio 200
+RATIOS = (2e-3, 200.0)  # the noise levels, sigma / alpha, that students are trained at
+NEARLY_NOISE = 0.995  # where few-step sampling starts: next to the last of them
 STEPS = {1: (NEARLY_NOISE,), 2: (NEARLY_NOISE, 0.75), 4: (NEARLY_NOISE, 0.9375, 0.833, 0.625)}
 
 
@@ -27,6 +28,13 @@ def log_normal(rng: SampleRng, mean: float, std: float) -> Tensor:
     """Ratios sigma / alpha whose logarithm is N(mean, std), `(b,)`; the law known as logit-normal
     when said of rectified-flow time."""
     return torch.exp(mean + std * rng.normal())
+
+
+def noise_levels(path: Path, rng: SampleRng, mean: float, std: float) -> Tensor:
+    """Ratios as of `log_normal`, `(b,)`, kept within `RATIOS` and the end of the path's clock."""
+    low, high = RATIOS
+    end = float(path.ratio(torch.tensor(path.t_max, dtype=torch.float64)))
+    return log_normal(rng, mean, std).clamp(low, min(high, end))
 
 
 def on_path(path: Path, times: Tensor | Sequence[float]) -> Tensor:

@@ -122,7 +122,10 @@ def test_the_exact_map_is_left_alone_without_a_teacher(path):
 
 
 PLANTED = {
-    "guidance off by one": ("ratio, prompts, told)", "ratio, prompts, told + 1)"),
+    "guidance off by one": (
+        "v = question.velocity(",
+        "v = Question(question.prompts, question.scale + 1).velocity(",
+    ),
     "a missing cosine": ("-cos.square() * (still", "-cos * (still"),
     "a missing sine": ("cos * sin * z + pushed", "cos * z + pushed"),
     "latents ahead of time": ("(cos * sin * dz)", "dz"),
@@ -300,6 +303,7 @@ def one_step(model: Denoiser, told: float | None) -> tuple[float, float]:
 @pytest.mark.parametrize("taught", [True, False])
 def test_training_reaches_the_exact_one_step_map(student, taught):
     world = Gaussian(RectifiedFlow(), means={"": 0.4, "0.9": 0.9})
+    # Of so short a run: after a warm-up of a fifth of it, ends of the range of scales lag behind.
     options = {"guidance": [1.0, 2.0], "dropout": 0.0, "mean": 0.7, "warmup": 0.5}
     objective = ContinuousConsistency(world if taught else None, **options)
     trained(student, objective)
@@ -343,5 +347,5 @@ def test_which_derivatives_go_with_which_runs(zero, precision):
             return str(error)
         return ""
 
-    assert ("use zero=2, or" in refusal({"name": "exact"})) == (zero == 3)
+    assert not refusal({"name": "exact"})
     assert ("noise in bf16" in refusal(DIFFERENCE)) == (precision == "bf16")

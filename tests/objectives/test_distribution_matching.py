@@ -11,6 +11,7 @@ from vidcm.errors import UsageError
 from vidcm.objectives.base import STUDENT
 from vidcm.objectives.distribution_matching import DistributionMatching
 from vidcm.objectives.rollout import rollout, walks
+from vidcm.objectives.teaching import Question
 from vidcm.paths import RectifiedFlow
 from vidcm.rng import SampleRng
 from vidcm.times import STEPS, on_path
@@ -98,13 +99,13 @@ def test_the_fake_score_s_loss_is_least_at_the_exact_score(path):
 @every_path
 def test_a_rollout_is_what_the_sampler_makes(path):
     student, noise = Learnt(path, 0.1, 0.8), SampleRng(3, PLACES).normal(1, 1, 1, 5).double()
-    prompts, told = ["up"] * len(PLACES), torch.full((len(PLACES),), 2.0)
+    question = Question(["up"] * len(PLACES), torch.full((len(PLACES),), 2.0))
     for times in STEPS.values():
-        found = rollout(student, [times], prompts, told, noise, SampleRng(1, PLACES))
+        found = rollout(student, [times], question, noise, SampleRng(1, PLACES))
         rng = SampleRng(1, PLACES)
         rng.uniform()  # which walk: there is one
         grid = on_path(path, times).tolist()
-        expected = sampling.consistency(student, noise, grid, student.encode(prompts, told), rng)
+        expected = sampling.consistency(student, noise, grid, question.to(student, True), rng)
         torch.testing.assert_close(found.detach(), expected, rtol=1e-5, atol=1e-6)
 
 

@@ -6,7 +6,8 @@ from oracle import PATHS, Gaussian
 
 from vidcm.data.batch import Batch
 from vidcm.errors import UsageError
-from vidcm.objectives.flow_matching import FlowMatching, guided_velocity
+from vidcm.objectives.flow_matching import FlowMatching
+from vidcm.objectives.teaching import guided_velocity
 from vidcm.paths import RectifiedFlow, TrigFlow
 from vidcm.rng import SampleRng
 

@@ -18,7 +18,8 @@ from vidcm.data.batch import Batch
 from vidcm.denoiser import Denoiser
 from vidcm.errors import UsageError
 from vidcm.objectives.base import Loss, Role, check_period, role_settings, whose_turn
-from vidcm.objectives.rollout import check_told, draw_time, draw_told
+from vidcm.objectives.rollout import draw_time
+from vidcm.objectives.teaching import Question, check_dropout, check_guidance
 from vidcm.rng import SampleRng
 from vidcm.times import NEARLY_NOISE, on_path
 
@@ -75,7 +76,8 @@ class Adversarial:
             )
         self.teacher, self.blocks, self.hidden = teacher, list(blocks), hidden
         self.mean, self.std, self.from_noise, self.noise = mean, std, from_noise, tuple(noise)
-        self.guidance, self.dropout = check_told(guidance, dropout), dropout
+        self.guidance = check_guidance(guidance)
+        self.dropout = check_dropout(dropout, all_empty=True)
         self.every, self.rate, self.betas = every, rate, role_settings(rate, betas)
 
     @cached_property
@@ -121,7 +123,7 @@ class Adversarial:
         """Prompts, and what the student makes of them in one step."""
         assert batch.latents is not None
         data, path = batch.latents, model.path
-        prompts, told = draw_told(batch, rng, self.guidance, self.dropout)
+        question = Question.draw(batch, rng, self.dropout, self.guidance)
         t = draw_time(path, rng, self.mean, self.std).to(data)
         eps = rng.normal(*data.shape[1:]).to(data)
         alone = rng.uniform() < self.from_noise
@@ -129,7 +131,8 @@ class Adversarial:
         from_noise = path.noise(torch.zeros_like(data), eps, start)
         some = alone.view(-1, *[1] * (data.ndim - 1))
         x_t = torch.where(some, from_noise, path.noise(data, eps, t))
-        return prompts, model.clean(x_t, torch.where(alone, start, t), model.encode(prompts, told))
+        x0 = model.clean(x_t, torch.where(alone, start, t), question.to(model, True))
+        return question.prompts, x0
 
     def _features(
         self, model: Denoiser, x0: Tensor, prompts: list[str], rng: SampleRng

@@ -15,7 +15,8 @@ from vidcm.video import to_video
 class Autoencoding:
     """crop: side in pixels of the windows trained on (0: whole frames), multiples of 8; windows:
     how many a clip gives, each the one with most contrast of `tries` random places.
-    perceptual, motion, kl: weights beside the reconstruction's 1. decoder_only: leave the encoder as it is, so latents already cached stay true."""
+    perceptual, motion, kl: weights beside the reconstruction's 1. decoder_only: leave the encoder
+    as it is, so latents already cached stay true. Raises UsageError for another crop."""
 
     def __init__(
         self,

@@ -17,15 +17,15 @@ from torch import Tensor
 from vidcm.config import TrainConfig
 from vidcm.data.batch import Batch
 from vidcm.denoiser import Cond, Denoiser
-from vidcm.derivative import Derivative, Exact
+from vidcm.derivative import Derivative
 from vidcm.errors import UsageError
 from vidcm.objectives.base import Loss
-from vidcm.objectives.flow_matching import guided_velocity
+from vidcm.objectives.teaching import Question, check_derivative, check_guidance
 from vidcm.paths import Path
 from vidcm.registry import build
 from vidcm.rng import SampleRng
 from vidcm.shapes import like
-from vidcm.times import log_normal
+from vidcm.times import noise_levels
 
 
 class ContinuousConsistency:
@@ -44,8 +44,6 @@ class ContinuousConsistency:
     Raises UsageError for a range or share that makes no sense.
     """
 
-    SIGMA = (2e-3, 200.0)
-
     def __init__(
         self,
         teacher: Denoiser | None,
@@ -57,15 +55,13 @@ class ContinuousConsistency:
         normalise: float = 0.1,
         derivative: dict | None = None,
     ):
-        if len(guidance) != 2 or not 0 < guidance[0] <= guidance[1]:
-            raise UsageError(f"guidance {guidance} is not a range [low, high] above 0")
         for name, share in (("dropout", dropout), ("warmup", warmup)):
             if not 0 <= share <= 1:
                 raise UsageError(f"{name} is {share}; it must be in [0, 1]")
         if not normalise > 0:
             raise UsageError(f"normalise is {normalise}; it must be above 0")
         self.teacher, self.mean, self.std = teacher, mean, std
-        self.guidance, self.dropout = tuple(guidance), dropout
+        self.guidance, self.dropout = check_guidance(guidance), dropout
         self.warmup, self.normalise = warmup, normalise
         self.derivative: Derivative = build(
             "derivative", {"name": "exact"} if derivative is None else derivative
@@ -73,37 +69,22 @@ class ContinuousConsistency:
 
     def check(self, config: TrainConfig) -> None:
         """Raises UsageError where the derivative would fail or be too coarse in such a run."""
-        exact = isinstance(self.derivative, Exact)
-        if exact and config.zero == 3:
-            raise UsageError(
-                "objective.derivative exact cannot see through modules that zero=3 shards; "
-                "use zero=2, or objective.derivative={name: finite_difference}"
-            )
-        if not exact and config.precision == "bf16":
-            raise UsageError(
-                "objective.derivative finite_difference is noise in bf16; "
-                "use precision=fp32, or objective.derivative={name: exact}"
-            )
+        check_derivative(self.derivative, config)
 
     def __call__(self, model: Denoiser, batch: Batch, progress: float, rng: SampleRng) -> Loss:
         assert batch.latents is not None
-        x0, path = batch.latents, model.path
-        low, high = self.SIGMA
-        high = min(high, float(path.ratio(torch.tensor(path.t_max, dtype=torch.float64))))
-        ratio = log_normal(rng, self.mean, self.std).clamp(low, high)
+        x0 = batch.latents
+        ratio = noise_levels(model.path, rng, self.mean, self.std)
         eps = rng.normal(*x0.shape[1:])
-        dropped = (rng.uniform() < self.dropout).tolist()
-        low, high = self.guidance
-        told = low + (high - low) * rng.uniform()
+        question = Question.draw(batch, rng, self.dropout, self.guidance)
 
-        prompts = ["" if d else p for d, p in zip(dropped, batch.captions, strict=True)]
-        cond = model.encode(prompts, told if self.teacher else None)
+        cond = question.to(model, self.teacher is not None)
         cos, sin = _cos_sin(ratio, x0)
         z = cos * x0 + sin * eps
         if self.teacher is None:
             dz = cos * eps - sin * x0
         else:
-            dz = _guided_direction(self.teacher, z, ratio, prompts, told)
+            dz = _guided_direction(self.teacher, z, ratio, question)
 
         def direction(z: Tensor, log_ratio: Tensor) -> Tensor:
             return _direction(model, z, log_ratio.exp(), cond)
@@ -145,10 +126,8 @@ def _direction(model: Denoiser, z: Tensor, ratio: Tensor, cond: Cond) -> Tensor:
     return _turned(found.x0, found.eps, ratio)
 
 
-def _guided_direction(
-    teacher: Denoiser, z: Tensor, ratio: Tensor, prompts: list[str], scale: Tensor
-) -> Tensor:
+def _guided_direction(teacher: Denoiser, z: Tensor, ratio: Tensor, question: Question) -> Tensor:
     """dz / dtau by the guided teacher, without gradients."""
     x_t, t = _on(teacher.path, z, ratio)
-    v = guided_velocity(teacher, x_t, t, prompts, scale)
+    v = question.velocity(teacher, x_t, t)
     return _turned(*teacher.path.split(x_t, v, t), ratio)

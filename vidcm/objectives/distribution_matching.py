@@ -16,8 +16,8 @@ from vidcm.data.batch import Batch
 from vidcm.denoiser import Denoiser
 from vidcm.errors import UsageError
 from vidcm.objectives.base import Loss, Role, check_period, role_settings, whose_turn
-from vidcm.objectives.flow_matching import guided_velocity
-from vidcm.objectives.rollout import check_told, draw_time, draw_told, rollout, walks
+from vidcm.objectives.rollout import draw_time, rollout, walks
+from vidcm.objectives.teaching import Question, check_dropout, check_guidance
 from vidcm.rng import SampleRng
 from vidcm.shapes import like
 
@@ -48,7 +48,8 @@ class DistributionMatching:
         check_period(every, 1)
         self.teacher, self.make_fake = teacher, make_fake
         self.mean, self.std, self.walks, self.every = mean, std, walks(steps), every
-        self.guidance, self.dropout = check_told(guidance, dropout), dropout
+        self.guidance = check_guidance(guidance)
+        self.dropout = check_dropout(dropout, all_empty=True)
         self.rate, self.betas = rate, role_settings(rate, betas)
 
     @cached_property
@@ -70,12 +71,11 @@ class DistributionMatching:
     def __call__(self, model: Denoiser, batch: Batch, progress: float, rng: SampleRng) -> Loss:
         """The student's: half the square of the distance to where the scores move its samples."""
         assert self.teacher is not None
-        prompts, told, x0 = self._samples(model, batch, rng)
+        question, x0 = self._samples(model, batch, rng)
         with torch.no_grad():
             x_t, t = self._noised(model, x0, rng)
-            v = guided_velocity(self.teacher, x_t, t, prompts, told)
-            real = model.path.split(x_t, v, t)[0]
-            fake = self.fake.predict(x_t, t, self.fake.encode(prompts, told)).x0
+            real = model.path.split(x_t, question.velocity(self.teacher, x_t, t), t)[0]
+            fake = self.fake.predict(x_t, t, question.to(self.fake, True)).x0
             # Normalised by the teacher's error, each sample has a say at every noise level.
             size = (x0 - real).abs().flatten(1).mean(1).clamp(min=1e-6)
             move = (fake - real) / like(size, x0)
@@ -85,21 +85,19 @@ class DistributionMatching:
     def fake_loss(self, model: Denoiser, batch: Batch, progress: float, rng: SampleRng) -> Loss:
         """Denoising of the student's samples, weighted as TrigFlow's velocity: one over sin^2."""
         with torch.no_grad():
-            prompts, told, x0 = self._samples(model, batch, rng)
+            question, x0 = self._samples(model, batch, rng)
             x_t, t = self._noised(model, x0, rng)
-        found = self.fake.predict(x_t, t, self.fake.encode(prompts, told)).x0
+        found = self.fake.predict(x_t, t, question.to(self.fake, True)).x0
         sigma = model.path.sigma(t)
         sine = like(sigma / torch.hypot(model.path.alpha(t), sigma), x0)
         return Loss(((found - x0) / sine).square().mean())
 
-    def _samples(
-        self, model: Denoiser, batch: Batch, rng: SampleRng
-    ) -> tuple[list[str], Tensor, Tensor]:
-        """Prompts, scales told, and what the student makes of them."""
+    def _samples(self, model: Denoiser, batch: Batch, rng: SampleRng) -> tuple[Question, Tensor]:
+        """Prompts with the scales told, and what the student makes of them."""
         assert batch.latents is not None
-        prompts, told = draw_told(batch, rng, self.guidance, self.dropout)
+        question = Question.draw(batch, rng, self.dropout, self.guidance)
         noise = rng.normal(*batch.latents.shape[1:]).to(batch.latents)
-        return prompts, told, rollout(model, self.walks, prompts, told, noise, rng)
+        return question, rollout(model, self.walks, question, noise, rng)
 
     def _noised(self, model: Denoiser, x0: Tensor, rng: SampleRng) -> tuple[Tensor, Tensor]:
         t = draw_time(model.path, rng, self.mean, self.std).to(x0)

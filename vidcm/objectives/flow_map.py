@@ -16,7 +16,7 @@ from vidcm.denoiser import Denoiser
 from vidcm.derivative import Derivative
 from vidcm.errors import UsageError
 from vidcm.objectives.base import Loss
-from vidcm.objectives.teaching import Question, check_derivative, check_question
+from vidcm.objectives.teaching import Question, check_derivative, check_dropout, check_guidance
 from vidcm.registry import build
 from vidcm.rng import SampleRng
 from vidcm.times import NEARLY_NOISE, SHIFT, shift
@@ -61,8 +61,8 @@ class FlowMap:
             )
         self.teacher, self.log_normal, self.shift = teacher, log_normal, shift
         self.instant, self.whole, self.improved = instant, whole, improved
-        self.power, self.floor, self.dropout = power, floor, dropout
-        self.guidance = check_question(dropout, guidance)
+        self.power, self.floor, self.dropout = power, floor, check_dropout(dropout)
+        self.guidance = check_guidance(guidance)
         self.derivative: Derivative = build("derivative", derivative or {"name": "exact"})
 
     def check(self, config: TrainConfig) -> None:

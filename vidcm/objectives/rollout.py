@@ -1,42 +1,21 @@
-"""What objectives that judge the student's own samples share: what it is told, and its samples."""
+"""What objectives that judge the student's own samples share: noise levels, and the samples."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from vidcm.data.batch import Batch
 from vidcm.denoiser import Denoiser
 from vidcm.errors import UsageError
+from vidcm.objectives.teaching import Question
 from vidcm.paths import Path
 from vidcm.rng import SampleRng
-from vidcm.times import few_steps, log_normal, on_path
-
-RATIOS = (2e-3, 200.0)  # the noise levels, sigma / alpha, that training reaches
-
-
-def check_told(guidance: Sequence[float], dropout: float) -> tuple[float, float]:
-    """The guidance range as a pair. Raises UsageError for a range or share that makes no sense."""
-    if len(guidance) != 2 or not 0 < guidance[0] <= guidance[1]:
-        raise UsageError(f"guidance {guidance} is not a range [low, high] above 0")
-    if not 0 <= dropout <= 1:
-        raise UsageError(f"dropout {dropout} is not in [0, 1]")
-    return guidance[0], guidance[1]
-
-
-def draw_told(
-    batch: Batch, rng: SampleRng, guidance: tuple[float, float], dropout: float
-) -> tuple[list[str], Tensor]:
-    """Captions, a share `dropout` of them emptied, and a guidance scale for each `(b,)`."""
-    dropped = (rng.uniform() < dropout).tolist()
-    prompts = ["" if d else p for d, p in zip(dropped, batch.captions, strict=True)]
-    low, high = guidance
-    return prompts, low + (high - low) * rng.uniform()
+from vidcm.times import few_steps, noise_levels, on_path
 
 
 def draw_time(path: Path, rng: SampleRng, mean: float, std: float) -> Tensor:
-    """Times `(b,)` on `path` whose ln(sigma / alpha) is N(mean, std), kept within `RATIOS`."""
-    return path.time_of(log_normal(rng, mean, std).clamp(*RATIOS)).clamp(max=path.t_max)
+    """Times `(b,)` on `path` whose ln(sigma / alpha) is N(mean, std), kept as `noise_levels`."""
+    return path.time_of(noise_levels(path, rng, mean, std)).clamp(max=path.t_max)
 
 
 def walks(steps: Sequence[int]) -> list[tuple[float, ...]]:
@@ -54,8 +33,7 @@ def walks(steps: Sequence[int]) -> list[tuple[float, ...]]:
 def rollout(
     student: Denoiser,
     choices: Sequence[tuple[float, ...]],
-    prompts: list[str],
-    told: Tensor,
+    question: Question,
     noise: Tensor,
     rng: SampleRng,
 ) -> Tensor:
@@ -76,7 +54,7 @@ def rollout(
         on = (last >= i).nonzero().squeeze(1)
         if len(on):
             with torch.no_grad():
-                cond = student.encode([prompts[k] for k in on.tolist()], told[on])
+                cond = question.of(on).to(student, True)
                 x0 = student.clean(x_t[on], grid[on, i - 1], cond)
             x_t = x_t.index_copy(0, on, student.path.noise(x0, fresh[on], grid[on, i]))
-    return student.clean(x_t, grid.gather(1, last[:, None])[:, 0], student.encode(prompts, told))
+    return student.clean(x_t, grid.gather(1, last[:, None])[:, 0], question.to(student, True))

@@ -1,4 +1,4 @@
-"""What objectives that distil share: the question put to teacher and student, and a guided step.
+"""What objectives share: the question put to teacher and student, and a guided step.
 
 Guidance scales are the ordinary ones, v_u + w (v_c - v_u); the scale that the paper and scripts of
 latent consistency models speak of is w - 1 (RECIPES B.2).
@@ -12,14 +12,28 @@ from torch import Tensor
 
 from vidcm.config import TrainConfig
 from vidcm.data.batch import Batch
-from vidcm.denoiser import Cond, Denoiser
+from vidcm.denoiser import Cond, Denoiser, Guided
 from vidcm.derivative import Derivative, Exact
 from vidcm.errors import UsageError
-from vidcm.objectives.flow_matching import guided_velocity
 from vidcm.rng import SampleRng
 from vidcm.shapes import like
 
 SOLVERS = ("euler", "heun")
+
+
+def draw_prompts(batch: Batch, rng: SampleRng, dropout: float) -> list[str]:
+    """The captions, a share `dropout` of them replaced by the empty one."""
+    dropped = (rng.uniform() < dropout).tolist()
+    return ["" if d else p for d, p in zip(dropped, batch.captions, strict=True)]
+
+
+def guided_velocity(
+    teacher: Denoiser, x_t: Tensor, t: Tensor, prompts: list[str], scale: Tensor
+) -> Tensor:
+    """The teacher's guided velocity, without gradients, one guidance scale per sample."""
+    with torch.no_grad():
+        guided = Guided(teacher, scale, teacher.encode([""] * len(prompts)))
+        return guided.velocity(x_t, t, teacher.encode(prompts))
 
 
 @dataclass(frozen=True)
@@ -32,10 +46,12 @@ class Question:
     @staticmethod
     def draw(batch: Batch, rng: SampleRng, dropout: float, guidance: Sequence[float]) -> "Question":
         """dropout: share of empty prompts. guidance: the range that scales are uniform in."""
-        dropped = (rng.uniform() < dropout).tolist()
-        low, high = guidance
-        prompts = ["" if d else p for d, p in zip(dropped, batch.captions, strict=True)]
+        prompts, (low, high) = draw_prompts(batch, rng, dropout), guidance
         return Question(prompts, low + (high - low) * rng.uniform())
+
+    def of(self, rows: Tensor) -> "Question":
+        """That of some samples, by their places in the batch."""
+        return Question([self.prompts[i] for i in rows.tolist()], self.scale[rows])
 
     def to(self, student: Denoiser, taught: bool) -> Cond:
         """As a student hears it: the scale only when a teacher answers with it."""
@@ -58,24 +74,23 @@ class Question:
 
 
 def check_derivative(derivative: Derivative, config: TrainConfig) -> None:
-    """Raises UsageError where a derivative would fail or be too coarse in a run."""
-    exact = isinstance(derivative, Exact)
-    if exact and config.zero == 3:
-        raise UsageError(
-            "objective.derivative exact cannot see through modules that zero=3 shards; "
-            "use zero=2, or objective.derivative={name: finite_difference}"
-        )
-    if not exact and config.precision == "bf16":
+    """Raises UsageError where a derivative would be too coarse in a run."""
+    if not isinstance(derivative, Exact) and config.precision == "bf16":
         raise UsageError(
             "objective.derivative finite_difference is noise in bf16; "
             "use precision=fp32, or objective.derivative={name: exact}"
         )
 
 
-def check_question(dropout: float, guidance: Sequence[float]) -> tuple[float, float]:
-    """The range as a pair. Raises UsageError for one that is none, or a share outside [0, 1)."""
+def check_guidance(guidance: Sequence[float]) -> tuple[float, float]:
+    """The range of scales as a pair. Raises UsageError for one that is none, or not above 0."""
     if len(guidance) != 2 or not 0 < guidance[0] <= guidance[1]:
         raise UsageError(f"guidance {guidance} is not a range [low, high] above 0")
-    if not 0 <= dropout < 1:
-        raise UsageError(f"dropout {dropout} is not in [0, 1)")
     return guidance[0], guidance[1]
+
+
+def check_dropout(dropout: float, *, all_empty: bool = False) -> float:
+    """The share of empty prompts. Raises UsageError outside [0, 1); all_empty: 1 will do too."""
+    if not 0 <= dropout <= 1 or (dropout == 1 and not all_empty):
+        raise UsageError(f"dropout {dropout} is not in [0, 1{']' if all_empty else ')'}")
+    return dropout

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vidcm import registry
 from vidcm.data.batch import Batch
 from vidcm.denoiser import Cond, Denoiser, Prediction
-from vidcm.objectives.base import Objective
+from vidcm.objectives.base import Objective, held_of
 from vidcm.rng import SampleRng
 from vidcm.shapes import like
 
@@ -78,7 +78,11 @@ def trained(model: Denoiser, objective: Objective, steps: int) -> Denoiser:
     """Adam over fresh batches of N(0.9, 0.5^2), which the prompt "0.9" names."""
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    if held := held_of(objective):
+        held.start(model)
     for step in range(steps):
+        if held:
+            held.before_step(model, step / steps)
         places = range(step * 32, step * 32 + 32)
         x0 = 0.9 + 0.5 * SampleRng(8, places).normal(1, 1, 1, 16)
         total = objective(

@@ -3,15 +3,18 @@
 import math
 
 import pytest
+import tiny
 import torch
 from flows import MEANS, PLACES, Flow, batch, loss, mutant, student, trained
 from oracle import PATHS
 
+from vidcm.data.batch import Batch
 from vidcm.errors import UsageError
 from vidcm.objectives.latent_consistency import LatentConsistency
 from vidcm.objectives.phased_consistency import PhasedConsistency
 from vidcm.objectives.teaching import Question
 from vidcm.paths import RectifiedFlow
+from vidcm.registry import build
 from vidcm.rng import SampleRng
 from vidcm.sampling import consistency, jump, student_settings
 from vidcm.times import SHIFT, few_steps, on_path, uniform_grid
@@ -94,6 +97,45 @@ def test_a_student_deaf_to_guidance_is_not_left_alone(kind):
     world = Flow(RF, means=MEANS)
     objective = kind(world, intervals=384, shift=8.0)
     assert loss(Deaf(RF, means=MEANS), objective) > 20 * loss(world, objective)
+
+
+# --- the target -----------------------------------------------------------------------------------
+
+
+def tuned(kind, by: float | None, decay: float | None) -> tuple[float, float]:
+    """Loss and the size of its gradient, of a student whose copy was moved from it by `by`."""
+    torch.manual_seed(3)
+    model = tiny.shaken(build("model", tiny.denoiser(guided=True)), 0.05)
+    objective = kind(None, target_decay=decay)
+    if objective.held:
+        objective.held.start(model)
+        tiny.shaken(objective.held.network, by or 0.0, 7)
+    latents = SampleRng(8, range(6)).normal(5, 1, 2, 3)
+    given = Batch(["an orc"] * 6, latents=latents)
+    found = objective(model, given, 0.0, SampleRng(1, range(6))).total
+    found.backward()
+    if objective.held:
+        assert all(p.grad is None for p in objective.held.network.parameters())
+    gradients = [p.grad.norm() for p in model.parameters() if p.grad is not None]
+    return float(found.detach()), float(torch.stack(gradients).norm())
+
+
+@both
+def test_an_average_is_the_target_where_it_is_asked_for(kind):
+    """Where it is the student's equal it changes nothing; elsewhere it does, without gradients."""
+    plain = tuned(kind, None, None)
+    assert tuned(kind, 0.0, 0.95) == plain
+    moved = tuned(kind, 0.2, 0.95)
+    assert moved[0] != pytest.approx(plain[0], rel=0.05) and moved[1] > 0
+
+
+def test_an_average_that_forgets_at_once_is_no_target_of_its_own(monkeypatch):
+    world, ends = Flow(RF, means={"": 0.4, "0.9": 0.9}), []
+    for decay in (None, 1e-12, 0.9):
+        objective = LatentConsistency(world, **TAUGHT, target_decay=decay)
+        model = trained(student(monkeypatch), objective, 12)
+        ends.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert ends[1].equal(ends[0]) and not ends[2].allclose(ends[0], atol=1e-3)
 
 
 # --- the grid -------------------------------------------------------------------------------------
@@ -261,9 +303,11 @@ TAUGHT = {"guidance": [1.0, 2.0], "dropout": 0.0, "intervals": 12, "shift": 3.0}
 TAUGHT |= {"solver": "heun", "huber": None}
 
 
-def test_training_reaches_the_one_step_map(monkeypatch):
+@pytest.mark.parametrize("decay", [None, 0.9])
+def test_training_reaches_the_one_step_map(monkeypatch, decay):
     world = Flow(RF, means={"": 0.4, "0.9": 0.9})
-    model = trained(student(monkeypatch), LatentConsistency(world, **TAUGHT), 350)
+    objective = LatentConsistency(world, **TAUGHT, target_decay=decay)
+    model = trained(student(monkeypatch), objective, 350)
     for told in (1.0, 2.0):
         shift, ratio = drawn(model, consistency, [1.0], told)
         assert shift == pytest.approx(0, abs=0.15) and ratio == pytest.approx(1, abs=0.15)
@@ -303,6 +347,8 @@ def test_the_exact_phases_lead_to_the_data(path, phases):
         ({"guidance": [5.0, 1.5]}, r"not a range \[low, high\]"),
         ({"guidance": [1.0]}, "not a range"),
         ({"dropout": 1.0}, r"not in \[0, 1\)"),
+        ({"target_decay": 1.0}, "target_decay is 1.0; it must be between 0 and 1, or null"),
+        ({"target_decay": 0.0}, "a target that is the student itself"),
     ],
 )
 def test_senseless_options_are_refused(kind, options, message):

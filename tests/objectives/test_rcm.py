@@ -8,6 +8,7 @@ from torch import Tensor
 from vidcm.data.batch import Batch
 from vidcm.errors import UsageError
 from vidcm.objectives.base import STUDENT, roles_of
+from vidcm.objectives.held import Average
 from vidcm.objectives.rcm import RegularisedConsistency
 from vidcm.registry import build
 from vidcm.rng import SampleRng
@@ -117,3 +118,11 @@ def test_further_networks_share_the_turns(context):
 def test_what_makes_no_sense_is_refused(options, message):
     with pytest.raises(UsageError, match=message):
         RegularisedConsistency(None, **options)
+
+
+def test_what_the_consistency_term_holds_is_held():
+    spec = {"name": "latent_consistency", "target_decay": 0.9}
+    held = RegularisedConsistency(None, consistency=spec, adversarial={}).held
+    assert isinstance(held, Average) and held.decay == 0.9
+    assert RegularisedConsistency(None, consistency=TUNING, adversarial={}).held is None
+    assert RegularisedConsistency(None, adversarial={}).held is None

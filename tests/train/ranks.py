@@ -2,7 +2,7 @@
 
 parity (on ranks): the same six steps at every ZeRO stage, once through, once resumed and once
 resumed at another stage, to `FOLDER/rank<N>.pt`. roles (on ranks): the like for three networks that
-take turns. train (on ranks): a whole run through `launch`, as
+take turns. held (on ranks): for a student and its copy. train (on ranks): a whole run through `launch`, as
 `tools/train.py` does it. killed: a run in one process that dies while it saves.
 """
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from vidcm.config import OptimizerConfig, TrainConfig
 from vidcm.data.batch import Batch
 from vidcm.objectives.base import Loss, Objective, Role, whose_turn
+from vidcm.objectives.held import Average, Held, Snapshot
 from vidcm.rng import SampleRng, mix
 from vidcm.train.engine import Engine, LocalEngine, TrainStep
 from vidcm.train.loader import batches
@@ -123,6 +124,20 @@ class Trio:
         return Loss(error.square().mean(), {"absolute": error.detach().abs().mean()})
 
 
+class Holder:
+    """A toy objective whose student is held back by a copy of it."""
+
+    def __init__(self, held: Held) -> None:
+        self.held = held
+
+    def __call__(self, model: nn.Module, batch: Batch, progress: float, rng: SampleRng) -> Loss:
+        assert batch.latents is not None
+        loss, x = regression(model, batch, progress, rng), batch.latents.flatten(1)
+        with torch.no_grad():
+            said = self.held.network(x)
+        return Loss(loss.total + 0.3 * (model(x).float() - said).square().mean(), loss.logs)
+
+
 def task(data: Points, *, trio: bool = False) -> Task:
     """A fresh toy task, always from the same weights; its preview is a fact about the weights.
     trio: with the objective of three networks."""
@@ -143,6 +158,16 @@ def together(config: TrainConfig, start: Start) -> Engine:
     """A fresh engine of the three networks."""
     work = task(Points(), trio=True)
     return assemble(work.model, work.objective, config, CPU, start)
+
+
+def holder(kind: str) -> Holder:
+    """The toy objective with an "average" or a "snapshot"."""
+    return Holder(Average(0.7) if kind == "average" else Snapshot(3))
+
+
+def holding(kind: str, config: TrainConfig, start: Start) -> Engine:
+    """A fresh engine of a student and such a copy."""
+    return assemble(task(Points()).model, holder(kind), config, CPU, start)
 
 
 def run(engine: Engine, config: TrainConfig, start: int = 0, stop: int = STEPS) -> list[tuple]:
@@ -232,6 +257,32 @@ def roles(folder: Path) -> None:
     dist.destroy_process_group()
 
 
+def held(folder: Path) -> None:
+    """A student and its copy: the same six steps at stages 0 to 2, through and resumed."""
+    import torch.distributed as dist
+
+    from vidcm.train.holding import Holding
+    from vidcm.train.launch import start_on_ranks
+
+    results: dict[tuple, tuple] = {}
+    for kind, stage in [(k, s) for k in ("average", "snapshot") for s in STAGES[:3]]:
+        chosen = config(zero=stage)
+        engine = holding(kind, chosen, start_on_ranks)
+        assert isinstance(engine, Holding)
+        reports = run(engine, chosen, 0, HALF)
+        path, state = folder / f"{kind}-{stage}.pt", engine.state()
+        if engine.rank == 0:
+            torch.save(state, path)
+        engine.agree(0)
+        reports += run(engine, chosen, HALF, STEPS)
+        whole = {"reports": reports, "copy": engine.held.network.state_dict(), **ends(engine)}
+        engine = holding(kind, chosen, start_on_ranks)
+        engine.load(torch.load(path, weights_only=True))
+        results[kind, stage] = whole, {"reports": run(engine, chosen, HALF), **ends(engine)}
+    torch.save(results, folder / f"rank{dist.get_rank()}.pt")
+    dist.destroy_process_group()
+
+
 def train(folder: Path) -> int:
     """`launch`, with the toy task in the place of one from the registry; slow enough to stop."""
     from vidcm.train import launch
@@ -264,5 +315,5 @@ SHORT: dict[str, Any] = dict(steps=20, save_every=4, log_every=1, sample_every=9
 
 if __name__ == "__main__":
     names = [a for a in sys.argv[1:] if not a.startswith("--local_rank")]
-    modes = {"parity": parity, "roles": roles, "train": train, "killed": killed}
+    modes = {"parity": parity, "roles": roles, "held": held, "train": train, "killed": killed}
     sys.exit(modes[names[0]](Path(names[1])))

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from vidcm.data.batch import Batch
 from vidcm.errors import UsageError
+from vidcm.objectives.held import Held
 from vidcm.rng import SampleRng
 
 STUDENT = "student"  # the role of the model that a run is about
@@ -57,6 +58,11 @@ class Joint(Objective, Protocol):
 def roles_of(objective: object) -> dict[str, Role]:
     """The further roles of an objective; most have none."""
     return getattr(objective, "roles", {})
+
+
+def held_of(objective: object) -> Held | None:
+    """The copy of the student that an objective holds; most hold none."""
+    return getattr(objective, "held", None)
 
 
 def whose_turn(step: int, every: int, others: Sequence[str]) -> str:

@@ -2,8 +2,8 @@
 2; Luo et al. 2023, arXiv 2310.04378, latent consistency models; RECIPES B.2).
 
 f(x_t, t) is drawn to f(x_r, r), x_r one guided teacher's step down the grid from x_t. The target is
-the student itself without gradient (Song & Dhariwal 2023, arXiv 2310.14189, section 3.2: no average
-of its weights). Without a teacher x_r shares the noise of x_t, which is consistency training.
+the student itself without gradient (Song & Dhariwal 2023, arXiv 2310.14189, section 3.2), or, as in
+the first two papers, an average of its weights. Without a teacher x_r shares the noise of x_t, which is consistency training.
 """
 
 import torch
@@ -13,7 +13,8 @@ from vidcm.data.batch import Batch
 from vidcm.denoiser import Denoiser
 from vidcm.errors import UsageError
 from vidcm.objectives.base import Loss
-from vidcm.objectives.teaching import SOLVERS, Question, check_question
+from vidcm.objectives.held import average
+from vidcm.objectives.teaching import SOLVERS, Question, check_dropout, check_guidance
 from vidcm.rng import SampleRng
 from vidcm.shapes import like
 from vidcm.times import SHIFT, on_path, uniform_grid
@@ -23,9 +24,10 @@ class LatentConsistency:
     """teacher: a frozen denoiser on the same path, or None. intervals, shift: of the grid of times.
     skip: intervals that one step covers. solver: of the teacher, "euler" or "heun". guidance: range
     of the scales that teacher and student are told. huber: c of the pseudo-Huber loss of every
-    latent; null is the squared error. dropout: share of empty prompts.
+    latent; null is the squared error. dropout: share of empty prompts. target_decay: of the average
+    of the student's weights that is the target, such as 0.95; null: the student itself is.
 
-    Raises UsageError for an unknown solver, or a range or count that makes no sense.
+    Raises UsageError for an unknown solver, or a range, count or decay that makes no sense.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class LatentConsistency:
         guidance: tuple[float, float] | list[float] = (1.0, 5.0),
         huber: float | None = 1e-3,
         dropout: float = 0.1,
+        target_decay: float | None = None,
     ):
         if not 1 <= skip <= intervals:
             raise UsageError(f"skip {skip} of {intervals} intervals: use 1 to {intervals}")
@@ -48,8 +51,9 @@ class LatentConsistency:
         if huber is not None and huber <= 0:
             raise UsageError(f"huber is {huber}; it must be above 0, or null for the squared error")
         self.teacher, self.intervals, self.skip, self.shift = teacher, intervals, skip, shift
-        self.solver, self.huber, self.dropout = solver, huber, dropout
-        self.guidance = check_question(dropout, guidance)
+        self.solver, self.huber, self.dropout = solver, huber, check_dropout(dropout)
+        self.guidance = check_guidance(guidance)
+        self.held = average(target_decay)
 
     def edge(self, index: Tensor) -> Tensor:
         """The place in the grid, 0 being data, that f leads to from the place `index`."""
@@ -74,7 +78,8 @@ class LatentConsistency:
         taught = self.teacher is not None
         start = model.jump(x_t, t, s, question.to(model, taught))
         with torch.no_grad():
-            target = model.jump(x_r, r, s, question.to(model, taught))
+            aim = model if self.held is None else self.held.network
+            target = aim.jump(x_r, r, s, question.to(aim, taught))
             # At the edge f is the identity by construction.
             target = torch.where(like(lower == edge, x_r), x_r, target)
         size = torch.hypot(path.alpha(s), path.sigma(s))

@@ -31,8 +31,11 @@ class PhasedConsistency(LatentConsistency):
         guidance: tuple[float, float] | list[float] = (1.0, 5.0),
         huber: float | None = 1e-3,
         dropout: float = 0.1,
+        target_decay: float | None = None,
     ):
-        super().__init__(teacher, intervals, skip, shift, solver, guidance, huber, dropout)
+        super().__init__(
+            teacher, intervals, skip, shift, solver, guidance, huber, dropout, target_decay
+        )
         if phases < 1 or intervals % phases:
             divisors = [str(n) for n in range(1, intervals + 1) if intervals % n == 0]
             raise UsageError(

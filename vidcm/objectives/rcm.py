@@ -20,8 +20,10 @@ from vidcm.objectives.base import (
     Objective,
     Role,
     check_period,
+    held_of,
     whose_turn,
 )
+from vidcm.objectives.held import Held
 from vidcm.registry import build
 from vidcm.rng import SampleRng
 from vidcm.sampling import student_settings
@@ -86,6 +88,11 @@ class RegularisedConsistency:
     @property
     def roles(self) -> dict[str, Role]:
         return {k: v for _, term in self.terms.values() for k, v in term.roles.items()}
+
+    @property
+    def held(self) -> Held | None:
+        """What the consistency term holds."""
+        return held_of(self.consistency)
 
     def turn(self, step: int, progress: float) -> str:
         if progress < self.start:

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from vidcm.config import TrainConfig
 from vidcm.data.batch import Batch
 from vidcm.errors import UsageError
-from vidcm.objectives.base import STUDENT, Joint, Loss, Objective, Role, roles_of
+from vidcm.objectives.base import STUDENT, Joint, Loss, Objective, Role, held_of, roles_of
 from vidcm.rng import SampleRng
 from vidcm.train.engine import Engine, MicroBatch, StepReport, TrainStep
+from vidcm.train.holding import Holding
 
 Start = Callable[[TrainStep, TrainConfig, bool], Engine]  # the flag: whether to keep an average
 
@@ -28,14 +29,22 @@ def assemble(
     start: Start,
 ) -> Engine:
     """The engine of a run, each role's made by `start`; an objective of one role gets its engine
-    bare. Raises UsageError for several roles under ZeRO 3."""
-    roles = roles_of(objective)
+    bare. Raises UsageError for several roles, or a held copy of the student, under ZeRO 3."""
+    roles, held = roles_of(objective), held_of(objective)
     if roles and config.zero == 3:
         names = ", ".join(roles)
         raise UsageError(
             f"zero=3 shards one trained network, but this objective trains {names} too; use zero=2"
         )
+    if held and config.zero == 3:
+        raise UsageError(
+            "zero=3 shards the student, but this objective holds a whole copy of it; use zero=2"
+        )
+    if held:
+        held.start(student)  # while it is whole and fp32
     first = start(TrainStep(student, objective, device), config, True)
+    if held:
+        first = Holding(first, held, student)
     if not roles:
         return first
 

@@ -126,6 +126,10 @@ def phased_consistency() -> list[float]:
     return _taught("phased_consistency")
 
 
+def progressive_distillation() -> list[float]:
+    return _taught("progressive_distillation")
+
+
 def flow_map() -> list[float]:
     return _taught("flow_map", two_times=True)
 
@@ -141,6 +145,7 @@ CURVES = (
     consistency_tuning_alone,
     latent_consistency,
     phased_consistency,
+    progressive_distillation,
     flow_map,
     continuous_consistency_taught,
     continuous_consistency_alone,

@@ -126,6 +126,7 @@ def test_on_a_straight_path_ddim_is_euler():
 OBJECTIVES = {
     "latent_consistency": {"name": "latent_consistency", "intervals": 12},
     "phased_consistency": {"name": "phased_consistency", "phases": 3, "intervals": 12},
+    "progressive_distillation": {"name": "progressive_distillation", "steps": 3, "halvings": 2},
     "flow_map": {"name": "flow_map"},
 }
 
@@ -234,7 +235,7 @@ def test_training_draws_samples_as_the_student_is_sampled(models, clips, tmp_pat
     text = (tmp_path / "run" / "metrics.jsonl").read_text("utf-8")
     logs = [json.loads(line) for line in text.splitlines()]
     drawn = {k for entry in logs for k in entry if k.startswith("preview/motion_ratio_")}
-    steps = (3,) if name == "phased_consistency" else (1, 2, 4)
+    steps = (3,) if name in ("phased_consistency", "progressive_distillation") else (1, 2, 4)
     assert drawn == {f"preview/motion_ratio_{n}" for n in steps}
     assert read_card(tmp_path / "run" / "final")["made"]["config"]["objective"] == OBJECTIVES[name]
 

@@ -11,14 +11,16 @@ import math
 import torch
 from torch import Tensor
 
+from vidcm.config import TrainConfig
 from vidcm.data.batch import Batch
 from vidcm.denoiser import Denoiser
 from vidcm.errors import UsageError
+from vidcm.given import GivenFrames, free_mean, hold
 from vidcm.objectives.base import Loss
-from vidcm.objectives.flow_matching import guided_velocity
+from vidcm.objectives.teaching import Question, check_dropout, check_guidance
 from vidcm.rng import SampleRng
 from vidcm.shapes import like
-from vidcm.times import log_normal
+from vidcm.times import noise_levels
 
 
 class ConsistencyTuning:
@@ -27,12 +29,12 @@ class ConsistencyTuning:
     student is told (with a teacher). huber: c of the pseudo-Huber loss. dropout: share of empty
     prompts, so that negative prompts keep their meaning. tilt, max_weight: the loss weighs
     (1 + sigma)^tilt / (sigma - r), at most max_weight; tilt 0 is ECT's, 1 gives every octave of
-    noise the same say, which latents need whose content is settled at sigma far above 1.
+    noise the same say, which latents need whose content is settled at sigma far above 1. given:
+    shares of samples of which latent frames are given, by kind (`vidcm.given`): teacher and student
+    are shown them clean, and the loss is of the others.
 
-    Raises UsageError for a range or count that makes no sense.
+    Raises UsageError for a range, count or share that makes no sense.
     """
-
-    SIGMA = (2e-3, 200.0)
 
     def __init__(
         self,
@@ -46,44 +48,43 @@ class ConsistencyTuning:
         dropout: float = 0.1,
         tilt: float = 0.0,
         max_weight: float = 1e3,
+        given: dict[str, float] | None = None,
     ):
         if q <= 1 or stages < 1:
             raise UsageError(
                 f"q={q}, stages={stages}: the gap shrinks only with q > 1 and stages >= 1"
             )
-        if len(guidance) != 2 or not 0 < guidance[0] <= guidance[1]:
-            raise UsageError(f"guidance {guidance} is not a range [low, high] above 0")
         self.teacher, self.mean, self.std, self.q, self.stages = teacher, mean, std, q, stages
-        self.guidance, self.huber, self.dropout = tuple(guidance), huber, dropout
-        self.tilt, self.max_weight = tilt, max_weight
+        self.guidance, self.huber = check_guidance(guidance), huber
+        self.dropout = check_dropout(dropout, all_empty=True)
+        self.tilt, self.max_weight, self.given = tilt, max_weight, GivenFrames(given)
+
+    def check(self, config: TrainConfig) -> None:
+        """Raises UsageError where given frames would go unseen, by the student or the teacher."""
+        self.given.check(config)
 
     def __call__(self, model: Denoiser, batch: Batch, progress: float, rng: SampleRng) -> Loss:
         assert batch.latents is not None
         x0, path = batch.latents, model.path
-        low, high = self.SIGMA
-        high = min(high, float(path.ratio(torch.tensor(path.t_max, dtype=torch.float64))))
-        sigma = log_normal(rng, self.mean, self.std).clamp(low, high)
+        sigma = noise_levels(path, rng, self.mean, self.std)
         lower = self.lower(sigma, progress)
         eps = rng.normal(*x0.shape[1:])
-        dropped = (rng.uniform() < self.dropout).tolist()
-        low, high = self.guidance
-        told = low + (high - low) * rng.uniform()
-        scale = told if self.teacher else None
+        question = Question.draw(batch, rng, self.dropout, self.guidance)
+        given = self.given.draw(rng, x0.shape[2])
 
-        t, r = path.time_of(sigma), path.time_of(lower)
-        prompts = ["" if d else p for d, p in zip(dropped, batch.captions, strict=True)]
+        t, r = (hold(path.time_of(u), given) for u in (sigma, lower))
         x_t = path.noise(x0, eps, t)
         if self.teacher is None:
             x_r = path.noise(x0, eps, r)
         else:
-            v = guided_velocity(self.teacher, x_t, t, prompts, told)
-            x_r = x_t - like(t - r, x_t) * v
-        start = model.clean(x_t, t, model.encode(prompts, scale))
+            x_r = question.step(self.teacher, x_t, t, r, "euler")
+        taught = self.teacher is not None
+        start = model.clean(x_t, t, question.to(model, taught))
         with torch.no_grad():
-            target = model.clean(x_r, r, model.encode(prompts, scale))
+            target = model.clean(x_r, r, question.to(model, taught))
             # At r = 0 the consistency function is the identity by construction.
-            target = torch.where(like(lower, x_r) == 0, x_r, target)
-        error = (start - target).square().flatten(1).mean(1)
+            target = torch.where(like(r, x_r) == 0, x_r, target)
+        error = free_mean((start - target).square(), given)
         weight = ((1 + sigma) ** self.tilt / (sigma - lower)).clamp(max=self.max_weight)
         losses = weight * ((error + self.huber**2).sqrt() - self.huber)
         logs = {"consistency_error": error.detach().sqrt().mean(), "gap": (lower / sigma).mean()}

@@ -1,0 +1,289 @@
+"""Training with given frames in the closed-form world of clips, and mutants that must be caught."""
+
+import pytest
+import torch
+from correlated import Clips, covariance, given_law
+from flows import mutant
+from oracle import PATHS
+
+from vidcm import registry, sampling
+from vidcm.data.batch import Batch
+from vidcm.denoiser import Denoiser
+from vidcm.editing.conditioned import Conditioned, GivenLatents
+from vidcm.editing.projection import Observing
+from vidcm.errors import UsageError
+from vidcm.given import GivenFrames, hold
+from vidcm.objectives.consistency_tuning import ConsistencyTuning
+from vidcm.objectives.flow_matching import FlowMatching
+from vidcm.paths import RectifiedFlow
+from vidcm.rng import SampleRng
+from vidcm.shapes import like
+from vidcm.times import few_steps, on_path
+
+every_path = pytest.mark.parametrize("path", PATHS, ids=[type(p).__name__ for p in PATHS])
+GIVEN = {"first": 0.4, "last": 0.2, "both": 0.1, "random": 0.2}
+PLACES = range(96)
+
+
+def batch(places: range = PLACES, prompt: str = "up") -> Batch:
+    return Batch([prompt] * len(places), latents=Clips(RectifiedFlow()).draw(places, prompt))
+
+
+def loss(model, objective, progress: float = 0.0, places: range = PLACES) -> torch.Tensor:
+    return objective(model, batch(places), progress, SampleRng(1, places)).total
+
+
+# --- the world itself -----------------------------------------------------------------------------
+
+
+@every_path
+def test_the_world_s_flow_follows_its_velocity(path):
+    """d flow / ds at s = t is the velocity of the frames that are not given."""
+    world, x0 = Clips(path), batch(range(6)).latents
+    given = GivenFrames(GIVEN).draw(SampleRng(3, range(6)), 3)
+    at = path.time_of(torch.tensor([0.2, 0.5, 1.0, 1.5, 3.0, 9.0], dtype=torch.float64))
+    eps = SampleRng(4, range(6)).normal(*x0.shape[1:]).double()
+    t, near = hold(at, given), hold(at * (1 - 1e-6), given)
+    x_t, cond = path.noise(x0, eps, t), world.encode(["up"] * 6)
+    slope = (world.flow(x_t, t, near, cond) - x_t) / like(at * -1e-6, x_t)
+    free = like(~given, x_t).expand_as(x_t)
+    assert given.any() and not given.all()
+    torch.testing.assert_close(
+        slope[free], world.velocity(x_t, t, cond)[free], rtol=1e-3, atol=1e-4
+    )
+
+
+# --- flow matching --------------------------------------------------------------------------------
+
+
+class Leaning(Clips):
+    """A velocity off by a little times what it may depend on: a number, x_t, and the mean of the
+    given frames."""
+
+    def __init__(self, path):
+        super().__init__(path)
+        self.lean = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+
+    def velocity(self, x_t, t, cond):
+        clean = like((t == 0).double(), x_t) if t.ndim == 2 else torch.zeros_like(x_t)
+        known = (x_t * clean).mean(2, keepdim=True).expand_as(x_t)
+        off = torch.stack([torch.ones_like(x_t), x_t, known])
+        return super().velocity(x_t, t, cond) + (self.lean.view(3, *[1] * 5) * off).sum(0)
+
+
+def pulls(kind, count: int = 40) -> torch.Tensor:
+    """The loss's gradient at the exact velocity, over its own error: standard scores of zero."""
+    model, found = Leaning(RectifiedFlow()), []
+    for k in range(count):
+        total = loss(model, kind(dropout=0.0, given=GIVEN), places=range(k * 32, k * 32 + 32))
+        found.append(torch.autograd.grad(total, model.lean)[0])
+    gradients = torch.stack(found)
+    return (gradients.mean(0) / (gradients.std(0) / count**0.5)).nan_to_num()  # 0 / 0: none seen
+
+
+FRAMES_NOISED = (".noise(x0, eps, t), t, model", ".noise(x0, eps, t.amax(1)), t, model")
+TIMES_OF_THE_REST = (".noise(x0, eps, t), t, model", ".noise(x0, eps, t), t.amax(1), model")
+
+
+def test_the_exact_velocity_of_the_others_has_no_gradient():
+    assert pulls(FlowMatching).abs().max() < 3
+
+
+@pytest.mark.parametrize("planted", [FRAMES_NOISED, TIMES_OF_THE_REST], ids=["frames", "times"])
+def test_it_has_one_when_given_frames_are_not_shown_as_such(planted):
+    assert pulls(mutant(FlowMatching, planted)).abs().max() > 8
+
+
+# --- both objectives ------------------------------------------------------------------------------
+
+OBJECTIVES = {
+    "teacher": (FlowMatching, lambda kind, world: kind(given=GIVEN)),
+    "taught": (ConsistencyTuning, lambda kind, world: kind(world, given=GIVEN)),
+    "alone": (ConsistencyTuning, lambda kind, world: kind(None, given=GIVEN)),
+}
+each = pytest.mark.parametrize("name", OBJECTIVES)
+COUNTED = ("free_mean(", "(lambda x, _: x.flatten(1).mean(1))(")
+
+
+class Says(Clips):
+    """Of given frames, something else."""
+
+    def velocity(self, x_t, t, cond):
+        return self._off(super().velocity(x_t, t, cond), t)
+
+    def clean(self, x_t, t, cond):
+        return self._off(super().clean(x_t, t, cond), t)
+
+    def _off(self, x, t):
+        return x + 7 * like((t == 0).double(), x) if t.ndim == 2 else x
+
+
+@each
+def test_what_is_said_of_given_frames_does_not_matter(name):
+    (kind, make), world = OBJECTIVES[name], Clips(RectifiedFlow())
+    objective, places = make(kind, world), range(24)
+    other = loss(Says(world.path), objective, 0.5, places)
+    torch.testing.assert_close(other, loss(world, objective, 0.5, places))
+
+
+@each
+def test_it_would_if_they_counted(name):
+    (kind, make), world = OBJECTIVES[name], Clips(RectifiedFlow())
+    objective, places = make(mutant(kind, COUNTED), world), range(24)
+    assert loss(Says(world.path), objective, 0.5, places) > 1.5 * loss(
+        world, objective, 0.5, places
+    )
+
+
+@each
+def test_networks_see_given_frames_clean_at_time_zero(name):
+    (kind, make), seen, places = OBJECTIVES[name], [], range(24)
+    x0 = batch(places).latents
+
+    class Seeing(Clips):
+        def velocity(self, x_t, t, cond):
+            seen.append((x_t, t))
+            return super().velocity(x_t, t, cond)
+
+        def clean(self, x_t, t, cond):
+            seen.append((x_t, t))
+            return super().clean(x_t, t, cond)
+
+    world = Seeing(RectifiedFlow())
+    loss(world, make(kind, world), 0.5, places)
+    assert len(seen) == {"teacher": 1, "taught": 3, "alone": 2}[name]
+    masks = [t == 0 for _, t in seen]
+    for (x_t, _), given in zip(seen, masks, strict=True):
+        truth = torch.cat([x0] * (len(x_t) // len(x0)))  # a guided teacher is asked twice
+        kept = like(given, x_t).expand_as(x_t)
+        assert x_t[kept].equal(truth[kept]) and not x_t[~kept].isclose(truth[~kept]).all()
+    assert 0.2 < masks[0].double().mean() < 0.6
+    assert all(m[: len(x0)].equal(masks[0][: len(x0)]) for m in masks)
+
+
+@each
+def test_a_batch_split_over_ranks_has_the_same_loss(name):
+    (kind, make), world = OBJECTIVES[name], Clips(RectifiedFlow())
+    objective = make(kind, world)
+    whole = float(loss(world, objective, 0.4, range(12)))
+    parts = [float(loss(world, objective, 0.4, range(k, k + 4))) for k in (0, 4, 8)]
+    assert sum(parts) / 3 == pytest.approx(whole, rel=1e-12)
+
+
+@each
+def test_shares_of_nothing_are_no_shares(name):
+    kind, make = OBJECTIVES[name]
+    world, nothing = Clips(RectifiedFlow()), {"first": 0.0}
+    first = () if name == "teacher" else (world if name == "taught" else None,)
+    found = [loss(world, kind(*first, given=g), 0.4, range(8)) for g in (None, nothing)]
+    assert found[0].equal(found[1])
+
+
+# --- consistency tuning ---------------------------------------------------------------------------
+
+
+@every_path
+def test_the_exact_map_is_left_alone_but_for_the_euler_step(path):
+    """As without given frames: each stage halves the loss, towards zero."""
+    world, stages = Clips(path), 9
+    objective = ConsistencyTuning(world, stages=stages, huber=0.0, given=GIVEN)
+    losses = [
+        float(loss(world, objective, (k + 0.5) / stages, range(48)))
+        for k in (3, stages - 2, stages - 1)
+    ]
+    assert losses[-1] < losses[0] / 16 and losses[-1] < 0.01
+    assert losses[-2] / losses[-1] == pytest.approx(2, rel=0.1)
+
+
+TEACHER_IS_NOT_TOLD = ("self.teacher, x_t, t, r,", "self.teacher, x_t, t.amax(1), r.amax(1),")
+
+
+def test_a_teacher_not_told_of_them_leads_astray():
+    world, losses = Clips(RectifiedFlow()), []
+    for kind in (ConsistencyTuning, mutant(ConsistencyTuning, TEACHER_IS_NOT_TOLD)):
+        objective = kind(world, stages=9, huber=0.0, given=GIVEN)
+        losses.append(float(loss(world, objective, 0.99, range(48))))
+    assert losses[1] > 5 * losses[0]
+
+
+class Constant(Clips):
+    """f = (1 + ratio) at every element that is not given: errors that are known before the loss."""
+
+    def clean(self, x_t, t, cond):
+        ratio = like(self.path.ratio(t), x_t)
+        return torch.where(ratio == 0, x_t, 1 + ratio)
+
+
+def test_the_mean_is_over_what_is_free():
+    """|f(x_t, t) - f(x_r, r)| is sigma - r there: every sample's loss is 1, whatever is given."""
+    objective = ConsistencyTuning(
+        None, q=4.0, stages=1, huber=0.0, max_weight=1e9, mean=2.0, std=0.5, given=GIVEN
+    )
+    assert float(loss(Constant(RectifiedFlow()), objective)) == pytest.approx(1, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "kind", [lambda **o: FlowMatching(**o), lambda **o: ConsistencyTuning(None, **o)]
+)
+def test_shares_that_make_no_sense_are_refused(kind):
+    with pytest.raises(UsageError, match="did you mean 'first'"):
+        kind(given={"frist": 0.3})
+
+
+# --- training -------------------------------------------------------------------------------------
+
+STEPS = 400
+
+
+@pytest.fixture
+def learner(monkeypatch) -> Denoiser:
+    """A denoiser of elements of three frames, whose prompts are numbers."""
+    monkeypatch.setitem(registry.TABLE["backbone"], "framewise", "correlated:Framewise")
+    monkeypatch.setitem(registry.TABLE["conditioner"], "said", "oracle:Said")
+    torch.manual_seed(0)
+    return Denoiser({"name": "framewise"}, {"name": "said"}, channels=2)
+
+
+def trained(model: Denoiser, objective) -> Denoiser:
+    """Adam over fresh clips of the mean 0.9."""
+    world = Clips(model.path)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+    for step in range(STEPS):
+        places = range(step * 32, step * 32 + 32)
+        given = Batch(["0.9"] * 32, latents=world.draw(places, size=4).float())
+        total = objective(model, given, step / STEPS, SampleRng(1, places)).total
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        schedule.step()
+    return model
+
+
+def sampled(model: Denoiser, shown: GivenLatents, conditioned: bool) -> torch.Tensor:
+    """Clean clips, many, by the sampler of what the model is."""
+    rng = SampleRng(5, range(64))
+    noise, cond = rng.normal(2, 3, 4, 4), model.encode(["0.9"] * 64)
+    seeing = Conditioned(model, shown) if conditioned else model
+    times = on_path(model.path, few_steps(2)).tolist()
+    return sampling.consistency(Observing(seeing, shown), noise, times, cond, rng)
+
+
+def test_training_reaches_the_law_given_the_first_frame(learner):
+    """Shown the frame, the student draws what goes with it; with guesses projected alone, it is as
+    far off as the frame is from the mean."""
+    objective = ConsistencyTuning(None, given={"first": 0.6}, dropout=0.0, mean=0.7, huber=0.1)
+    model, mask = trained(learner, objective), torch.tensor([True, False, False])
+    for first in (-0.3, 2.0):
+        shown = GivenLatents(torch.tensor([first, 0, 0]).view(1, 1, 3, 1, 1), mask)
+        seen, centre = torch.tensor([[first]]).double(), torch.full((3,), 0.9).double()
+        mean, cov = given_law(centre, covariance(), mask, seen)
+        told, untold = (
+            sampled(model, shown, way).transpose(1, 2).flatten(2)[:, 1:].double()  # b t k
+            for way in (True, False)
+        )
+        torch.testing.assert_close(told.mean((0, 2)), mean[:, 0], atol=0.12, rtol=0)
+        torch.testing.assert_close(
+            torch.cov(told.transpose(0, 1).flatten(1)), cov, atol=0.06, rtol=0.2
+        )
+        assert (untold.mean((0, 2)) - mean[:, 0]).abs().max() > 0.4

@@ -1,0 +1,92 @@
+"""Given frames for models that were trained with them (`vidcm/given.py`): the network is shown them
+clean and at time 0 at every step, where a model without can only have its guesses projected.
+
+These denoisers are about what a network sees; what it says of given frames is for a projection to
+overrule, so they go inside `Observing` or `ObservingFlow` with `GivenLatents` as the last of the
+projections.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vidcm.codecs.causal_vae import CausalVAE
+from vidcm.denoiser import Cond
+from vidcm.editing.projection import Student
+from vidcm.editing.scene import Scene
+from vidcm.given import hold, kinds_of, trained_with
+from vidcm.sampling import Flow
+from vidcm.store import read_card
+from vidcm.video import to_video
+
+if TYPE_CHECKING:
+    from vidcm.editing.walk import How
+    from vidcm.pipeline import VideoPipeline
+
+
+class GivenLatents:
+    """Latent frames that are given, and their projection. latents: `(1 c t h w)`, of which `given`,
+    bool `(t,)`, says which frames count."""
+
+    def __init__(self, latents: Tensor, given: Tensor):
+        self.latents, self.given = latents, given
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.where(self.given.view(-1, 1, 1), self.latents, x)
+
+    def times(self, t: Tensor) -> Tensor:
+        """Times `(b,)` per frame, `(b, t)`."""
+        return hold(t, self.given.expand(len(t), -1))
+
+
+class Conditioned:
+    """A student that is shown given latent frames, for either sampler of students."""
+
+    def __init__(self, denoiser: Student, frames: GivenLatents):
+        self.denoiser, self.frames, self.path = denoiser, frames, denoiser.path
+
+    def clean(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        return self.denoiser.clean(self.frames(x_t), self.frames.times(t), cond)
+
+    def jump(self, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond) -> Tensor:
+        t, s = self.frames.times(t), self.frames.times(s)
+        return self.denoiser.jump(self.frames(x_t), t, s, cond)
+
+
+class ConditionedFlow:
+    """A denoiser that is shown given latent frames, for ODE samplers; a guided one among them,
+    whose two branches both are."""
+
+    def __init__(self, denoiser: Flow, frames: GivenLatents):
+        self.denoiser, self.frames, self.path = denoiser, frames, denoiser.path
+
+    def velocity(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        return self.denoiser.velocity(self.frames(x_t), self.frames.times(t), cond)
+
+
+def shown_to(pipe: "VideoPipeline", how: "How", scene: Scene) -> GivenLatents | None:
+    """What the network is shown of a scene: its given latent frames, if it was trained with such;
+    None leaves it all to projections."""
+    trained = set() if how.zero_shot else trained_with(read_card(pipe.folder / how.role))
+    frames = given_latents(scene, pipe.codec, pipe.device) if trained else None
+    return frames if frames and kinds_of(frames.given) & trained else None
+
+
+def given_latents(scene: Scene, codec: CausalVAE, device: torch.device) -> GivenLatents | None:
+    """The latent frames of a scene whose frames are all seen whole; None where there is none, or
+    less is known of them than pixels.
+
+    Latents of frames after a gap depend a little on what fills it (of the bundled codec's, by 3 %
+    of their spread): they are those of a clip whose gaps hold the nearest seen frame."""
+    if scene.keeps != "pixels":
+        return None
+    seen = torch.from_numpy(scene.seen.all((1, 2)))
+    given = torch.cat([seen[:1], seen[1:].view(-1, codec.time_stride).all(1)])
+    if not given.any():
+        return None
+    place = torch.arange(len(seen))
+    distance = (place[:, None] - place[seen]).abs()
+    nearest = place[seen][distance.argmin(1)]
+    video = to_video(torch.from_numpy(scene.frames)[nearest][None])
+    return GivenLatents(codec.encode(video.to(device)), given.to(device))

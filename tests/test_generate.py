@@ -13,6 +13,7 @@ import tiny
 
 import vidcm
 from vidcm.cli import generate
+from vidcm.video import read_png
 
 REPO = Path(vidcm.__file__).parents[1]
 PROMPT = "a woman with purple hair walks left"
@@ -108,10 +109,27 @@ def test_options_reach_the_pipeline(model, tmp_path, capsys):
     assert code == 0 and json.loads(text)["evaluations"] == 6
 
 
+def test_long_and_large_clips_whose_prompt_changes(model, tmp_path, capsys):
+    common = ["--checkpoint", model, "--prompt", PROMPT, "--scale", "1", "--seed", "2"]
+    out = tmp_path / "x.png"
+    long = ["--frames", "17", "--size", "16x32"]
+    code, text, error = main(capsys, *common, *long, "--output", out, "--json")
+    assert code == 0, error
+    assert decoded(out) == (1, 16, 17 * 32)
+    assert json.loads(text)["evaluations"] == 2 * 4 * 2  # steps, windows along time and width
+    before = read_png(out)
+    change = ["--then", "9: an orc", "--overwrite", "--output", out]
+    assert main(capsys, *common, *long, *change)[0] == 0
+    columns = (read_png(out) != before).any((0, 2)).reshape(17, 32).any(1)
+    assert not columns[:9].any() and columns[9:].all()
+
+
 def test_what_differs_from_training_is_said(model, tmp_path, capsys):
     common = ["--checkpoint", model, "--output", tmp_path / "x.png", "--overwrite"]
     for options, warning in [
         (["--prompt", PROMPT, "--guidance", "50"], "trained with guidance 1 to 5, not 50"),
+        (["--prompt", PROMPT, "--size", "8x24"], "trained on height of 16 or more, not 8"),
+        (["--prompt", PROMPT, "--frames", "1"], "trained on frames of 5 or more, not 1"),
         (["--prompt", PROMPT, "--steps", "9"], "tuned for 1 to 8 steps, not 9"),
         (["--prompt", "word " * 15], "4 words at the end of a prompt are not read: word word"),
     ]:
@@ -176,6 +194,16 @@ def world(model, tmp_path) -> Path:
         (["--prompt", "x", "--seed", "-1"], 2, ["--seed", "'-1'", "0 to"]),
         (["--prompt", "x", "--guidance", "nan"], 2, ["--guidance", "'nan'", "0 to 100"]),
         (["--prompt", "x", "--num-clips", "0"], 2, ["--num-clips", "'0'", "1 or more"]),
+        (["--prompt", "x", "--frames", "0"], 2, ["--frames", "'0'", "from 1 to 100000"]),
+        (["--prompt", "x", "--frames", "18"], 2, ["18 frames do not fit", "use 17 or 21"]),
+        (["--prompt", "x", "--size", "64"], 2, ["--size", "'64'", "expected HEIGHTxWIDTH"]),
+        (["--prompt", "x", "--size", "64xx"], 2, ["--size", "'64xx'", "as 64x128"]),
+        (["--prompt", "x", "--size", "64x0"], 2, ["--size", "'0'", "from 1 to"]),
+        (["--prompt", "x", "--size", "20x24"], 2, ["height 20 is not a multiple of 8; use 16 or"]),
+        (["--prompt", "x", "--then", "an orc"], 2, ["--then", "'an orc'", "expected FRAME:PROMPT"]),
+        (["--prompt", "x", "--then", "0:y"], 2, ["--then", "'0'", "1 or more"]),
+        (["--prompt", "x", "--then", "3: "], 2, ["the prompt is empty"]),
+        (["--prompt", "x", "--then", "3:y"], 2, ["from frame 3 on would show nowhere", "has 1;"]),
         (["--prompt", "x", "--device", "tpux"], 2, ["unknown device 'tpux'"]),
         (["--prompt", "x", "--output", "old.mp4"], 2, ["old.mp4 exists", "overwrite"]),
         (["--prompt", "x", "--output", "new.avi"], 2, [".avi"]),

@@ -131,6 +131,48 @@ def test_progress_counts_steps_and_may_cancel(pipe):
         pipe(PROMPT, steps=3, progress=cancel)
 
 
+@pytest.mark.parametrize("teacher", [False, True])
+def test_a_long_clip_begins_as_the_short_one_of_its_seed(pipe, teacher):
+    short, long = (pipe(PROMPT, seed=3, frames=n, teacher=teacher) for n in (None, 13))
+    assert long.frames.shape == (1, 13, 16, 24, 3)
+    assert apart(long.frames[:, :5], short.frames) <= 1
+    assert long.evaluations == 3 * short.evaluations
+    assert apart(pipe(PROMPT, seed=3, frames=13, teacher=teacher).frames, long.frames) == 0
+    steered = pipe(PROMPT, seed=3, frames=13, teacher=teacher, negative_prompt="an orc")
+    assert apart(steered.frames, long.frames) > 1
+
+
+def test_sizes_other_than_the_checkpoint_s(pipe):
+    for frames, height, width in [(1, 16, 24), (5, 8, 16), (9, 24, 40)]:
+        clips = pipe(PROMPT, frames=frames, height=height, width=width)
+        assert clips.frames.shape == (1, frames, height, width, 3)
+        assert clips.evaluations == 2 * (1 if height <= 16 else 2 * 2 * 2)
+
+
+def test_prompts_that_take_over_change_the_clip_from_there_on(pipe):
+    """No window's prompt reaches the windows before it."""
+    base = pipe([PROMPT, "a lady"], seed=3, frames=17).frames
+    same = pipe([PROMPT, "a lady"], seed=3, frames=17, then=[(9, PROMPT)]).frames
+    assert apart(same[0], base[0]) <= 1
+    other = pipe([PROMPT, "a lady"], seed=3, frames=17, then=[(5, "an orc"), (13, "a cat")]).frames
+    assert apart(other[:, :5], base[:, :5]) <= 1
+    for at in (5, 9, 13):
+        assert apart(other[:, at : at + 4], base[:, at : at + 4]) > 1
+    assert apart(other[:, 9:13], other[:, 13:]) > 1
+
+
+def test_models_of_several_shapes_use_windows_beyond_the_largest(made, tmp_path, capsys):
+    models = {role: made / "models" / role for role in ("codec", "teacher", "student")}
+    arguments = tiny.export_arguments(models, tmp_path / "out")
+    assert export.main([*arguments, "--bucket", "6x16x16"]) == 2
+    assert "6 frames do not fit" in capsys.readouterr().err
+    assert export.main([*arguments, "--bucket", "13x16x16"]) == 0
+    pipe = VideoPipeline.from_pretrained(tmp_path / "out", "cpu")
+    assert pipe.settings["trained"] == [[5, 16, 24], [13, 16, 16]]
+    assert pipe(PROMPT, steps=1, frames=13).evaluations == 1
+    assert pipe(PROMPT, steps=1, frames=17).evaluations == 2
+
+
 def test_global_randomness_plays_no_part(pipe):
     torch.manual_seed(1)
     first = pipe(PROMPT).frames
@@ -174,6 +216,15 @@ def test_numbers_of_files():
         (PROMPT, {"guidance": float("nan")}, "guidance is nan"),
         (PROMPT, {"num_clips": 0}, "num_clips is 0; it must be at least 1"),
         (PROMPT, {"seed": [1, 2]}, "2 seeds for 1 clips"),
+        (PROMPT, {"frames": 6}, "6 frames do not fit .* use 5 or 9"),
+        (PROMPT, {"frames": -3}, "-3 frames do not fit"),
+        (PROMPT, {"width": 0}, "width 0 is not a multiple of 8; use 8 or 16"),
+        (PROMPT, {"then": [(3, "an orc")]}, "would show nowhere: .* this one has 1; ask for more"),
+        (PROMPT, {"frames": 9, "then": [(0, "an orc")]}, "take over at the frames 0; give"),
+        (PROMPT, {"frames": 9, "then": [(5, "a"), (3, "b")]}, "take over at the frames 5, 3"),
+        (PROMPT, {"frames": 9, "then": [(5, " ")]}, "the prompt is empty"),
+        (PROMPT, {"frames": 9, "then": [(5, "a"), (6, "b")]}, "the prompt from frame 5 on would"),
+        (PROMPT, {"frames": 9, "then": [(9, "a")]}, "the prompt from frame 9 on would show"),
     ],
     ids=lambda value: str(value)[:20],
 )

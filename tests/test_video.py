@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from vidcm import contact
-from vidcm import video as module
+from vidcm import contact, encoders
 from vidcm.errors import UsageError, VidcmError
 from vidcm.video import (
     check_output,
@@ -448,8 +447,8 @@ def test_a_folder_without_permission_is_an_error_in_one_line(tmp_path: Path) -> 
 def test_a_missing_encoder_is_told_before_the_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    absent = module._CODECS[".mp4"]._replace(encoder="libnone")
-    monkeypatch.setitem(module._CODECS, ".mp4", absent)
+    absent = encoders.CODECS[".mp4"]._replace(encoder="libnone")
+    monkeypatch.setitem(encoders.CODECS, ".mp4", absent)
     with pytest.raises(VidcmError, match="cannot write .mp4 .no encoder libnone.: install av"):
         check_output(tmp_path / "a.mp4")
 
@@ -475,7 +474,7 @@ def test_a_failure_half_way_leaves_nothing_or_the_old(
             raise error
         return image
 
-    monkeypatch.setattr(module, "enlarge", enlarge)
+    monkeypatch.setattr(encoders, "enlarge", enlarge)
     expected = VidcmError if isinstance(error, OSError) else KeyboardInterrupt
     for path in (f"{tmp_path}/{name}", f"{tmp_path}/new/deep/{name}"):
         with pytest.raises(expected, match="No space left" if expected is VidcmError else None):

@@ -3,8 +3,8 @@ so is a guided denoiser. Samplers and objectives see nothing else.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from vidcm.paths import Path
 from vidcm.registry import build
 from vidcm.shapes import like
+
+if TYPE_CHECKING:
+    from vidcm.sampling import Flow, Student
 
 
 @dataclass(frozen=True)
@@ -29,11 +32,23 @@ class Cond:
 
     def stack(self, other: "Cond") -> "Cond":
         """Both as one batch, the shorter prompts padded; guidance scales are left out."""
-        longest = max(self.mask.shape[1], other.mask.shape[1])
-        pads = [(0, longest - c.mask.shape[1]) for c in (self, other)]
-        tokens = [F.pad(c.tokens, (0, 0, *p)) for c, p in zip((self, other), pads, strict=True)]
-        masks = [F.pad(c.mask, p) for c, p in zip((self, other), pads, strict=True)]
-        return Cond(torch.cat(tokens), torch.cat(masks))
+        return replace(batched([self, other]), guidance=None)
+
+    def at(self, place: float) -> "Cond":
+        """What holds at a place along the clip, in latent frames: the same everywhere."""
+        return self
+
+
+def batched(conds: Sequence[Cond]) -> Cond:
+    """Conditions as one batch, the shorter prompts padded. Guidance scales are kept where all have
+    them, else left out."""
+    longest = max(c.mask.shape[1] for c in conds)
+    pads = [(0, longest - c.mask.shape[1]) for c in conds]
+    tokens = [F.pad(c.tokens, (0, 0, *p)) for c, p in zip(conds, pads, strict=True)]
+    masks = [F.pad(c.mask, p) for c, p in zip(conds, pads, strict=True)]
+    told = [c.guidance for c in conds if c.guidance is not None]
+    guidance = torch.cat(told) if len(told) == len(conds) else None
+    return Cond(torch.cat(tokens), torch.cat(masks), guidance)
 
 
 class Backbone(Protocol):
@@ -61,8 +76,9 @@ class Denoiser(nn.Module):
     and predicts F = (alpha eps - sigma x0) / n, the velocity of TrigFlow (v-prediction, Salimans &
     Ho 2022, arXiv 2202.00512): next to noise that is -x0, so a narrow network need not carry the
     noise of wide latents through. A backbone with the option `two_times` is also told where a jump
-    ends, and predicts the average of F on the way there; without, a jump is a step of DDIM. Casts to and from the network's precision happen here and nowhere
-    else. Raises UsageError for unknown parts.
+    ends, and predicts the average of F on the way there; without, a jump is a step of DDIM. Casts
+    to and from the network's precision happen here and nowhere else. Raises UsageError for unknown
+    parts.
     """
 
     def __init__(self, backbone: dict, conditioner: dict, channels: int, path: dict | None = None):
@@ -108,9 +124,10 @@ class Denoiser(nn.Module):
         return self.predict(x_t, t, cond, torch.zeros_like(t)).x0
 
     def jump(self, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond) -> Tensor:
-        """x_s of the trajectory through x_t, in one evaluation; `clean` for s = 0, and x_t for s = t
-        whatever the weights. Where paths are straight it is x_t - (t - s) velocity(x_t, t, cond, s)
-        (Geng et al. 2025, arXiv 2505.13447, eq. 3), on TrigFlow the same turn of the circle."""
+        """x_s of the trajectory through x_t, in one evaluation; `clean` for s = 0, and x_t for
+        s = t whatever the weights. Where paths are straight it is
+        x_t - (t - s) velocity(x_t, t, cond, s) (Geng et al. 2025, arXiv 2505.13447, eq. 3), on
+        TrigFlow the same turn of the circle."""
         seen = self.predict(x_t, t, cond, s)
         return self.path.noise(seen.x0, seen.eps, s)
 
@@ -122,7 +139,7 @@ class Guided:
     negative: what to move away from, one condition per sample (default: the empty prompt's).
     """
 
-    def __init__(self, denoiser: Denoiser, scale: float | Tensor, negative: Cond):
+    def __init__(self, denoiser: "Flow", scale: float | Tensor, negative: Cond):
         self.denoiser, self.scale, self.negative = denoiser, scale, negative
         self.path = denoiser.path
 
@@ -133,3 +150,23 @@ class Guided:
         scale = torch.as_tensor(self.scale, dtype=v.dtype, device=v.device)
         scale = scale.view(-1, *[1] * (v.ndim - 1))
         return unconditional + scale * (conditional - unconditional)
+
+
+class Steered:
+    """A student moved away from a negative prompt n. Guidance against n instead of the empty prompt
+    u is v_n + w (v_c - v_n) = [v_u + w (v_c - v_u)] + (w - 1) (v_u - v_n): what the student learnt
+    plus a correction, here taken of its clean latents at guidance 1. Three evaluations a step."""
+
+    def __init__(self, student: "Student", negative: Cond, empty: Cond, scale: float):
+        self.student, self.path, self.scale = student, student.path, scale
+        ones = torch.ones(len(negative), device=negative.tokens.device)
+        self.negative, self.empty = replace(negative, guidance=ones), replace(empty, guidance=ones)
+
+    def clean(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        away = self.student.clean(x_t, t, self.empty) - self.student.clean(x_t, t, self.negative)
+        return self.student.clean(x_t, t, cond) + (self.scale - 1) * away
+
+    def jump(self, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond) -> Tensor:
+        there = self.student.jump
+        away = there(x_t, t, s, self.empty) - there(x_t, t, s, self.negative)
+        return there(x_t, t, s, cond) + (self.scale - 1) * away

@@ -1,25 +1,28 @@
 """Prompts to clips: text, denoising, decoding, each timed; then whatever file was asked for."""
 
 import json
-import time
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from vidcm import sampling
+from vidcm.clips import Clips, Clock
+from vidcm.clips import numbered as numbered
 from vidcm.codecs.causal_vae import CausalVAE
-from vidcm.denoiser import Cond, Denoiser, Guided
+from vidcm.codecs.pieces import decode_in_pieces
+from vidcm.denoiser import Denoiser, Guided, Steered
 from vidcm.errors import UsageError, VidcmError
 from vidcm.rng import SampleRng
 from vidcm.runtime import fast_cpu, pick_device
+from vidcm.shapes import check_size
 from vidcm.store import load_model
 from vidcm.times import few_steps, on_path, uniform_grid
-from vidcm.video import to_frames, write_clip
+from vidcm.video import to_frames
+from vidcm.windows import Schedule, Windowed, check_then
 
 if TYPE_CHECKING:
     from vidcm.editing.edit import Asked
@@ -29,49 +32,13 @@ MAX_PROMPT = 2000  # characters
 MAX_STEPS = 1000
 
 
-@dataclass(frozen=True)
-class Clips:
-    """frames: uint8 `(n t h w c)`. evaluations: network forwards per clip, guidance's second one
-    counted. seconds: wall time of text, denoise and decode for the whole call."""
-
-    frames: np.ndarray
-    prompts: list[str]
-    seeds: list[int]
-    fps: float
-    evaluations: int
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.frames)
-
-    def save(
-        self, path: str | Path, *, fps: float | None = None, overwrite: bool = False, scale: int = 1
-    ) -> list[Path]:
-        """Write every clip (`name-1.mp4`, `name-2.mp4`, ... when there are several); the format is
-        the extension's. Returns the paths. Raises UsageError for an unknown or existing one."""
-        return [
-            write_clip(clip, target, fps=fps or self.fps, overwrite=overwrite, scale=scale)
-            for clip, target in zip(self.frames, numbered(path, len(self)), strict=True)
-        ]
-
-
-def numbered(path: str | Path, count: int) -> list[str]:
-    """The file names of `count` clips: the path itself for one."""
-    text = str(path)
-    if count == 1:
-        return [text]
-    folder = text.endswith("/")
-    p = Path(text)
-    names = [str(p.with_name(f"{p.stem}-{i + 1}{p.suffix}")) for i in range(count)]
-    return [n + "/" for n in names] if folder else names
-
-
 class VideoPipeline:
     """A student, its teacher, their codec, and the settings they were tuned with.
 
     A pipeline folder holds model folders `codec`, `student`, `teacher` and `pipeline.json`:
-    frames, height, width, fps, steps, guidance and times of the student, steps, guidance and shift of the teacher.
-    Of a student also its `sampler` if that is not "consistency", and `phases` if it has any.
+    frames, height, width, fps, steps, guidance and times of the student, steps, guidance and shift
+    of the teacher. Of a student also its `sampler` if that is not "consistency", and `phases` if it
+    has any. `trained`, if there: (frames, height, width) of every shape the models were trained on.
     """
 
     def __init__(self, folder: Path, settings: dict, device: torch.device):
@@ -131,6 +98,10 @@ class VideoPipeline:
         negative_prompt: str = "",
         seed: int | Sequence[int] = 0,
         num_clips: int = 1,
+        frames: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        then: Sequence[tuple[int, str]] = (),
         teacher: bool = False,
         solver: str | None = None,
         progress: Callable[[int, int], None] | None = None,
@@ -140,9 +111,13 @@ class VideoPipeline:
         steps: network evaluations of the student (default: the checkpoint's), or solver steps of
         the teacher. guidance: its scale. negative_prompt: what to move away from. seed: of the
         first clip, the next ones count up; or one per clip. The same seed gives the same clip in
-        any batch. solver: the teacher's, "euler", "heun" or "dpm" (default: the checkpoint's, or
-        euler). progress: called with (step, steps); may raise to cancel.
-        Raises UsageError for an empty or huge prompt, or numbers out of range.
+        any batch. frames, height, width: of the clips (default: the checkpoint's); beyond what the
+        models were trained on, windows share the work (`vidcm/windows.py`). then: (frame, prompt)
+        of prompts that take over along a clip of several windows. solver: the teacher's, "euler",
+        "heun" or "dpm" (default: the checkpoint's, or euler). progress: called with (step, steps);
+        may raise to cancel.
+        Raises UsageError for an empty or huge prompt, numbers out of range or sizes that the
+        strides of codec and network do not divide.
         """
         prompts = check_prompts([prompts] if isinstance(prompts, str) else list(prompts))
         if num_clips < 1:
@@ -153,40 +128,49 @@ class VideoPipeline:
             raise UsageError(
                 f"{len(seeds)} seeds for {len(prompts)} clips; give one seed, or one per clip"
             )
-        own = self.settings["teacher" if teacher else "student"]
+        role = "teacher" if teacher else "student"
+        own = self.settings[role]
         steps, scale = self.numbers(teacher, steps, guidance)
         solver = solver or own.get("solver", "euler")
         if solver not in sampling.SOLVERS:
             raise UsageError(f"solver is {solver!r}; use {', '.join(sampling.SOLVERS)}")
-        model = self.model("teacher" if teacher else "student")
+        channels, *size = self.latent_shape(role, frames, height, width)
+        model, whole = self.model(role), self.windowed(role)
+        room = whole.room(size[0])
+        windows = whole.windows(room, *size[1:])
+        places = [self.place(frame) for frame, _ in then]
+        check_prompts([*prompts, *(prompt for _, prompt in then)])
+        check_then(then, places, [w.place for w in windows])
         clock = Clock(self.device)
 
         device, count = self.device, len(prompts)
         with torch.no_grad():
             told = None if teacher else torch.full((count,), float(scale), device=device)
             cond = model.encode(prompts, told)
+            if then:
+                later = [model.encode([prompt] * count, told) for _, prompt in then]
+                cond = Schedule.of(cond, list(zip(places, later, strict=True)))
             negative, empty = (model.encode([p] * count) for p in (negative_prompt, ""))
             clock("text")
-            shape = self.codec.latent_shape(
-                *(self.settings[k] for k in ("frames", "height", "width"))
-            )
-            rng = SampleRngs(seeds, device)
-            noise, report = rng.normal(*shape), progress or (lambda step, steps: None)
+            rng = whole.recurring(SampleRngs(seeds, device))
+            noise = rng.normal(channels, room, *size[1:])
+            report = progress or (lambda step, steps: None)
             if teacher:
-                flow = Guided(model, scale, negative)
+                flow = Guided(whole, scale, negative)
                 times = self.times(True, steps)
                 start = noise * model.path.sigma(torch.tensor(times[0])).float()
                 x = sampling.SOLVERS[solver](flow, start, times, cond, report)
             else:
-                student = Steered(model, negative, empty, scale) if negative_prompt else model
+                student = Steered(whole, negative, empty, scale) if negative_prompt else whole
                 sampler = sampling.SAMPLERS[own.get("sampler", "consistency")]
                 x = sampler(student, noise, self.times(False, steps), cond, rng, report)
             clock("denoise")
-            frames = to_frames(self.codec.decode(x)).cpu().numpy()
+            pieces = decode_in_pieces(self.codec, x[:, :, : size[0]])
+            pixels = torch.cat([to_frames(video).cpu() for video in pieces], dim=1).numpy()
             clock("decode")
         slopes = 2 * steps - 1 if teacher and solver == "heun" else steps
-        evaluations = slopes * (2 if teacher else 3 if negative_prompt else 1)
-        return Clips(frames, prompts, seeds, self.settings["fps"], evaluations, clock.seconds)
+        evaluations = slopes * (2 if teacher else 3 if negative_prompt else 1) * len(windows)
+        return Clips(pixels, prompts, seeds, self.settings["fps"], evaluations, clock.seconds)
 
     def edit(
         self,
@@ -198,6 +182,7 @@ class VideoPipeline:
         guidance: float | None = None,
         seed: int | Sequence[int] = 0,
         teacher: bool = False,
+        zero_shot: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> Clips:
         """Edit clips, uint8 `(t h w 3)`, without training: what the task knows of them is kept
@@ -206,17 +191,46 @@ class VideoPipeline:
         task: a name ("extend"), a name with options ({"name": "inpaint", "mask": mask}), or several
         to do at once; `vidcm edit --help` lists them. clips: as many as the task takes, of the size
         it asks for. prompts: one result each, with seeds that count up from `seed` or one each; two
-        of them are the ends of the task interpolate. The other options are those of a call.
+        of them are the ends of the task interpolate. zero_shot: not to show given frames to a model
+        that was trained with them, as with any other. The other options are those of a call.
         Raises UsageError for tasks, clips and numbers that do not fit."""
         from vidcm.editing.edit import How, edit
 
-        return edit(self, task, clips, prompts, seed, How(steps, guidance, teacher, progress))
+        how = How(steps, guidance, teacher, progress, zero_shot)
+        return edit(self, task, clips, prompts, seed, how)
+
+    @property
+    def trained(self) -> list[list[int]]:
+        """Frames, height and width of every shape the models were trained on."""
+        own = [self.settings[k] for k in ("frames", "height", "width")]
+        return self.settings.get("trained", [own])
+
+    def windowed(self, role: str) -> Windowed:
+        """The denoiser of a role for clips of any size: within the largest it was trained on as it
+        is, beyond in windows of that size."""
+        largest = map(max, zip(*self.trained, strict=True))
+        return Windowed(self.model(role), self.codec.latent_shape(*largest)[1:])
+
+    def latent_shape(
+        self, role: str, frames: int | None, height: int | None, width: int | None
+    ) -> tuple[int, int, int, int]:
+        """`(c, t, h, w)` of the latents of a clip, None for the checkpoint's own numbers. Raises
+        UsageError for what the strides of codec and network do not divide."""
+        asked = {"frames": frames, "height": height, "width": width}
+        frames, height, width = (self.settings[k] if v is None else v for k, v in asked.items())
+        patch = getattr(self.model(role).backbone, "patch", (1, 1, 1))
+        check_size(height, width, self.codec.stride * math.lcm(*patch[1:]))
+        return self.codec.latent_shape(frames, height, width)
+
+    def place(self, frame: int) -> float:
+        """Where a frame of pixels is along the latents; the first is a latent frame of its own."""
+        return (frame - 1) / self.codec.time_stride + 1
 
     def numbers(
         self, teacher: bool, steps: int | None, guidance: float | None
     ) -> tuple[int, float]:
-        """Steps and guidance as asked, or the checkpoint's own. Raises UsageError when one is out of
-        range."""
+        """Steps and guidance as asked, or the checkpoint's own. Raises UsageError when one is out
+        of range."""
         own = self.settings["teacher" if teacher else "student"]
         steps = own["steps"] if steps is None else steps
         scale = own["guidance"] if guidance is None else guidance
@@ -252,26 +266,6 @@ class SampleRngs(SampleRng):
         self.generators = [g for s in seeds for g in SampleRng(s, [0]).generators]
 
 
-class Steered:
-    """A student moved away from a negative prompt n. Guidance against n instead of the empty prompt
-    u is v_n + w (v_c - v_n) = [v_u + w (v_c - v_u)] + (w - 1) (v_u - v_n): what the student learnt
-    plus a correction, here taken of its clean latents at guidance 1. Three evaluations a step."""
-
-    def __init__(self, student: Denoiser, negative: Cond, empty: Cond, scale: float):
-        self.student, self.path, self.scale = student, student.path, scale
-        ones = torch.ones(len(negative), device=negative.tokens.device)
-        self.negative, self.empty = replace(negative, guidance=ones), replace(empty, guidance=ones)
-
-    def clean(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        away = self.student.clean(x_t, t, self.empty) - self.student.clean(x_t, t, self.negative)
-        return self.student.clean(x_t, t, cond) + (self.scale - 1) * away
-
-    def jump(self, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond) -> Tensor:
-        there = self.student.jump
-        away = there(x_t, t, s, self.empty) - there(x_t, t, s, self.negative)
-        return there(x_t, t, s, cond) + (self.scale - 1) * away
-
-
 def check_prompts(prompts: list[str]) -> list[str]:
     """Refuse what no text tower should be given. Raises UsageError."""
     if not prompts:
@@ -286,17 +280,3 @@ def check_prompts(prompts: list[str]) -> list[str]:
                 f"a prompt of {len(prompt)} characters is too long; use at most {MAX_PROMPT}"
             )
     return prompts
-
-
-class Clock:
-    """Seconds by stage, the device drained at every mark."""
-
-    def __init__(self, device: torch.device):
-        self.device, self.seconds, self.at = device, {}, time.perf_counter()
-
-    def __call__(self, stage: str) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        now = time.perf_counter()
-        self.seconds[stage] = now - self.at
-        self.at = now

@@ -43,6 +43,10 @@ class Jumping(Protocol):
     def jump(self, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond) -> Tensor: ...
 
 
+class Student(Consistent, Jumping, Protocol):
+    """What either sampler of students needs of one."""
+
+
 def _quiet(step: int, steps: int) -> None:
     pass
 

@@ -14,36 +14,19 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from fractions import Fraction
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from vidcm.encoders import CODECS, encode, find_encoder, page, png
+from vidcm.encoders import enlarge as enlarge
 from vidcm.errors import UsageError, VidcmError
-
-if TYPE_CHECKING:
-    import av
 
 FORMATS = (".mp4", ".webm", ".gif", ".png")
 LARGEST = 16384  # pixels a side, h264's limit
-
-
-class _Codec(NamedTuple):
-    encoder: str
-    pixels: str
-    options: dict[str, str]
-    container: dict[str, str]
-
-
-_CODECS = {
-    ".mp4": _Codec("libx264", "yuv420p", {"crf": "17"}, {"movflags": "+faststart"}),
-    ".webm": _Codec("libvpx-vp9", "yuv420p", {"crf": "20", "b:v": "0", "cpu-used": "2"}, {}),
-    ".gif": _Codec("gif", "pal8", {}, {"loop": "0"}),
-}
 
 
 def to_video(frames: Tensor) -> Tensor:
@@ -79,7 +62,7 @@ def check_output(path: str | os.PathLike[str], overwrite: bool = False) -> Path:
     cannot be written to or an encoder that is missing.
     """
     kind = _kind(path)
-    _find_encoder(kind)
+    find_encoder(kind)
     target = Path(os.path.realpath(os.path.expanduser(path)))
     try:
         mode = os.stat(target).st_mode
@@ -136,12 +119,12 @@ def write_clip(
     interrupt, no file is left behind and an older output is as it was.
     """
     kind = _kind(path)
-    check_clip(frames, (3,) if kind in _CODECS else (3, 4))
+    check_clip(frames, (3,) if kind in CODECS else (3, 4))
     fastest = 50 if kind == ".gif" else 1000
     if not 0.01 <= fps <= fastest:
         raise UsageError(f"got fps {fps}, expected 0.01 to {fastest} in {kind or 'png'} files")
     check_positive("scale", scale)
-    if kind in _CODECS and max(frames.shape[1:3]) * scale > LARGEST:
+    if kind in CODECS and max(frames.shape[1:3]) * scale > LARGEST:
         raise UsageError(
             f"got {frames.shape[2]}x{frames.shape[1]} frames and scale {scale}, expected at most "
             f"{LARGEST} pixels a side in {kind}: lower the scale or write png"
@@ -152,16 +135,16 @@ def write_clip(
             raise UsageError(f"got columns {columns} for {path}: only a .png sheet has columns")
     target = check_output(path, overwrite)
     with _in_place(target) as temporary:
-        if kind in _CODECS:
-            _encode(frames, temporary, kind, fps, scale)
+        if kind in CODECS:
+            encode(frames, temporary, kind, fps, scale)
         elif kind == ".png":
-            temporary.write_bytes(_png(enlarge(page(frames, columns or len(frames)), scale)))
+            temporary.write_bytes(png(page(frames, columns or len(frames)), scale))
         else:
             temporary.mkdir()
             digits = max(4, len(str(len(frames) - 1)))
             for index, frame in enumerate(frames):
                 name = f"frame_{index:0{digits}d}.png"
-                (temporary / name).write_bytes(_png(enlarge(frame, scale)))
+                (temporary / name).write_bytes(png(frame, scale))
     return target
 
 
@@ -206,19 +189,6 @@ def _kind(path: str | os.PathLike[str]) -> str:
             "of png frames"
         )
     return kind
-
-
-def _find_encoder(kind: str) -> None:
-    import av
-
-    encoder = _CODECS[kind].encoder if kind in _CODECS else "png"
-    try:
-        av.Codec(encoder, "w")
-    except ValueError as error:
-        raise VidcmError(
-            f"this build of PyAV cannot write {kind or 'png'} (no encoder {encoder}): "
-            "install av from PyPI or give another extension"
-        ) from error
 
 
 def check_clip(frames: np.ndarray, channels: tuple[int, ...]) -> None:
@@ -267,121 +237,3 @@ def _in_place(target: Path) -> Iterator[Path]:
 
 def _remove(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-
-
-def _encode(frames: np.ndarray, path: Path, kind: str, fps: float, scale: int) -> None:
-    import av
-
-    codec = _CODECS[kind]
-    # Every ratio in use (24000/1001, 29.97, 12.5) is met exactly; a float's own is not a ratio.
-    rate = Fraction(float(fps)).limit_denominator(1001)
-    pictures = _indexed(frames, scale) if kind == ".gif" else _subsampled(frames, scale)
-    # `path` is absolute, so no part of a name can pass for one of ffmpeg's protocols.
-    with av.open(str(path), "w", format=kind[1:], options=codec.container) as out:
-        stream = cast("av.VideoStream", out.add_stream(codec.encoder, rate, codec.options))
-        context = stream.codec_context
-        even = 1 if kind == ".gif" else 2
-        context.height, context.width = (-(-n * scale // even) * even for n in frames.shape[1:3])
-        context.pix_fmt = codec.pixels
-        if kind != ".gif":
-            context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709
-            context.color_range = 1  # 16..235
-        for index, picture in enumerate(pictures):
-            picture.pts, picture.duration, picture.time_base = index, 1, 1 / rate
-            out.mux(stream.encode(picture))
-        out.mux(stream.encode(None))
-
-
-def _subsampled(frames: np.ndarray, scale: int) -> Iterator["av.VideoFrame"]:
-    """Frames in yuv420p, BT.709 in 16..235, both sides even."""
-    import av
-    from av.video.reformatter import ColorRange, Colorspace, Interpolation
-
-    for frame in frames:
-        image = enlarge(frame, scale)
-        odd = [(0, side % 2) for side in image.shape[:2]]
-        image = np.pad(image, [*odd, (0, 0)], mode="edge")
-        # AREA gives a 2x2 block the mean of its colours; others bleed colour across pixel edges.
-        yield av.VideoFrame.from_ndarray(image, format="rgb24").reformat(
-            format="yuv420p",
-            dst_colorspace=Colorspace.ITU709,
-            dst_color_range=ColorRange.MPEG,
-            interpolation=Interpolation.AREA,
-        )
-
-
-def _indexed(frames: np.ndarray, scale: int) -> Iterator["av.VideoFrame"]:
-    """Frames with one palette: the colours themselves up to 256, else ffmpeg's best 256."""
-    import av
-    from av.filter import Graph
-
-    colours = np.empty(0, np.uint32)
-    for frame in frames:
-        colours = np.union1d(colours, _packed(frame))
-        if len(colours) > 256:
-            break
-    else:
-        palette = np.zeros((256, 4), np.uint8)
-        palette[: len(colours)] = colours.astype(">u4").view(np.uint8).reshape(-1, 4)
-        for frame in frames:
-            indices = np.searchsorted(colours, _packed(frame)).astype(np.uint8)
-            indices = enlarge(indices[..., None], scale)[..., 0]
-            picture = (indices, palette)  # documented, but not in the types of PyAV
-            yield av.VideoFrame.from_ndarray(picture, format="pal8")  # pyright: ignore
-        return
-    graph = Graph()
-    height, width = (n * scale for n in frames.shape[1:3])
-    source = graph.add_buffer(
-        width=width,
-        height=height,
-        format=av.VideoFormat("rgb24", width, height),
-        time_base=Fraction(1),
-    )
-    split = graph.add("split")
-    choose = graph.add("palettegen", "reserve_transparent=0")
-    use = graph.add("paletteuse", "dither=sierra2_4a")
-    sink = graph.add("buffersink")
-    source.link_to(split)
-    split.link_to(choose, 0, 0)
-    split.link_to(use, 1, 0)
-    choose.link_to(use, 0, 1)
-    use.link_to(sink)
-    graph.configure()
-    for index, frame in enumerate(frames):
-        picture = av.VideoFrame.from_ndarray(enlarge(frame, scale), format="rgb24")
-        picture.pts, picture.time_base = index, Fraction(1)
-        graph.push(picture)
-    graph.push(None)
-    for _ in frames:
-        yield graph.vpull()
-
-
-def _packed(frame: np.ndarray) -> np.ndarray:
-    """Opaque 0xAARRGGBB of each pixel of `(h w 3)`."""
-    red, green, blue = (frame[..., channel].astype(np.uint32) for channel in range(3))
-    return 0xFF000000 | red << 16 | green << 8 | blue
-
-
-def _png(image: np.ndarray) -> bytes:
-    import av
-
-    pixels = "rgba" if image.shape[-1] == 4 else "rgb24"
-    context = av.CodecContext.create("png", "w")
-    context.height, context.width, context.pix_fmt = *image.shape[:2], pixels
-    context.time_base = Fraction(1)
-    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format=pixels)
-    return b"".join(bytes(packet) for packet in [*context.encode(frame), *context.encode(None)])
-
-
-def enlarge(image: np.ndarray, scale: int) -> np.ndarray:
-    """Every pixel of `(h w c)` as scale x scale pixels."""
-    return image.repeat(scale, 0).repeat(scale, 1) if scale > 1 else image
-
-
-def page(frames: np.ndarray, columns: int) -> np.ndarray:
-    """`(t h w c)` as one image, read like a page; unused cells zero."""
-    t, h, w, c = frames.shape
-    rows = -(-t // columns)
-    cells = np.zeros((rows * columns, h, w, c), np.uint8)
-    cells[:t] = frames
-    return cells.reshape(rows, columns, h, w, c).swapaxes(1, 2).reshape(rows * h, columns * w, c)

@@ -5,7 +5,16 @@ import json
 import sys
 import time
 
-from vidcm.cli.common import Parser, existing_file, number, positive_int, run, seed, whole_number
+from vidcm.cli.common import (
+    Parser,
+    existing_file,
+    number,
+    positive_int,
+    run,
+    seed,
+    sides,
+    whole_number,
+)
 
 STARTED = time.perf_counter()
 
@@ -18,7 +27,8 @@ def parser() -> argparse.ArgumentParser:
         '  python tools/generate.py --prompt "a woman with purple hair walks left"\n'
         '  python tools/generate.py --prompt "an orc slashes" --steps 1 --seed 7 --num-clips 4 --output orcs.gif\n'
         '  python tools/generate.py --prompt "a knight falls" --output sheet.png --scale 4   (a sprite sheet)\n'
-        "  python tools/generate.py --prompts-file prompts.txt --output clips/   (lossless frames)",
+        "  python tools/generate.py --prompts-file prompts.txt --output clips/   (lossless frames)\n"
+        '  python tools/generate.py --prompt "an orc walks left" --frames 33 --then "17:an orc casts a spell"',
     )
     p.add_argument("--prompt", action="append", default=[], help="what to show; may be repeated")
     p.add_argument("--prompts-file", type=existing_file, metavar="FILE", help="one prompt per line")
@@ -41,6 +51,27 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--num-clips", type=positive_int, default=1, help="clips per prompt (default: %(default)s)"
+    )
+    p.add_argument(
+        "--frames",
+        type=whole_number(1, 100_000),
+        help="of a clip, 4k+1; more than the model was trained on are made in windows (default: the "
+        "checkpoint's)",
+    )
+    p.add_argument(
+        "--size",
+        type=sides("HEIGHTxWIDTH"),
+        metavar="HxW",
+        help="height and width, as 64x128; larger than the "
+        "model was trained on: as --frames (default: the checkpoint's)",
+    )
+    p.add_argument(
+        "--then",
+        type=_takeover,
+        action="append",
+        default=[],
+        metavar="FRAME:PROMPT",
+        help="a prompt that takes over at a frame of a long clip; may be repeated",
     )
     p.add_argument(
         "--checkpoint",
@@ -92,14 +123,15 @@ def _generate(args: argparse.Namespace) -> None:
     from vidcm.pipeline import VideoPipeline, check_prompts, numbered
     from vidcm.video import check_output
 
-    check_prompts(prompts)
+    check_prompts([*prompts, *(prompt for _, prompt in args.then)])
     count = len(prompts) * args.num_clips
     args.output = args.output or _free(count)
     for path in numbered(args.output, count):
         check_output(path, args.overwrite)
     pipe = VideoPipeline.from_pretrained(args.checkpoint, args.device)
     model = pipe.model("teacher" if args.teacher else "student")
-    _warn(args, pipe.settings["teacher" if args.teacher else "student"], model, prompts)
+    said = [*prompts, *(prompt for _, prompt in args.then)]
+    _warn(args, pipe, model, said)
     loaded = time.perf_counter()
 
     with bar(args) as progress:
@@ -110,6 +142,10 @@ def _generate(args: argparse.Namespace) -> None:
             negative_prompt=args.negative_prompt,
             seed=args.seed,
             num_clips=args.num_clips,
+            frames=args.frames,
+            height=args.size and args.size[0],
+            width=args.size and args.size[1],
+            then=args.then,
             teacher=args.teacher,
             solver=args.solver,
             progress=progress,
@@ -138,6 +174,16 @@ def _generate(args: argparse.Namespace) -> None:
     print(f"{clips.evaluations} network {noun} a clip; {seconds['total']:.2f} s in all: {spent}")
 
 
+def _takeover(text: str) -> tuple[int, str]:
+    """An argparse type: the frame at which a prompt takes over, and the prompt."""
+    frame, colon, prompt = text.partition(":")
+    if not colon:
+        raise argparse.ArgumentTypeError(
+            f"got {text[:60]!r}, expected FRAME:PROMPT, as '17:an orc casts a spell'"
+        )
+    return positive_int(frame), prompt
+
+
 def _free(clips: int) -> str:
     """The first of clip.mp4, clip-2.mp4, ... whose files for so many clips do not exist."""
     from itertools import count
@@ -164,8 +210,17 @@ def _lines(path) -> list[str]:
     return lines
 
 
-def _warn(args: argparse.Namespace, own: dict, model, prompts: list[str]) -> None:
+def _warn(args: argparse.Namespace, pipe, model, prompts: list[str]) -> None:
     """Say what differs from how the checkpoint was tuned, and what of a prompt is not read."""
+    own = pipe.settings["teacher" if args.teacher else "student"]
+    asked = args.frames, *(args.size or (None, None))
+    least = [min(axis) for axis in zip(*pipe.trained, strict=True)]
+    for name, value, low in zip(("frames", "height", "width"), asked, least, strict=True):
+        if value is not None and value < low:
+            print(
+                f"warning: the model was trained on {name} of {low} or more, not {value}",
+                file=sys.stderr,
+            )
     low, high = own.get("guidance_range", (0, 100))
     if args.guidance is not None and not low <= args.guidance <= high:
         print(

@@ -106,8 +106,15 @@ def test_any_size_and_rate_is_resampled_and_said_so(world, tmp_path, capsys):
         capsys, *words, world / "pipeline", "--output", tmp_path / "x.gif", "--scale", 1
     )
     assert code == 0, error
-    assert "scaled and cut from 40x30 to 24x16, taken at 8 frames a second, cut to 5 of" in error
+    said = "wide.mp4: 40x30 at 16 fps, resampled to 24x16 at 8 fps, cut to 5 of 6 frames"
+    assert error.count("\n") == 1 and error.strip().endswith(said)
     assert out.splitlines()[0] == str(tmp_path / "x.gif")
+
+
+def test_nothing_is_said_of_a_clip_that_fits(world, tmp_path, capsys):
+    words = ["--task", "colorize", "--input", world / "clip", "--checkpoint", world / "pipeline"]
+    code, _, error = main(capsys, *words, "--output", tmp_path / "x.png", "--scale", 1)
+    assert code == 0 and error == ""
 
 
 def test_results_of_two_and_of_none(world, tmp_path, capsys):
@@ -170,7 +177,15 @@ INPAINT = ["--task", "inpaint", "--input", "clip"]
         (["--task", "image", "--output", "x.avi"], ".avi"),
         (["--task", "image", "--output", "old.png"], "old.png exists"),
         (["--task", "image", "--preview", "x.gif"], "--preview writes .png files"),
+        (["--task", "image", "--output", "x.png", "--preview", "./x.png"], "are both ./x.png"),
         (["--task", "image", "--prompt", "a", "--prompt", "b"], "only interpolate takes two"),
+        (["--task", "variation", "--input", "clip", "--strength", "nan"], "strength is nan"),
+        (["--task", "denoise", "--input", "clip", "--noise", "-3"], "noise is -3"),
+        (["--task", "upscale", "--input", "clip", "--factor", "5"], "factor 5 does not divide"),
+        (["--task", "colorize", "--input", "clip", "--start", "9"], "has 5 frames; start before"),
+        (["--task", "interpolate_frames", "--input", "picture.png"], "has 1 frames"),
+        (["--task", "animate", "--input", "clip"], "this is a clip of 5 frames"),
+        (["--task", "interpolate", "--prompt", "a"], "needs two of something"),
         (["--task", "outpaint", "--input", "clip", "--place", "1,2,3"], "expected x,y,width,height"),
         (["--task", "outpaint", "--input", "clip", "--place", "9,2,24,3"], "reaches beyond"),
     ],

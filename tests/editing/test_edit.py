@@ -12,7 +12,7 @@ from vidcm.editing.between import slerp
 from vidcm.editing.edit import Known, canvas_of, tasks_of
 from vidcm.editing.operators import luminance
 from vidcm.editing.scene import compose
-from vidcm.errors import UsageError
+from vidcm.errors import UsageError, VidcmError
 from vidcm.registry import TABLE, lookup
 
 PROMPT = "a woman with purple hair walks left"
@@ -256,6 +256,20 @@ def test_a_student_of_phases_does_not_edit_but_its_teacher_does(pipe, monkeypatc
     with pytest.raises(UsageError, match="trained in 4 phases"):
         pipe.edit(INPAINT, [film()], PROMPT)
     assert len(pipe.edit(INPAINT, [film()], PROMPT, teacher=True)) == 1
+
+
+def test_the_teacher_walks_with_its_own_solver(pipe, monkeypatch):
+    made = {}
+    for solver, evaluations in (("euler", 10), ("heun", 18), ("dpm", 10)):
+        monkeypatch.setitem(pipe.settings["teacher"], "solver", solver)
+        clips = pipe.edit(INPAINT, [film()], PROMPT, steps=5, teacher=True)
+        assert clips.evaluations == evaluations
+        made[solver] = clips.frames[0]
+        np.testing.assert_array_equal(made[solver][:, ~MASK], film()[:, ~MASK])
+    assert (made["euler"] != made["heun"]).any() and (made["euler"] != made["dpm"]).any()
+    monkeypatch.setitem(pipe.settings["teacher"], "solver", "rk9")
+    with pytest.raises(VidcmError, match="asks for the solver 'rk9'; this version knows euler"):
+        pipe.edit(INPAINT, [film()], PROMPT, teacher=True)
 
 
 def test_numbers_out_of_range(pipe):

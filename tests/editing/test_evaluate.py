@@ -1,70 +1,277 @@
-"""Cases with known truth, and the numbers made of them."""
+"""Cases with known truth, the numbers made of them, and what is shown and said of both."""
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tiny
+import torch
 
-from vidcm.editing.cases import CASES
-from vidcm.editing.evaluate import _filled, _off, _psnr, _seam, table
+from vidcm import VideoPipeline
+from vidcm.editing import show
+from vidcm.editing.cases import NAMES, NOISE, WAY, Case, cases_of
+from vidcm.editing.evaluate import evaluate_edits, make, read_edits
+from vidcm.editing.report import report
+from vidcm.editing.scores import about_filled, score, summary
+from vidcm.editing.show import write_edit_sheet, write_examples
+from vidcm.errors import UsageError, VidcmError
 from vidcm.metrics.adherence import Question
+from vidcm.registry import TABLE
+
+H, W = 16, 24  # the tiny pipeline makes 9 frames of this size
+AREA = H * W
 
 
 @pytest.fixture
-def truth() -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (9, 16, 24, 3), np.uint8)
+def clips() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (2, 9, H, W, 3), np.uint8)
 
 
-@pytest.mark.parametrize("task", CASES)
-def test_a_baseline_keeps_what_is_given(task, truth):
-    case = CASES[task](truth)
-    assert case.spec["name"] == task and case.baseline.shape == truth.shape
-    np.testing.assert_array_equal(case.baseline[case.kept], truth[case.kept])
-    assert _psnr(truth, truth, case) == 100 and _psnr(case.baseline, truth, case) < 40
-    assert _seam(truth, truth, case.kept) in (1.0, None)
-    if task not in ("denoise",):
-        assert _off(truth, case) <= 0.5  # of block means: rounding
+def case_of(name: str, clips: np.ndarray) -> Case:
+    return cases_of(name, clips, ["one", "two"])[1]
 
 
-def test_what_is_lost_shows(truth):
-    case = CASES["inpaint"](truth)
-    wrong = truth.copy()
-    wrong[0, 0, 0] ^= 8
-    assert _off(wrong, case) == 8
-    grey = CASES["colorize"](truth)
-    assert _off(grey.baseline, grey) == 0 and _off(truth // 2, grey) > 50
-
-
-def test_blended_frames_lie_between(truth):
-    case = CASES["interpolate_frames"](truth)
-    middle = (truth[0].astype(float) + truth[2]) / 2
-    assert np.abs(case.baseline[1] - middle).max() <= 0.5
-    held = CASES["extend"](truth)
-    assert (held.baseline[5:] == truth[4]).all()
-
-
-def test_only_what_is_filled_in_is_asked_about(truth):
-    case = CASES["extend"](truth)  # frames 0-4 are given
-    area = 16 * 24
-    shown = np.zeros((2, 2, 3), np.uint8)
+def question(*where: int) -> Question:
+    """Black or white at some places."""
+    shown = np.zeros((2, len(where), 3), np.uint8)
     shown[1] = 255
-    where = np.array([3, 6 * area + 1], np.int32)
-    given = Question(["a", "b"], 0, where[:1], shown[:, :1])
-    found = _filled({"x": Question(["a", "b"], 0, where, shown), "y": given}, case)
-    assert list(found) == ["x"] and found["x"].where.tolist() == [6 * area + 1]
+    return Question(["a", "b"], 0, np.array(where, np.int32), shown)
 
 
-def test_a_table_has_a_line_for_each_row():
-    found = {
-        "method": "constant fill", "psnr": 12.3, "ssim": 0.5, "adherence": None, "kept": 0.0,
-        "seam": None, "motion": 1.25, "seconds": 0.5,
-    }  # fmt: skip
+def world(clips: np.ndarray) -> SimpleNamespace:
+    """What a measurement asks of the truth."""
+    return SimpleNamespace(
+        count=2,
+        seed=3,
+        seeds=[3, 4],
+        captions=["a man walks left", "an orc walks left"],
+        frames=torch.from_numpy(clips),
+        exams=[{"hair": question(8 * AREA - 1)}, {}],
+        lpc=SimpleNamespace(num_frames=9, attributes=["hair", "sex"]),
+    )
+
+
+@pytest.fixture(scope="module")
+def pipe(tmp_path_factory) -> VideoPipeline:
+    pipe = VideoPipeline.from_pretrained(tiny.pipeline(tmp_path_factory.mktemp("measured")), "cpu")
+    pipe.settings["frames"] = 9
+    return pipe
+
+
+# --- cases and scores -----------------------------------------------------------------------------
+
+
+def test_every_task_has_a_case(clips):
+    assert {case_of(name, clips).spec["name"] for name in NAMES} == TABLE["task"].keys()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_baseline_keeps_what_is_given(name, clips):
+    case = case_of(name, clips)
+    for method, frames in case.baselines.items():
+        assert frames.dtype == np.uint8, method
+        if case.truth is not None:
+            assert frames.shape == case.truth.shape
+        kept = case.kept[: len(frames)]
+        np.testing.assert_array_equal(frames[kept], case.given[: len(frames)][kept])
+        assert score(case, frames).kept in (None, 0) or method == "bicubic"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_truth_is_right_in_every_number(name, clips):
+    case = case_of(name, clips)
+    if case.truth is None:
+        return
+    np.testing.assert_array_equal(case.truth, clips[1][: len(case.truth)])
+    np.testing.assert_array_equal(case.truth[case.kept], case.given[case.kept])
+    found = score(case, case.truth)
+    assert found.psnr == 100 and found.ssim == pytest.approx(1) and found.path is None
+    assert found.kept is None or found.kept <= 0.5  # of block means: rounding
+    ratios = summary([found, found])
+    for number in ("flicker", "motion") + ("seam",) * (not case.ring):
+        assert ratios[number] in (None, pytest.approx(1, rel=0.2 if case.ring else 1e-9))
+    for frames in case.baselines.values():
+        assert score(case, frames).psnr < 40
+
+
+def test_what_is_lost_shows(clips):
+    case = case_of("inpaint", clips)
+    wrong = clips[1].copy()
+    wrong[0, 0, 0] ^= 8
+    assert score(case, wrong).kept == 8
+    grey = case_of("colorize", clips)
+    assert score(grey, grey.baselines["luminance only"]).kept == 0
+    assert score(grey, clips[1] // 2).kept > 50
+
+
+def test_seams_are_where_given_and_filled_meet(clips):
+    case = case_of("extend", clips)  # frames 0-4 are given
+    held = case.baselines["last frame held"]
+    assert score(case, held).seam[0] == 0  # no step at all
+    jump = held.copy()
+    jump[5:] = 255 - jump[5:]
+    later = held.copy()
+    later[7:] = 255 - later[7:]
+    assert score(case, jump).seam[0] > 0 == score(case, later).seam[0]
+
+
+def test_flicker_is_not_motion():
+    """A ramp moves without flicker, its zigzag of the same steps is nothing but flicker."""
+    ramp = np.broadcast_to((10 * np.arange(9, dtype=np.uint8))[:, None, None, None], (9, H, W, 3))
+    zigzag = np.where(np.arange(9) % 2, 10, 0).astype(np.uint8)[:, None, None, None] + 0 * ramp
+    case = case_of("image", np.stack([ramp, ramp]))
+    case = Case({"name": "x"}, [], case.given, np.zeros((9, H, W), bool), ramp)
+    assert score(case, ramp).motion == (10, 10) and score(case, ramp).flicker == (0, 0)
+    assert score(case, zigzag).motion == (10, 10) and score(case, zigzag).flicker == (20, 0)
+
+
+def test_only_what_is_filled_in_counts_as_motion(clips):
+    case, held = case_of("extend", clips), case_of("extend", clips).baselines["last frame held"]
+    assert score(case, held).motion[0] == 0 and score(case, held).motion[1] > 50
+
+
+def test_a_loop_s_seam_is_its_wrap(clips):
+    case = case_of("loop", clips)
+    slow = np.arange(6, dtype=np.uint8)[:, None, None, None] + np.zeros((6, H, W, 3), np.uint8)
+    cut, back = score(case, slow), score(case, np.concatenate([slow, slow[4:0:-1]]))
+    assert cut.seam == (5, 1) and back.seam == (1, 1)
+    assert cut.psnr is None and summary([cut, back])["seam"] == 3
+
+
+def test_a_way_is_as_even_as_its_steps(clips):
+    case = case_of("interpolate", clips)
+    assert case.prompts == ("one", "two") and len(case.given) == WAY * 9
+    even = summary([score(case, case.baselines["linear blending"])])
+    assert even["seam"] == pytest.approx(1, abs=0.02)
+    assert even["path"] == pytest.approx(1, abs=0.02)
+    leap = np.concatenate([np.tile(clips[0], (WAY - 1, 1, 1, 1)), clips[1]])
+    assert summary([score(case, leap)])["seam"] == pytest.approx(WAY - 1)
+    assert score(case, leap).kept == 0 and score(case, leap[::-1]).kept > 200
+
+
+def test_simple_ways_are_what_they_say(clips):
+    true = clips[1]
+    frames = case_of("interpolate_frames", clips).baselines
+    middle = (true[0].astype(float) + true[2]) / 2
+    assert np.abs(frames["linear blending"][1] - middle).max() <= 0.5
+    assert (frames["frames repeated"][1] == true[0]).all()
+    assert (case_of("extend", clips).baselines["last frame held"][5:] == true[4]).all()
+    across = case_of("inpaint", clips).baselines["linear blending"][2, 7]
+    ends = true[2, 7, [5, 18]].astype(float)
+    assert np.abs(across[6] - (ends[0] + (ends[1] - ends[0]) / 13)).max() <= 0.5
+    noisy = case_of("denoise", np.full_like(clips, 128))
+    assert noisy.clips[0].std() == pytest.approx(NOISE, rel=0.05)
+    assert noisy.baselines["median of 3x3"].std() < NOISE / 2
+
+
+def test_only_what_is_filled_in_is_asked_about(clips):
+    case = case_of("extend", clips)  # frames 0-4 are given
+    exam = {"x": question(3, 6 * AREA + 1), "y": question(3)}
+    found = about_filled(exam, case)
+    assert list(found) == ["x"] and found["x"].where.tolist() == [6 * AREA + 1]
+    picture = about_filled(exam, case_of("image", clips))  # frame 0 alone
+    assert picture["x"].where.tolist() == [3]
+    assert about_filled(exam, case_of("loop", clips)) == {}
+
+
+# --- a measurement --------------------------------------------------------------------------------
+
+
+def test_a_measurement_goes_on_where_it_stopped(pipe, clips, tmp_path, monkeypatch):
+    output, truth = tmp_path / "edits.json", world(clips)
+    tasks, rows = ["extend", "loop_alone", "interpolate"], ["student-1", "teacher-50"]
+    options = {"name": "tiny", "tasks": tasks}
+    evaluate_edits(pipe, truth, output, rows=rows[:1], **options)
+    before = read_edits(output)["tasks"]
+    assert list(before["extend"]) == ["last frame held", "student-1"]
+    done = []
+
+    def count(*at):
+        done.append(at[2])
+        return make(*at)
+
+    monkeypatch.setattr("vidcm.editing.evaluate.make", count)
+    found = evaluate_edits(pipe, truth, output, rows=rows, **options)
+    assert done == ["teacher-50"] * 2 * len(tasks)
+    assert json.loads(output.read_text()) == json.loads(json.dumps(found))
+    for task, of in before.items():
+        assert of.items() <= found["tasks"][task].items()
+    extended = found["tasks"]["extend"]["student-1"]
+    assert extended["kept"] == 0 and extended["seconds"] > 0 and extended["adherence"] in (0, 1)
+    assert found["tasks"]["interpolate"]["student-1"]["path"] >= 1
+    assert found["tasks"]["loop_alone"]["teacher-50"]["kept"] is None
+    truth.seed = 5
+    with pytest.raises(UsageError, match="edits of another protocol"):
+        evaluate_edits(pipe, truth, output, rows=rows, **options)
+    text = report(found)
+    assert "| extend |" in text and "2 held-out combinations, seed 3" in text
+
+
+def test_what_is_no_measurement(tmp_path):
+    for text in ("", "[]", '{"tasks": 1}'):
+        (tmp_path / "x.json").write_text(text)
+        with pytest.raises(UsageError, match="x.json"):
+            read_edits(tmp_path / "x.json")
+
+
+def found_of(**numbers) -> dict:
+    names = ("psnr", "ssim", "adherence", "kept", "seam", "flicker", "motion", "path", "seconds")
+    return dict.fromkeys(names) | {"kept": 0.0, "seconds": 0.5} | numbers
+
+
+def test_a_report_says_where_the_student_loses():
+    good = found_of(psnr=20.0, ssim=0.8, adherence=0.5, seam=1.5, flicker=0.25, motion=0.75)
+    simple = found_of(psnr=12.0, ssim=0.9, adherence=0.25, kept=3.5)
+    worst = found_of(psnr=9.0, ssim=0.1, adherence=0.1)
+    slow = good | {"psnr": 21.0, "ssim": 0.9, "seconds": 6.0}
+    ways = {"student-4": good, "student-1": good | {"ssim": 0.95}, "teacher-50": slow}
     results = {
         "protocol": {"count": 2, "seed": 0},
         "model": {"name": "m"},
         "environment": {"commit": None, "dirty": None, "cpu": "c", "threads": 1, "torch": "t"},
-        "tasks": {"inpaint": {"baseline": found, "student-4": found | {"method": "student-4"}}},
+        "tasks": {
+            "upscale": {"nearest": worst, "bicubic": simple, **ways},
+            "image": {"student-4": good},
+            "loop": {"cut": found_of(seam=9.0), "student-4": found_of(seam=0.5)},
+        },
     }
-    text = table(json.loads(json.dumps(results)))
-    assert "| inpaint: baseline (constant fill) | 12.3 | 0.500 | - | 0 | - | 1.25 | 0.50 |" in text
-    assert "| inpaint: student-4 |" in text and "2 held-out combinations" in text
+    text = report(json.loads(json.dumps(results)))
+    lines = [
+        "| task | best baseline | student 1 | student 4 | teacher 50 |",
+        "| upscale | 12.0 / 0.900 / 25% (bicubic) | 20.0 / 0.950 / 50% | 20.0 / 0.800 / 50% | "
+        "21.0 / 0.900 / 50% |",
+        "| image | - | - | 20.0 / 0.800 / 50% | - |",
+        "| loop | 9.00 / - / - (cut) | - | 0.50 / - / - | - |",
+        "| upscale | 0 | 3.5 | 0.50 | 0.50 | 6.00 |",
+    ]
+    for line in lines:
+        assert line in text.splitlines()
+    assert "It loses on upscale (SSIM 0.800, bicubic 0.900)." in text
+    assert "Comparisons lost, of 3: 0 in 1 step, 1 in 4 steps." in text
+    assert "takes 12 times as long" in text
+    assert "They do not on upscale (SSIM 0.800, not 0.900)." in text
+
+
+# --- pictures -------------------------------------------------------------------------------------
+
+
+def test_before_and_after_of_every_task(pipe, clips, tmp_path):
+    truth = world(clips)
+    write_edit_sheet(pipe, truth, tmp_path / "sheet.png")
+    tasks = ["loop", "interpolate", "image"]
+    found = write_examples(pipe, truth, tmp_path / "gifs", tasks=tasks)
+    assert [p.name for p in found] == ["loop.gif", "interpolate.gif", "image.gif"]
+    assert all(p.stat().st_size <= show.LARGEST for p in found)
+    assert sorted(p.name for p in (tmp_path / "gifs").iterdir()) == sorted(p.name for p in found)
+    with pytest.raises(UsageError, match="loop.gif exists"):
+        write_examples(pipe, truth, tmp_path / "gifs", tasks=["loop"])
+
+
+def test_an_example_that_cannot_be_small(tmp_path, monkeypatch):
+    noise = np.random.default_rng(0).integers(0, 256, (5, H, W, 3), np.uint8)
+    monkeypatch.setattr(show, "LARGEST", 1000)
+    with pytest.raises(VidcmError, match="larger than 1000 bytes"):
+        show._write_small(noise, Path(tmp_path / "x.gif"), 8)
+    assert list(tmp_path.iterdir()) == []

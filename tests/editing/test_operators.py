@@ -20,6 +20,7 @@ def some(*shape: int) -> torch.Tensor:
 
 OPERATORS = {
     "pixels": lambda: Pixels(pixels(T, H, W, 3), some(T, H, W)),
+    "carrying": lambda: Pixels(pixels(T, H, W, 3), some(T, H, W), carry=0.9),
     "luminance": lambda: Luminance(pixels(T, H, W, 3), some(T, H, W)),
     "block_mean": lambda: BlockMean(pixels(T, 3, 7, 3), some(T, 3, 7), 2),
     "ring": lambda: Ring(torch.rand(H, W).round(decimals=1), T),
@@ -27,9 +28,8 @@ OPERATORS = {
 
 
 def test_every_registered_operator_is_tested():
-    assert OPERATORS.keys() == TABLE["operator"].keys()
-    for name, make in OPERATORS.items():
-        assert type(make()) is lookup("operator", name)
+    kinds = {type(make()) for make in OPERATORS.values()}
+    assert kinds == {lookup("operator", name) for name in TABLE["operator"]}
 
 
 @pytest.fixture(params=OPERATORS)
@@ -83,6 +83,29 @@ def test_pixels_are_the_given_ones():
     exact = Pixels(frames, seen).exact(made)
     assert torch.equal(exact[:, seen], frames[seen].expand(B, -1, -1))
     assert torch.equal(exact[:, ~seen], made[:, ~seen])
+
+
+def test_what_is_carried_is_the_mean_of_a_gaussian_process():
+    """Errors that correlate by 0.8^d, observed at some times: A+ gives their conditional mean."""
+    seen = torch.tensor([0, 1, 0, 0, 1], dtype=torch.bool)
+    known = Pixels(pixels(T, H, W, 3), seen[:, None, None].expand(T, H, W), carry=0.8)
+    error = torch.randn(1, 3, T, H, W)
+    alike = torch.tensor([[0.8 ** abs(i - j) for j in range(T)] for i in range(T)])
+    mean = alike[:, seen] @ torch.linalg.solve(alike[seen][:, seen], error[:, :, seen].flatten(3))
+    carried = known.restore(known.observe(error))
+    torch.testing.assert_close(carried, mean.view_as(error), atol=1e-5, rtol=1e-5)
+    assert torch.equal(carried[:, :, seen], error[:, :, seen])
+    # a Markov chain: before the first observation an error fades, and no other matters
+    torch.testing.assert_close(carried[:, :, 0], 0.8 * error[:, :, 1])
+
+
+def test_nothing_is_carried_to_pixels_that_are_never_known():
+    seen = torch.zeros(T, H, W, dtype=torch.bool)
+    seen[1, :, :6] = True
+    video = torch.randn(B, 3, T, H, W)
+    moved = Pixels(pixels(T, H, W, 3), seen, carry=0.9).project(video) - video
+    assert torch.equal(moved[..., 6:], torch.zeros_like(moved[..., 6:]))
+    assert (moved[..., :6] != 0).all()
 
 
 def test_luminance_is_that_of_the_given_clip_in_integers():

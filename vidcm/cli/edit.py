@@ -141,14 +141,14 @@ def _edit(args: argparse.Namespace) -> None:
         for name, spec in specs.items()
     }
     check(stand_ins, len(args.input))
-    for path in _outputs(args, stand_ins):
-        check_output(path, args.overwrite)
+    targets = [check_output(path, args.overwrite) for path in _outputs(args, stand_ins)]
     if args.preview:
         if Path(args.preview).suffix.lower() != ".png":
             raise UsageError(f"--preview writes .png files, not {args.preview!r}")
-        check_output(args.preview, args.overwrite)
+        if check_output(args.preview, args.overwrite) in targets:
+            raise UsageError(f"--preview and --output are both {args.preview}; name two files")
     pipe = VideoPipeline.from_pretrained(args.checkpoint, args.device)
-    clips, shown = _read(args, pipe, specs, stand_ins, canvas_of(pipe))
+    clips, shown, timed = _read(args, pipe, specs, stand_ins, canvas_of(pipe))
     pipe.model("teacher" if args.teacher else "student")
     loaded = time.perf_counter()
     several = len(seeds) > 1 or "interpolate" in specs
@@ -165,6 +165,7 @@ def _edit(args: argparse.Namespace) -> None:
         )
     before = time.perf_counter()
     paths = made.save(args.output, overwrite=args.overwrite, scale=args.scale)
+    _pass_sound(args, paths, made.frames.shape[1], timed)
     if args.preview:
         _preview(args, made.frames, shown)
     done = time.perf_counter()
@@ -236,8 +237,9 @@ def _read(
     specs: dict[str, dict[str, Any]],
     tasks: dict[str, "Task"],
     canvas: "Canvas",
-) -> tuple[list["ndarray"], list["ndarray"]]:
-    """The input clips as the tasks take them, and as they are shown; puts the mask into `specs`."""
+) -> tuple[list["ndarray"], list["ndarray"], int]:
+    """The input clips as the tasks take them, and as they are shown; puts the mask into `specs`.
+    Then how many frames a result has that keeps the timing of the first clip."""
     import numpy as np
 
     from vidcm.editing.files import describe, fit, fit_mask, read_film, read_mask
@@ -255,7 +257,23 @@ def _read(
     for film, clip in zip(films, clips, strict=True):
         if told := describe(film, clip, fps):
             print(told, file=sys.stderr)
-    return clips, shown
+    return clips, shown, (len(clips[0]) - 1) * pace(tasks) + 1 if clips else 0
+
+
+def _pass_sound(args: argparse.Namespace, paths: list[Path], frames: int, timed: int) -> None:
+    """Put the input's sound into the result, or say why not."""
+    from vidcm.editing.sound import NoSound, add_sound, has_sound
+
+    sources = [p for p in args.input if not p.is_dir() and p.suffix.lower() != ".png"]
+    for source in [p for p in sources if has_sound(p)]:
+        try:
+            if paths[0].suffix.lower() not in (".mp4", ".webm"):
+                raise NoSound(f"{paths[0].suffix or 'png'} files hold none")
+            if len(args.input) > 1 or frames != timed:
+                raise NoSound("the result has another timing")
+            add_sound(paths[0], source, args.start)
+        except NoSound as why:
+            print(f"{source}: its sound is left out: {why}", file=sys.stderr)
 
 
 def _preview(args: argparse.Namespace, made: "ndarray", shown: list["ndarray"]) -> None:

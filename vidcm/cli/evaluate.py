@@ -1,11 +1,25 @@
 """`tools/evaluate.py`: quality per step count against the true clips: JSON, markdown, a sheet."""
 
 import argparse
-import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from vidcm.cli.common import Parser, existing_file, positive_int, run, seed, whole_number
+from vidcm.cli.common import (
+    Parser,
+    add_art,
+    art_of,
+    did_you_mean,
+    existing_file,
+    positive_int,
+    run,
+    seed,
+    whole_number,
+)
 from vidcm.errors import UsageError
+
+if TYPE_CHECKING:
+    from vidcm.data.lpc import LPC
+    from vidcm.pipeline import VideoPipeline
 
 ROWS = ("codec", "teacher-50", "teacher-8", "student-1", "student-2", "student-4", "student-8")
 SHEET_PROMPTS = 4
@@ -22,7 +36,9 @@ def parser() -> Parser:
         "  vidcm evaluate --output docs/results/lpc-64.json --hand-prompts --into README.md\n"
         "  vidcm evaluate --table docs/results/lpc-64.json\n"
         "  vidcm evaluate --sheet sheet.png\n"
-        "  vidcm evaluate --editing docs/results/editing.json --count 64 --into docs/editing.md",
+        "  vidcm evaluate --editing docs/results/editing.json --count 16 --into docs/editing.md\n"
+        "  vidcm evaluate --editing docs/results/editing.json --tasks extend loop --examples images/\n"
+        "  vidcm evaluate --steering docs/results/steering.json --into docs/experiments.md",
     )
     what = p.add_argument_group("what to write")
     what.add_argument(
@@ -46,26 +62,49 @@ def parser() -> Parser:
         type=Path,
         metavar="JSON",
         help="measure edits instead, beside the teacher's and simple ones; --into then fills "
-        "<!-- editing:begin --> to <!-- editing:end -->",
+        "<!-- editing:begin --> to <!-- editing:end -->, and --sheet shows edits",
     )
     what.add_argument(
-        "--overwrite", action="store_true", help="replace what --output and --sheet name"
+        "--steering",
+        type=Path,
+        metavar="JSON",
+        help="measure instead what guidance and negative prompts do to student and teacher; --into "
+        "then fills <!-- steering:begin --> to <!-- steering:end -->",
+    )
+    what.add_argument(
+        "--examples",
+        type=Path,
+        metavar="FOLDER",
+        help="with --editing: also a small animated picture for each task",
+    )
+    what.add_argument(
+        "--overwrite", action="store_true", help="replace what --output, --sheet and so on name"
     )
     how = p.add_argument_group("how to measure")
     how.add_argument(
         "--checkpoint", default="lpc-64", help="a pipeline folder, or a bundled one (lpc-64)"
     )
-    how.add_argument("--art", help="the LPC layers, folder or tar (default: $VIDCM_LPC_ART)")
+    add_art(how)
     how.add_argument(
         "--rows",
         nargs="+",
         choices=ROWS,
-        default=ROWS,
         metavar="ROW",
         help=f"some of: {' '.join(ROWS)} (default: all)",
     )
     how.add_argument(
-        "--count", type=whole_number(2), default=512, help="held-out combinations (512)"
+        "--tasks", nargs="+", metavar="TASK", help="with --editing: only these (default: all)"
+    )
+    how.add_argument(
+        "--zero-shot",
+        action="store_true",
+        help="with --editing: a model trained with given frames also without being shown them; "
+        "--into then fills <!-- given:begin --> to <!-- given:end -->",
+    )
+    how.add_argument(
+        "--count",
+        type=whole_number(2),
+        help="held-out combinations (512; 16 with --editing, 32 with --steering)",
     )
     how.add_argument("--seed", type=seed, default=0, help="of the combinations and the noise (0)")
     how.add_argument("--batch", type=positive_int, default=16, help="clips made at a time (16)")
@@ -87,7 +126,17 @@ def _evaluate(args: argparse.Namespace) -> None:
     if args.editing:
         _evaluate_edits(args)
         return
-
+    if args.steering:
+        _evaluate_steering(args)
+        return
+    about_edits = {
+        "--examples": args.examples,
+        "--tasks": args.tasks,
+        "--zero-shot": args.zero_shot,
+    }
+    for option, given in about_edits.items():
+        if given:
+            raise UsageError(f"{option} is about edits; give --editing too, or leave it out")
     if args.table and (args.output or args.sheet):
         raise UsageError("--table shows numbers measured before; leave out --output and --sheet")
     if not (args.table or args.output or args.sheet):
@@ -105,64 +154,93 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 
 def _evaluate_edits(args: argparse.Namespace) -> None:
-    from vidcm.data.lpc import LPC
-    from vidcm.editing.evaluate import evaluate_edits, table, write_edit_sheet
+    from vidcm.editing.cases import NAMES
+    from vidcm.editing.evaluate import ROWS as EDIT_ROWS
+    from vidcm.editing.evaluate import evaluate_edits
+    from vidcm.editing.report import report
+    from vidcm.editing.show import check_examples, write_edit_sheet, write_examples
+    from vidcm.given import trained_with
     from vidcm.markdown import block, rewrite
     from vidcm.metrics.protocol import Truth
-    from vidcm.pipeline import VideoPipeline
-    from vidcm.video import check_output
+    from vidcm.store import read_card
 
     if args.table or args.output:
         raise UsageError("--editing keeps its own numbers; leave out --table and --output")
     if args.editing.is_dir():
         raise UsageError(f"--editing {args.editing} is a folder; give the name of a .json file")
+    tasks, rows = args.tasks or NAMES, args.rows or EDIT_ROWS
+    for given, known in ((tasks, NAMES), (rows, EDIT_ROWS)):
+        if unknown := [name for name in given if name not in known]:
+            hint = did_you_mean(unknown[0], known)
+            raise UsageError(f"edits have no {unknown[0]!r}{hint} (known: {', '.join(known)})")
+    if args.zero_shot:
+        rows = (*rows, *(row.replace("-", "-zero-shot-") for row in rows))
+    into = "given" if args.zero_shot else "editing"
     if args.into:
-        block(args.into, "editing")
-    if args.sheet:
-        if args.sheet.suffix.lower() != ".png":
-            raise UsageError(f"--sheet writes .png files, not {args.sheet.name!r}")
-        check_output(args.sheet, args.overwrite)
-    art = args.art or os.environ.get("VIDCM_LPC_ART")
-    if not art:
-        raise UsageError("the true clips need the LPC art; give --art, or set VIDCM_LPC_ART")
-    pipe = VideoPipeline.from_pretrained(args.checkpoint, args.device)
-    lpc = LPC(art, num_frames=pipe.settings["frames"])
-    if args.sheet:
-        write_edit_sheet(pipe, Truth(lpc, 1, args.seed), args.sheet, overwrite=args.overwrite)
+        block(args.into, into)
+    if args.examples:
+        check_examples(args.examples, tasks, args.overwrite)
+    pipe, lpc = _model_and_truth(args)
+    if args.zero_shot and not trained_with(read_card(pipe.folder / "student")):
+        raise UsageError(
+            f"--zero-shot is for models trained with given frames, and {args.checkpoint} was not; "
+            "leave it out"
+        )
     results = evaluate_edits(
         pipe,
-        lpc,
+        Truth(lpc, args.count or 16, args.seed),
         args.editing,
         name=Path(args.checkpoint).name,
-        count=args.count,
-        seed=args.seed,
+        rows=rows,
+        tasks=tasks,
+        overwrite=args.overwrite,
+    )
+    shown = {"truth": Truth(lpc, 2, args.seed), "tasks": tasks, "overwrite": args.overwrite}
+    if args.sheet:
+        write_edit_sheet(pipe, path=args.sheet, **shown)
+    if args.examples:
+        write_examples(pipe, folder=args.examples, **shown)
+    if args.into:
+        rewrite(args.into, into, report(results))
+    else:
+        print(report(results), end="")
+
+
+def _evaluate_steering(args: argparse.Namespace) -> None:
+    from vidcm.markdown import block, rewrite
+    from vidcm.metrics.protocol import Truth
+    from vidcm.metrics.steering import steer, table
+
+    others = {"--table": args.table, "--output": args.output, "--sheet": args.sheet}
+    others |= {"--rows": args.rows, "--examples": args.examples, "--tasks": args.tasks}
+    for option, given in (others | {"--hand-prompts": args.hand_prompts}).items():
+        if given:
+            raise UsageError(f"--steering has numbers and rows of its own; leave out {option}")
+    if args.into:
+        block(args.into, "steering")
+    pipe, lpc = _model_and_truth(args)
+    results = steer(
+        pipe,
+        Truth(lpc, args.count or 32, args.seed),
+        args.steering,
+        name=Path(args.checkpoint).name,
+        batch=args.batch,
         overwrite=args.overwrite,
     )
     if args.into:
-        rewrite(args.into, "editing", table(results))
+        rewrite(args.into, "steering", table(results))
     else:
         print(table(results), end="")
 
 
 def _measure(args: argparse.Namespace) -> dict | None:
     """Writes the sheet, then the numbers; gives the latter."""
-    from vidcm.data.lpc import LPC
     from vidcm.metrics.protocol import Truth, evaluate
     from vidcm.metrics.sheet import write_sheet
-    from vidcm.pipeline import VideoPipeline
-    from vidcm.video import check_output
 
-    if args.sheet:
-        if args.sheet.suffix.lower() != ".png":
-            raise UsageError(f"--sheet writes .png files, not {args.sheet.name!r}")
-        check_output(args.sheet, args.overwrite)
     if args.output and args.output.is_dir():
         raise UsageError(f"--output {args.output} is a folder; give the name of a .json file")
-    art = args.art or os.environ.get("VIDCM_LPC_ART")
-    if not art:
-        raise UsageError("the true clips need the LPC art; give --art, or set VIDCM_LPC_ART")
-    pipe = VideoPipeline.from_pretrained(args.checkpoint, args.device)
-    lpc = LPC(art, num_frames=pipe.settings["frames"])
+    pipe, lpc = _model_and_truth(args)
     if args.sheet:
         write_sheet(
             pipe, Truth(lpc, SHEET_PROMPTS, args.seed), args.sheet, overwrite=args.overwrite
@@ -174,10 +252,25 @@ def _measure(args: argparse.Namespace) -> dict | None:
         lpc,
         args.output,
         name=Path(args.checkpoint).name,
-        rows=args.rows,
-        count=args.count,
+        rows=args.rows or ROWS,
+        count=args.count or 512,
         seed=args.seed,
         batch=args.batch,
         hand_prompts=args.hand_prompts,
         overwrite=args.overwrite,
     )
+
+
+def _model_and_truth(args: argparse.Namespace) -> "tuple[VideoPipeline, LPC]":
+    """The model and the true clips, after a look at what else would stop the command."""
+    from vidcm.data.lpc import LPC
+    from vidcm.pipeline import VideoPipeline
+    from vidcm.video import check_output
+
+    if args.sheet:
+        if args.sheet.suffix.lower() != ".png":
+            raise UsageError(f"--sheet writes .png files, not {args.sheet.name!r}")
+        check_output(args.sheet, args.overwrite)
+    art = art_of(args)
+    pipe = VideoPipeline.from_pretrained(args.checkpoint, args.device)
+    return pipe, LPC(art, num_frames=pipe.settings["frames"])

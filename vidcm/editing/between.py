@@ -66,11 +66,10 @@ def interpolate(
     if len(clips) == 2:
         frames[0], frames[-1] = clips
     clock("decode")
-    assert how.steps is not None
     middle = prompts[0] if prompts[0] == prompts[-1] else f"{prompts[0]} > {prompts[-1]}"
     said = [prompts[0], *[middle] * (task.count - 2), prompts[-1]]
     drawn = [seeds[0]] * (task.count - 1) + [seeds[-1]]
-    evaluations = how.steps * (2 if how.teacher else 1)
+    evaluations = how.evaluations(pipe)
     return Clips(frames, said, drawn, pipe.settings["fps"], evaluations, clock.seconds)
 
 

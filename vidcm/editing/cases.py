@@ -1,8 +1,8 @@
 """Edits whose truth is known: a true clip, what of it is given, and what a user would do without a
 model."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,82 +12,154 @@ import torch.nn.functional as F
 from vidcm.editing.operators import luminance
 
 NOISE = 30.0  # grey levels, of the denoising case
+BLANK = 48  # the grey level at which sheets show what is not given
+ROUGH = 8  # pixels a side of the blocks of colour that a variation is made of
+WAY = 5  # clips from end to end of an interpolation
 
 
 @dataclass(frozen=True)
 class Case:
-    """spec, clips: what the task is told. kept: bool `(t h w)`, pixels of the truth that are given
-    whole. baseline: uint8 `(t h w 3)`. method: what the baseline is called."""
+    """spec, clips: what the task is told. given: uint8 `(t h w 3)`, what is known, in its place,
+    and BLANK where nothing is. kept: bool `(t h w)`, where that must stay as it is.
+
+    truth: uint8 `(t h w 3)`, the beginning of a true clip, which the result should be; None where
+    no true clip has so many frames. baselines: by name, uint8 `(t h w 3)`, of any length without a
+    truth. ring: whether the end leads to the beginning. prompts: instead of the caption, if any."""
 
     spec: Mapping[str, Any]
     clips: list[np.ndarray]
+    given: np.ndarray
     kept: np.ndarray
-    baseline: np.ndarray
-    method: str
+    truth: np.ndarray | None
+    baselines: dict[str, np.ndarray] = field(default_factory=dict)
+    ring: bool = False
+    prompts: tuple[str, ...] = ()
 
 
 def inpaint(truth: np.ndarray) -> Case:
     kept = ~_centre(truth)
+    simple = {"constant fill": _constant(truth, kept), "linear blending": _across(truth, kept)}
     spec = {"name": "inpaint", "mask": ~kept}
-    return Case(spec, [truth], kept, _constant(truth, kept), "constant fill")
+    return Case(spec, [truth], _only(truth, kept), kept, truth, simple)
 
 
 def outpaint(truth: np.ndarray) -> Case:
     kept, (height, width) = _centre(truth), truth.shape[1:3]
     y, x = height // 4, width // 4
     clip = truth[:, y : height - y, x : width - x]
+    border = ((0, 0), (y, y), (x, x), (0, 0))
+    simple = {
+        "constant fill": _constant(truth, kept),
+        "edges repeated": np.pad(clip, border, "edge"),
+    }
     spec = {"name": "outpaint", "place": (x, y, width - 2 * x, height - 2 * y)}
-    return Case(spec, [clip], kept, _constant(truth, kept), "constant fill")
+    return Case(spec, [clip], _only(truth, kept), kept, truth, simple)
 
 
 def colorize(truth: np.ndarray) -> Case:
     clip = luminance(torch.from_numpy(truth)).numpy()[..., None].repeat(3, -1)
-    return Case({"name": "colorize"}, [clip], _none(truth), clip, "luminance only")
+    simple = {"luminance only": clip}
+    return Case({"name": "colorize"}, [clip], clip, _none(truth), truth, simple)
 
 
 def upscale(truth: np.ndarray) -> Case:
-    blocks = truth.reshape(len(truth), truth.shape[1] // 4, 4, truth.shape[2] // 4, 4, 3)
-    small = blocks.mean((2, 4)).round().astype(np.uint8)
+    small = _blocks(truth, 4)
     video = torch.from_numpy(small).permute(0, 3, 1, 2).float()
     large = F.interpolate(video, scale_factor=4, mode="bicubic", align_corners=False)
     large = large.round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
-    return Case({"name": "upscale", "factor": 4}, [small], _none(truth), large, "bicubic")
+    nearest = small.repeat(4, 1).repeat(4, 2)
+    spec, simple = {"name": "upscale", "factor": 4}, {"nearest": nearest, "bicubic": large}
+    return Case(spec, [small], nearest, _none(truth), truth, simple)
 
 
 def interpolate_frames(truth: np.ndarray) -> Case:
     kept = _frames(truth, slice(None, None, 2))
+    simple = {"frames repeated": _held(truth, kept), "linear blending": _blended(truth, kept)}
     spec = {"name": "interpolate_frames", "factor": 2}
-    return Case(spec, [truth[::2]], kept, _blended(truth, kept), "linear blending")
+    return Case(spec, [truth[::2]], _only(truth, kept), kept, truth, simple)
 
 
 def extend(truth: np.ndarray) -> Case:
     count = (len(truth) - 1) // 8 * 4 + 1
     kept = _frames(truth, slice(count))
-    return Case({"name": "extend"}, [truth[:count]], kept, _blended(truth, kept), "last frame held")
+    simple = {"last frame held": _held(truth, kept)}
+    return Case({"name": "extend"}, [truth[:count]], _only(truth, kept), kept, truth, simple)
 
 
 def extend_backward(truth: np.ndarray) -> Case:
     count = max((len(truth) - 1) // 8 * 4, 1)
-    kept, clip = _frames(truth, slice(-count, None)), truth[-count:]
+    kept = _frames(truth, slice(-count, None))
+    simple = {"first frame held": _held(truth, kept)}
     spec = {"name": "extend_backward", "given": count}
-    return Case(spec, [clip], kept, _blended(truth, kept), "first frame held")
+    return Case(spec, [truth[-count:]], _only(truth, kept), kept, truth, simple)
 
 
 def inbetween(truth: np.ndarray) -> Case:
-    kept = _frames(truth, slice(None, None, len(truth) - 1))
-    ends = [truth[:1], truth[-1:]]
-    return Case({"name": "inbetween"}, ends, kept, _blended(truth, kept), "linear blending")
+    return _both(truth, {"name": "inbetween"})
 
 
 def animate(truth: np.ndarray) -> Case:
     kept = _frames(truth, slice(1))
-    return Case({"name": "animate"}, [truth[:1]], kept, _blended(truth, kept), "picture held")
+    simple = {"picture held": _held(truth, kept)}
+    return Case({"name": "animate"}, [truth[:1]], _only(truth, kept), kept, truth, simple)
+
+
+def animate_last(truth: np.ndarray) -> Case:
+    kept = _frames(truth, slice(-1, None))
+    simple = {"picture held": _held(truth, kept)}
+    spec = {"name": "animate", "at": "last"}
+    return Case(spec, [truth[-1:]], _only(truth, kept), kept, truth, simple)
+
+
+def animate_both(truth: np.ndarray) -> Case:
+    return _both(truth, {"name": "animate"})
+
+
+def loop(truth: np.ndarray) -> Case:
+    """The first frames, and as many beyond them as lead back: no true clip says which."""
+    clip, more = truth[: len(truth) // 2 + 1], len(truth) - 2
+    bridge = np.linspace(0, 1, more + 2)[1:-1, None, None, None]
+    blend = ((1 - bridge) * clip[-1] + bridge * clip[0]).round().astype(np.uint8)
+    given = np.concatenate([clip, np.full_like(blend, BLANK)])
+    kept = np.zeros(given.shape[:3], bool)
+    kept[: len(clip)] = True
+    simple = {"cut": clip, "linear blending": np.concatenate([clip, blend])}
+    return Case({"name": "loop"}, [clip], given, kept, None, simple, ring=True)
+
+
+def loop_alone(truth: np.ndarray) -> Case:
+    short = truth[:-1]
+    return Case({"name": "loop"}, [], np.full_like(short, BLANK), _none(short), short, ring=True)
+
+
+def variation(truth: np.ndarray) -> Case:
+    """A rough clip, blocks of colour, to one that is drawn out."""
+    rough = _blocks(truth, ROUGH).repeat(ROUGH, 1).repeat(ROUGH, 2)
+    return Case({"name": "variation"}, [rough], rough, _none(truth), truth, {"left rough": rough})
 
 
 def denoise(truth: np.ndarray) -> Case:
     noise = np.random.default_rng(0).normal(0, NOISE, truth.shape)
     clip = (truth + noise).round().clip(0, 255).astype(np.uint8)
-    return Case({"name": "denoise", "noise": NOISE}, [clip], _none(truth), clip, "left noisy")
+    simple = {"left noisy": clip, "median of 3x3": _median(clip)}
+    return Case({"name": "denoise", "noise": NOISE}, [clip], clip, _none(truth), truth, simple)
+
+
+def image(truth: np.ndarray) -> Case:
+    first = truth[:1]
+    return Case({"name": "image"}, [], np.full_like(first, BLANK), _none(first), first)
+
+
+def interpolate(one: np.ndarray, two: np.ndarray, prompts: tuple[str, str]) -> Case:
+    """Clips from one true clip to another, one after the other."""
+    count = len(one)
+    shares = np.linspace(0, 1, WAY)[:, None, None, None, None]
+    mixed = ((1 - shares) * one + shares * two).round().astype(np.uint8).reshape(-1, *one.shape[1:])
+    kept = np.zeros(mixed.shape[:3], bool)
+    kept[:count] = kept[-count:] = True
+    spec = {"name": "interpolate", "count": WAY}
+    simple = {"linear blending": mixed}
+    return Case(spec, [one, two], _only(mixed, kept), kept, None, simple, prompts=prompts)
 
 
 CASES: dict[str, Callable[[np.ndarray], Case]] = {
@@ -102,9 +174,33 @@ CASES: dict[str, Callable[[np.ndarray], Case]] = {
         extend_backward,
         inbetween,
         animate,
+        animate_last,
+        animate_both,
+        loop,
+        loop_alone,
+        variation,
         denoise,
+        image,
     )
 }
+NAMES = (*CASES, "interpolate")
+
+
+def cases_of(name: str, clips: np.ndarray, captions: Sequence[str]) -> list[Case]:
+    """A case for each true clip, uint8 `(n t h w 3)`; one of "interpolate" leads from the clip
+    before."""
+    if name != "interpolate":
+        return [CASES[name](clip) for clip in clips]
+    return [
+        interpolate(clips[i - 1], clips[i], (captions[i - 1], captions[i]))
+        for i in range(len(clips))
+    ]
+
+
+def _both(truth: np.ndarray, spec: dict) -> Case:
+    kept = _frames(truth, slice(None, None, len(truth) - 1))
+    simple = {"nearest frame held": _held(truth, kept), "linear blending": _blended(truth, kept)}
+    return Case(spec, [truth[:1], truth[-1:]], _only(truth, kept), kept, truth, simple)
 
 
 def _none(truth: np.ndarray) -> np.ndarray:
@@ -124,10 +220,38 @@ def _frames(truth: np.ndarray, part: slice) -> np.ndarray:
     return mask
 
 
+def _only(truth: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    return np.where(kept[..., None], truth, np.uint8(BLANK))
+
+
+def _blocks(truth: np.ndarray, size: int) -> np.ndarray:
+    """The mean of every size x size pixels, as one."""
+    t, height, width = truth.shape[:3]
+    blocks = truth.reshape(t, height // size, size, width // size, size, 3)
+    return blocks.mean((2, 4)).round().astype(np.uint8)
+
+
 def _constant(truth: np.ndarray, kept: np.ndarray) -> np.ndarray:
     """The mean of what is kept, wherever nothing is."""
     colour = truth[kept].mean(0).round().astype(np.uint8)
     return np.where(kept[..., None], truth, colour)
+
+
+def _across(truth: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """A hole in every row filled with what lies between its ends."""
+    filled = truth.astype(float)
+    columns = np.flatnonzero(~kept.all((0, 1)))
+    left, right = columns[0] - 1, columns[-1] + 1
+    share = ((columns - left) / (right - left))[:, None]
+    mixed = (1 - share) * filled[:, :, left, None] + share * filled[:, :, right, None]
+    filled[:, :, columns] = np.where(kept[:, :, columns, None], filled[:, :, columns], mixed)
+    return filled.round().astype(np.uint8)
+
+
+def _held(truth: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """The nearest given frame, the earlier of two."""
+    known = np.flatnonzero(kept.all((1, 2)))
+    return truth[known[np.abs(np.arange(len(truth))[:, None] - known).argmin(1)]]
 
 
 def _blended(truth: np.ndarray, kept: np.ndarray) -> np.ndarray:
@@ -139,3 +263,9 @@ def _blended(truth: np.ndarray, kept: np.ndarray) -> np.ndarray:
     high = np.ceil(at).astype(int)
     mixed = (1 - share) * flat[low] + share * flat[high]
     return mixed.round().astype(np.uint8).reshape(truth.shape)
+
+
+def _median(clip: np.ndarray) -> np.ndarray:
+    padded = np.pad(clip, ((0, 0), (1, 1), (1, 1), (0, 0)), "edge")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))
+    return np.median(windows, (-2, -1)).astype(np.uint8)

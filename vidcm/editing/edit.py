@@ -9,7 +9,8 @@ from torch import Tensor
 
 from vidcm.codecs.causal_vae import CausalVAE
 from vidcm.editing.between import interpolate
-from vidcm.editing.operators import Operator, Pixels, Ring
+from vidcm.editing.conditioned import shown_to
+from vidcm.editing.operators import Operator, Ring
 from vidcm.editing.projection import Chain, LatentPrefix, Project, ThroughPixels
 from vidcm.editing.scene import Canvas, Scene, Task, check, compose
 from vidcm.editing.tasks import Interpolate
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from vidcm.pipeline import Clips, VideoPipeline
 
 Asked = str | Mapping[str, Any]
+
+# How alike a guess errs in neighbouring frames. Of 0, 0.6, 0.9, 0.97 and 1, the best PSNR of what
+# the bundled model fills in between, after and before given frames.
+CARRY = 0.9
 
 
 def tasks_of(asked: Asked | Sequence[Asked]) -> dict[str, Task]:
@@ -57,9 +62,10 @@ class Known:
         frames, seen = torch.from_numpy(scene.frames), torch.from_numpy(scene.seen)
         self.codec, self.operators = codec, list[Operator]()
         if scene.seen.any():
-            sized = {"size": scene.size} if scene.keeps == "block_mean" else {}
+            options = {"block_mean": {"size": scene.size}, "pixels": {"carry": CARRY}}
             kind = lookup("operator", scene.keeps)
-            self.operators.append(kind(frames.to(device), seen.to(device), **sized))
+            also = options.get(scene.keeps, {})
+            self.operators.append(kind(frames.to(device), seen.to(device), **also))
         if scene.ring:
             self.operators.append(Ring(_share(scene).to(device), len(frames)))
         prefix = _prefix(scene, codec.time_stride)
@@ -68,12 +74,9 @@ class Known:
     @property
     def project(self) -> Project:
         """Latents to the latents that agree with what is known."""
-        known = [
-            operator
-            for operator in self.operators
-            if self.prefix is None or not isinstance(operator, Pixels)
-        ]
-        parts: list[Project] = [ThroughPixels(self.codec, known)] if known else []
+        parts: list[Project] = []
+        if self.operators:
+            parts.append(ThroughPixels(self.codec, self.operators))
         if self.prefix is not None:
             parts.append(LatentPrefix(self.codec.encode(self.prefix)))
         return Chain(*parts)
@@ -168,7 +171,6 @@ def render(
     from vidcm.pipeline import Clips, Clock, SampleRngs
 
     how, codec, device = how.settled(pipe), pipe.codec, pipe.device
-    assert how.steps is not None
     clock = Clock(device)
     cond = text(pipe, how, prompts)
     clock("text")
@@ -183,16 +185,14 @@ def render(
         video = _given(scene).to(device)
         ratio = _ratio(codec, video, scene.noise)
         begin, until, noise = codec.encode(video), ratio / (1 + ratio), torch.zeros_like(noise)
-    project = known.project
+    project, shown = known.project, shown_to(pipe, how, scene)
     clock("encode")
-    x = walk(pipe, how, cond, begin.expand_as(noise), noise, until, project, rng)
+    x = walk(pipe, how, cond, begin.expand_as(noise), noise, until, project, rng, shown)
     clock("denoise")
     made = known.finish(codec.decode(x)).cpu().numpy()
     clock("decode")
-    evaluations = how.steps * (2 if how.teacher else 1)
-    return Clips(
-        _assemble(scene, made), prompts, seeds, pipe.settings["fps"], evaluations, clock.seconds
-    )
+    frames, evaluations = _assemble(scene, made), how.evaluations(pipe)
+    return Clips(frames, prompts, seeds, pipe.settings["fps"], evaluations, clock.seconds)
 
 
 def _given(scene: Scene) -> Tensor:

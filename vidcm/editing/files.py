@@ -1,6 +1,7 @@
 """Clips, pictures and masks from files, in the size and at the rate of a model."""
 
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import torch
 
 from vidcm.data.clips import SLACK_SECONDS
-from vidcm.data.demux import MAX_PIXELS
+from vidcm.data.demux import MAX_PIXELS, opened, regular_file
 from vidcm.data.read import probe, read_frames
 from vidcm.data.transforms import resize_crop
 from vidcm.errors import UsageError
@@ -19,13 +20,14 @@ NEAR = 24  # grey levels by which each colour of a pixel may differ from a key c
 
 @dataclass(frozen=True)
 class Film:
-    """frames: uint8 `(t h w 3)` as in the file. seconds: when the last of the file is shown, or
-    None for pictures. total: frames of the whole file at the rate asked for."""
+    """frames: uint8 `(t h w 3)` as in the file. total: frames of the whole file at the rate asked
+    for. rate: frames a second that a video claims to hold, 0 where it does not say; None for
+    pictures."""
 
     path: Path
     frames: np.ndarray
-    seconds: float | None
     total: int
+    rate: float | None
 
     def __str__(self) -> str:
         return str(self.path)
@@ -44,7 +46,12 @@ def read_film(path: Path, fps: float, most: int | None, start: float = 0.0) -> F
     total = int((last - start) * fps + 1e-3) + 1
     times = start + np.arange(min(total, most or total)) / fps
     frames = read_frames(path, times.clip(max=last), max_pixels=MAX_PIXELS).frames
-    return Film(path, frames, last, total)
+    return Film(path, frames, total, _rate(path))
+
+
+def _rate(path: Path) -> float:
+    with opened(regular_file(path), time.monotonic() + 30) as source:
+        return float(source.stream.average_rate or source.stream.guessed_rate or 0)
 
 
 def _pictures(path: Path, fps: float, most: int | None, start: float) -> Film:
@@ -61,7 +68,7 @@ def _pictures(path: Path, fps: float, most: int | None, start: float) -> Film:
                 f"{name} is {picture.shape[1]}x{picture.shape[0]} and the first picture "
                 f"{pictures[0].shape[1]}x{pictures[0].shape[0]}; give frames of one size"
             )
-    return Film(path, np.stack(pictures), None, len(chosen))
+    return Film(path, np.stack(pictures), len(chosen), None)
 
 
 def fit(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -153,12 +160,14 @@ def _keyed(colour: str, film: Film) -> np.ndarray:
 
 
 def describe(film: Film, clip: np.ndarray, fps: float) -> str | None:
-    """What became of a film to fit the model, in words; None when nothing did."""
-    changes = []
-    if film.frames.shape[1:3] != clip.shape[1:3]:
-        changes.append(f"scaled and cut from {_size(film.frames)} to {_size(clip)}")
-    if film.seconds is not None:
-        changes.append(f"taken at {fps:g} frames a second")
+    """What became of a film to fit the model, in words; None when nothing did.
+
+    "clip.mp4: 320x240 at 30 fps, resampled to 64x64 at 8 fps, cut to 9 of 40 frames"."""
+    before, after = _size(film.frames), _size(clip)
+    if film.rate is not None and not np.isclose(film.rate, fps, rtol=1e-3):
+        was = f" at {film.rate:.4g} fps" if film.rate else " at no stated rate"
+        before, after = before + was, f"{after} at {fps:g} fps"
+    changes = [f"{before}, resampled to {after}"] if before != after else []
     if len(clip) < film.total:
         changes.append(f"cut to {len(clip)} of {film.total} frames")
     return f"{film}: {', '.join(changes)}" if changes else None

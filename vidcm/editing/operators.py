@@ -41,7 +41,7 @@ class Operator(ABC):
         """The frames with what is known kept in whole grey levels; those that keep it unchanged."""
 
     def start(self) -> Tensor:
-        """A+ y: the clip that shows what is known and mid-grey or nothing elsewhere."""
+        """A+ y: the clip that shows what is known and no more than A+ makes of it elsewhere."""
         return self.restore(self.y)
 
     def project(self, video: Tensor) -> Tensor:
@@ -54,18 +54,27 @@ class Operator(ABC):
 
 
 class Pixels(Operator):
-    """Some pixels. frames: uint8 `(t h w 3)`. seen: bool `(t h w)`, where they are known."""
+    """Some pixels. frames: uint8 `(t h w 3)`. seen: bool `(t h w)`, where they are known.
 
-    def __init__(self, frames: Tensor, seen: Tensor):
+    carry: 0..1, how alike the errors of a guess are in neighbouring frames; those d frames apart
+    are taken to correlate by carry^d. A+ then corrects a pixel by what is known of it at other
+    times, as the mean of a Gaussian process does: C A' (A C A')^-1. At 0 it corrects nothing but
+    what is known."""
+
+    def __init__(self, frames: Tensor, seen: Tensor, carry: float = 0.0):
         self.frames, self.seen = frames, seen
         self.mask = seen[None, None].float()
         self.y = to_video(frames[None]) * self.mask
+        self.carried = _carried(seen, carry) if carry else []
 
     def observe(self, video: Tensor) -> Tensor:
         return video * self.mask
 
     def restore(self, y: Tensor) -> Tensor:
-        return y
+        clip = y.flatten(3).clone()
+        for places, weights in self.carried:
+            clip[..., places] = weights @ clip[..., places]
+        return clip.view_as(y)
 
     def exact(self, frames: Tensor) -> Tensor:
         return torch.where(self.seen[..., None], self.frames, frames)
@@ -185,6 +194,22 @@ def _in_range(wanted: Tensor, mean: Tensor, over: tuple[int, ...]) -> Tensor:
     room = torch.where(off > 0, 255 - mean, mean) / off.abs()
     room = torch.where(off.abs() < 1e-9, torch.inf, room)  # rounding, at the edge of the range too
     return mean + off * room.amin(over, keepdim=True).clamp(max=1)
+
+
+def _carried(seen: Tensor, carry: float) -> list[tuple[Tensor, Tensor]]:
+    """For every history that pixels have, known at some times only: the places `(n,)` of those
+    pixels, and weights `(t t)` from what they are known to be to what they should be."""
+    history, which = torch.unique(seen.flatten(1).T, dim=0, return_inverse=True)
+    time = torch.arange(len(seen), dtype=torch.float64, device=seen.device)
+    alike = carry ** (time[:, None] - time).abs()
+    found = []
+    for number, known in enumerate(history):
+        if known.any() and not known.all():
+            weights = torch.zeros_like(alike)
+            weights[:, known] = alike[:, known] @ torch.linalg.inv(alike[known][:, known])
+            weights[known] = torch.eye(len(seen), dtype=time.dtype, device=seen.device)[known]
+            found.append(((which == number).nonzero()[:, 0], weights.float()))
+    return found
 
 
 def _blur(video: Tensor) -> Tensor:

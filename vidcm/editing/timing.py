@@ -6,19 +6,25 @@ from vidcm.editing.scene import TIMING, Canvas, Given, Scene, Task, blank, whole
 from vidcm.errors import UsageError
 
 
-class Extend(Task):
-    """go on after the end of a clip; the clip stays
+class Overlapping(Task):
+    """A task that takes clips of any length and shows the model a few frames at their ends.
 
-    given: how many of its last frames the model sees (default: about half of what it makes)."""
-
-    example = '--task extend --input clip.mp4 --prompt "a woman walks left"'
-    decides = frozenset({TIMING})
+    given: how many; None for a share of what the model makes."""
 
     def __init__(self, given: int | None = None):
         self.given = given
 
     def most(self, canvas: Canvas, alone: bool) -> int | None:
         return None
+
+
+class Extend(Overlapping):
+    """go on after the end of a clip; the clip stays
+
+    given: how many of its last frames the model sees (default: about half of what it makes)."""
+
+    example = '--task extend --input clip.mp4 --prompt "a woman walks left"'
+    decides = frozenset({TIMING})
 
     def place(self, given: list[Given], canvas: Canvas) -> Scene:
         clip = given[0]
@@ -27,19 +33,13 @@ class Extend(Task):
         return replace(scene, before=clip.frames[: len(clip) - count])
 
 
-class ExtendBackward(Task):
+class ExtendBackward(Overlapping):
     """make what came before a clip; the clip stays
 
     given: how many of its first frames the model sees (default: about half of what it makes)."""
 
     example = '--task extend_backward --input clip.mp4 --prompt "a woman walks left"'
     decides = frozenset({TIMING})
-
-    def __init__(self, given: int | None = None):
-        self.given = given
-
-    def most(self, canvas: Canvas, alone: bool) -> int | None:
-        return None
 
     def place(self, given: list[Given], canvas: Canvas) -> Scene:
         clip = given[0]
@@ -48,7 +48,7 @@ class ExtendBackward(Task):
         return replace(scene, after=clip.frames[count:])
 
 
-class Inbetween(Task):
+class Inbetween(Overlapping):
     """connect two pictures or two clips; both stay
 
     given: how many frames of a clip the model sees at each end (default: a fifth of what it
@@ -59,18 +59,12 @@ class Inbetween(Task):
     least = 1
     decides = frozenset({TIMING})
 
-    def __init__(self, given: int | None = None):
-        self.given = given
-
-    def most(self, canvas: Canvas, alone: bool) -> int | None:
-        return None
-
     def place(self, given: list[Given], canvas: Canvas) -> Scene:
         left, right = given
         return _bridge(left, right, self.given, canvas)
 
 
-class Loop(Task):
+class Loop(Overlapping):
     """close a clip to a loop, or make one from a prompt alone; the clip stays
 
     given: how many frames of the clip the model sees at each end (default: a fifth of what it
@@ -78,9 +72,6 @@ class Loop(Task):
 
     example = '--task loop --input clip.mp4 --prompt "a woman walks left" --output loop.gif'
     clips = (0, 1)
-
-    def __init__(self, given: int | None = None):
-        self.given = given
 
     def most(self, canvas: Canvas, alone: bool) -> int | None:
         return None if alone else canvas.frames - canvas.stride

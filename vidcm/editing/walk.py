@@ -2,7 +2,7 @@
 with every guess of the clean latents projected."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,7 +10,10 @@ from torch import Tensor
 
 from vidcm import sampling
 from vidcm.denoiser import Cond, Guided
+from vidcm.editing.conditioned import Conditioned, ConditionedFlow, GivenLatents
 from vidcm.editing.projection import Observing, ObservingFlow, Project
+from vidcm.errors import VidcmError
+from vidcm.paths import Path
 from vidcm.rng import SampleRng
 from vidcm.shapes import like
 
@@ -21,17 +24,26 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class How:
     """Options of a pipeline's call: steps and guidance (None: the checkpoint's own), whether the
-    teacher walks, and whom to tell of progress."""
+    teacher walks, and whom to tell of progress. zero_shot: projects guesses alone, also where the
+    model was trained with given frames."""
 
     steps: int | None = None
     guidance: float | None = None
     teacher: bool = False
     progress: Callable[[int, int], None] | None = None
+    zero_shot: bool = False
 
     def settled(self, pipe: "VideoPipeline") -> "How":
         """With numbers for what is left open. Raises UsageError when one is out of range."""
         steps, guidance = pipe.numbers(self.teacher, self.steps, self.guidance)
-        return How(steps, guidance, self.teacher, self.progress)
+        return replace(self, steps=steps, guidance=guidance)
+
+    def evaluations(self, pipe: "VideoPipeline") -> int:
+        """Network forwards of a clip, guidance's second one counted. self: settled."""
+        assert self.steps is not None
+        if not self.teacher:
+            return self.steps
+        return 2 * (2 * self.steps - 1 if solver(pipe) == "heun" else self.steps)
 
     @property
     def role(self) -> str:
@@ -47,25 +59,53 @@ def walk(
     until: float,
     project: Project,
     rng: SampleRng,
+    shown: GivenLatents | None = None,
 ) -> Tensor:
     """Clean latents `(b c t h w)`, projected.
 
-    begin: latents noised with `noise`, unit or none, up to `until` in 0..1, a share of the way to
-    noise in rectified-flow time; 0 is data. how: settled."""
+    begin: latents noised with `noise`, up to `until` in 0..1, a share of the way to noise in
+    rectified-flow time; 0 is data. noise: unit; or zero, if `begin` holds it already, and then no
+    more is added on the way. how: settled. shown: frames that a model trained for it is shown."""
     assert how.steps is not None and how.guidance is not None
     if until == 0:
         return project(begin)
     model, report = pipe.model(how.role), how.progress or (lambda step, steps: None)
-    times = pipe.times(how.teacher, how.steps, until)
+    calm = not how.teacher and not noise.any()
+    times = pipe.times(how.teacher, how.steps, 1.0 if calm else until)
+    if calm:
+        times = _lowered(model.path, times, until)
     t = torch.full((len(noise),), times[0], device=noise.device)
     if how.teacher:
         flow = Guided(model, how.guidance, model.encode([""] * len(noise)))
         x = model.path.noise(begin, noise, t)
-        return sampling.euler(ObservingFlow(flow, project), x, times, cond, report)
+        steer = sampling.SOLVERS[solver(pipe)]
+        seeing = ConditionedFlow(flow, shown) if shown else flow
+        return steer(ObservingFlow(seeing, project), x, times, cond, report)
     # Samplers of students scale unit noise by their first time and know no other beginning.
     lifted = noise + like(model.path.alpha(t) / model.path.sigma(t), begin) * begin
-    sampler = sampling.SAMPLERS[pipe.settings["student"].get("sampler", "consistency")]
-    return sampler(Observing(model, project), lifted, times, cond, rng, report)
+    own = pipe.settings["student"].get("sampler", "consistency")
+    sampler = sampling.SAMPLERS["jump" if calm else own]
+    student = Conditioned(model, shown) if shown else model
+    return sampler(Observing(student, project), lifted, times, cond, rng, report)
+
+
+def _lowered(path: Path, times: list[float], until: float) -> list[float]:
+    """A student's times, with sigma / alpha lowered by one factor to begin at `until`."""
+    if until == 1:
+        return times
+    ratio = path.ratio(torch.tensor(times, dtype=torch.float64))
+    return path.time_of(ratio * min(1.0, until / (1 - until) / float(ratio[0]))).tolist()
+
+
+def solver(pipe: "VideoPipeline") -> str:
+    """The teacher's, by its settings. Raises VidcmError for one that this version does not know."""
+    name = pipe.settings["teacher"].get("solver", "euler")
+    if name not in sampling.SOLVERS:
+        raise VidcmError(
+            f"{pipe.folder / 'pipeline.json'} asks for the solver {name!r}; this version knows "
+            f"{', '.join(sampling.SOLVERS)}"
+        )
+    return name
 
 
 def text(pipe: "VideoPipeline", how: How, prompts: list[str]) -> Cond:

@@ -14,7 +14,7 @@ from vidcm.cli import export
 from vidcm.errors import UsageError, VidcmError
 from vidcm.pipeline import BUNDLED, Clips, numbered
 from vidcm.store import read_card, read_weights
-from vidcm.times import STEPS
+from vidcm.times import SHIFT, STEPS
 from vidcm.video import read_png
 
 PROMPT = "a woman with purple hair walks left"
@@ -299,6 +299,21 @@ def test_export_replaces_models_and_leaves_the_rest(made, copy, capsys):
     assert export.main([*arguments, "--overwrite", "--fps", "5"]) == 0
     assert (copy / "README.md").read_text() == "a card"
     assert VideoPipeline.from_pretrained(copy, "cpu").settings["fps"] == 5
+
+
+def test_exported_teachers_have_a_scale_and_a_grid_of_their_own(made, copy):
+    models = {role: made / "models" / role for role in ("codec", "teacher", "student")}
+    arguments = [*tiny.export_arguments(models, copy), "--overwrite", "--guidance", "1.5"]
+    last = {}
+    for options, scale in (([], 1.5), (["--teacher-guidance", "1.2", "--shift", "200"], 1.2)):
+        assert export.main([*arguments, *options]) == 0
+        pipe = VideoPipeline.from_pretrained(copy, "cpu")
+        assert pipe.numbers(False, None, None)[1] == 1.5
+        assert pipe.numbers(True, None, None)[1] == scale
+        *_, before, end = pipe.times(True, 5)
+        last[scale] = before / (1 - before)  # sigma / alpha where the last step begins
+        assert end == 0
+    assert last[1.5] == pytest.approx(SHIFT / 4) and last[1.2] == pytest.approx(200 / 4)
 
 
 @pytest.mark.parametrize(

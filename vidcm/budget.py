@@ -73,9 +73,12 @@ def seconds_per_step(run: Path, batch_size: int, after: int = 0) -> float:
 def train(config: str | Path, overrides: list[str], peak: Path) -> None:
     """A training in its own process, which writes its peak memory to a file. What it says on
     stderr is passed on. Raises VidcmError when it fails, KeyboardInterrupt when it was stopped."""
-    command = [sys.executable, "-c", _START, str(peak), "--config", str(config), *overrides]
+    command = [sys.executable, "-P", "-c", _START, str(peak), "--config", str(config), *overrides]
+    # The child runs this very package, wherever another copy of it may be installed.
+    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     tail = b""
-    with subprocess.Popen(command, stderr=subprocess.PIPE) as child:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, env=env) as child:
         assert child.stderr is not None
         try:
             while part := os.read(child.stderr.fileno(), 4096):

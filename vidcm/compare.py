@@ -93,8 +93,9 @@ def compare(asked: Comparison, lpc: LPC, only: list[str] | None = None) -> dict:
                 found["training"] = train_row(asked, job)
             found["evaluations"] = measure_row(asked, job, truth)
         except Exception as error:  # whatever it is, hours of other rows do not hang on it
+            reason = " ".join(str(error).split())
             known = isinstance(error, VidcmError)
-            failed[job.key] = str(error) if known else f"{type(error).__name__}: {error}"
+            failed[job.key] = reason if known else f"{type(error).__name__}: {reason}"
             found |= {"failed": failed[job.key], "evaluations": {}}
             print(f"row {job.key} failed: {failed[job.key]}", file=sys.stderr, flush=True)
         kept[job.key] = found

@@ -55,17 +55,24 @@ def pipeline_settings(
     guidance: float,
     steps: int = 4,
     teacher_steps: int = 50,
+    teacher_guidance: float | None = None,
+    shift: float | None = None,
     solver: str | None = None,
 ) -> dict[str, Any]:
     """What `pipeline.json` holds for a student of an objective and its teacher. guidance, steps:
-    the defaults of both. solver: the teacher's, if not Euler's."""
+    the student's defaults. teacher_guidance: the teacher's, if another. shift: of the teacher's
+    grid of times. solver: the teacher's, if not Euler's."""
     student = {
         "steps": steps,
         "guidance": guidance,
         "guidance_range": guidance_of(objective),
         "max_steps": MOST_STEPS,
     }
-    teacher = {"steps": teacher_steps, "guidance": guidance, "shift": SHIFT}
+    teacher = {
+        "steps": teacher_steps,
+        "guidance": guidance if teacher_guidance is None else teacher_guidance,
+        "shift": SHIFT if shift is None else shift,
+    }
     return {
         "frames": frames,
         "height": height,

@@ -57,6 +57,15 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--teacher-steps", type=positive_int, default=50, help="default: %(default)s")
     p.add_argument(
+        "--teacher-guidance", type=number(0, 100), help="the teacher's scale (default: --guidance)"
+    )
+    p.add_argument(
+        "--shift",
+        type=number(0.01, 1e4),
+        help="factor on sigma / alpha of the teacher's grid of times (default: 32); the larger, the "
+        "earlier its last step begins",
+    )
+    p.add_argument(
         "--storage",
         choices=("fp16", "int8"),
         default="fp16",
@@ -101,11 +110,13 @@ def _export(args: argparse.Namespace) -> None:
         guidance=args.guidance,
         steps=args.steps,
         teacher_steps=args.teacher_steps,
+        teacher_guidance=args.teacher_guidance,
+        shift=args.shift,
     )
     if args.bucket:
-        for frames, *sizes in args.bucket:
+        for frames, height, width in args.bucket:
             check_frames(frames)
-            check_size(*sizes, 8)
+            check_size(height, width, 8)
         settings["trained"] = [[args.frames, args.height, args.width], *map(list, args.bucket)]
     phases = settings["student"].get("phases", args.steps)
     if args.steps != phases:

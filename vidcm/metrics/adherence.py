@@ -30,7 +30,7 @@ class Question:
     def nearest(self, frames: np.ndarray) -> int:
         """The place of the value that uint8 `(t h w 3)` shows; the answer where it ties."""
         seen = frames.reshape(-1, 3)[self.where].astype(np.int32)
-        errors = [int(np.square(seen - value, dtype=np.int64).sum()) for value in self.shown]
+        errors = [int(np.square(seen - value).sum(dtype=np.int64)) for value in self.shown]
         best = min(errors)
         return self.answer if errors[self.answer] == best else errors.index(best)
 

@@ -1,6 +1,7 @@
 """Sampling with given frames: the exact law given them, in the closed-form world of clips."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from vidcm.editing.evaluate import make
 from vidcm.editing.projection import Observing, ObservingFlow
 from vidcm.editing.report import _place, _steps
 from vidcm.editing.scene import compose
-from vidcm.editing.timing import Inbetween
+from vidcm.editing.timing import Animate, Extend, ExtendBackward, Inbetween
 from vidcm.times import on_path, uniform_grid
 from vidcm.video import to_video
 
@@ -246,6 +247,25 @@ def test_given_frames_are_kept_to_the_bit(pipe, name):
     assert (other[-9:] != made).any(), "the frames shown change the others"
 
 
+@pytest.mark.parametrize(
+    "task, clips, all",
+    [
+        (Animate(), [film(1)], True),
+        (Extend(5), [film(7)], True),
+        (Extend(6), [film(7)], False),
+        (ExtendBackward(4), [film(4)], True),
+        (ExtendBackward(5), [film(5)], False),
+        (Inbetween(1), [film(1)] * 2, False),
+    ],
+)
+def test_what_more_is_known_than_whole_latent_frames(pipe, task, clips, all):
+    scene = compose({"any": task}, clips, canvas_of(pipe))[1]
+    found = given_latents(scene, pipe.codec, pipe.device)
+    assert found is not None and found.all is all
+    looped = given_latents(replace(scene, ring=True), pipe.codec, pipe.device)
+    assert looped is not None and not looped.all
+
+
 def test_the_table_has_both_ways(pipe):
     clip = film(9)
     case = CASES["extend"](clip)
@@ -269,5 +289,5 @@ def test_a_gap_holds_its_nearest_frame(pipe):
     found = given_latents(scene, pipe.codec, pipe.device)
     clip = np.concatenate([TWO[:4], TWO[3:4], TWO[4:]])
     expected = pipe.codec.encode(to_video(torch.from_numpy(clip[None])))
-    assert found is not None and found.given.tolist() == [True, False, True]
+    assert found is not None and found.given.tolist() == [True, False, True] and not found.all
     torch.testing.assert_close(found.latents, expected)

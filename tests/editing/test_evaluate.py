@@ -10,6 +10,7 @@ import tiny
 import torch
 
 from vidcm import VideoPipeline
+from vidcm.cli import evaluate as command
 from vidcm.editing import show
 from vidcm.editing.cases import NAMES, NOISE, WAY, Case, cases_of
 from vidcm.editing.evaluate import evaluate_edits, make, read_edits
@@ -275,3 +276,31 @@ def test_an_example_that_cannot_be_small(tmp_path, monkeypatch):
     with pytest.raises(VidcmError, match="larger than 1000 bytes"):
         show._write_small(noise, Path(tmp_path / "x.gif"), 8)
     assert list(tmp_path.iterdir()) == []
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--examples", "x/", "--output", "x.json"], "--examples is about edits; give --editing"),
+        (["--tasks", "extend", "--sheet", "x.png"], "--tasks is about edits; give --editing"),
+        (["--editing", "x.json", "--tasks", "extnd"], "no 'extnd'; did you mean 'extend'?"),
+        (["--editing", "x.json", "--rows", "codec"], "edits have no 'codec'"),
+        (["--editing", "x.json", "--output", "y.json"], "--editing keeps its own numbers"),
+        (["--editing", ".", "--count", "2"], "is a folder; give the name of a .json file"),
+        (["--editing", "x.json", "--examples", "old/"], "loop.gif exists"),
+        (["--editing", "x.json"], "give --art, or set VIDCM_LPC_ART"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_measurements_that_make_no_sense(monkeypatch, capsys, tmp_path, words, message):
+    monkeypatch.delenv("VIDCM_LPC_ART", raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "loop.gif").touch()
+    assert command.main(words) == 2
+    out, error = capsys.readouterr()
+    assert out == "" and message in error and error.count("\n") == 1
+    assert [p.name for p in tmp_path.rglob("*")] == ["old", "loop.gif"]

@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vidcm.cli.common import Parser, did_you_mean, number, positive_int, run, seed, whole_number
 from vidcm.cli.generate import bar
@@ -130,6 +130,7 @@ def _edit(args: argparse.Namespace) -> None:
 
     from vidcm.editing.edit import canvas_of, check_texts
     from vidcm.editing.scene import check
+    from vidcm.editing.sound import pass_sound
     from vidcm.pipeline import VideoPipeline
     from vidcm.registry import build
     from vidcm.video import check_output
@@ -148,14 +149,14 @@ def _edit(args: argparse.Namespace) -> None:
         if check_output(args.preview, args.overwrite) in targets:
             raise UsageError(f"--preview and --output are both {args.preview}; name two files")
     pipe = VideoPipeline.from_pretrained(args.checkpoint, args.device)
-    clips, shown, timed = _read(args, pipe, specs, stand_ins, canvas_of(pipe))
+    read = _read(args, pipe, specs, stand_ins, canvas_of(pipe))
     pipe.model("teacher" if args.teacher else "student")
     loaded = time.perf_counter()
     several = len(seeds) > 1 or "interpolate" in specs
     with bar(args) as progress:
         made = pipe.edit(
             list(specs.values()),
-            clips,
+            read.clips,
             prompts,
             steps=args.steps,
             guidance=args.guidance,
@@ -165,9 +166,11 @@ def _edit(args: argparse.Namespace) -> None:
         )
     before = time.perf_counter()
     paths = made.save(args.output, overwrite=args.overwrite, scale=args.scale)
-    _pass_sound(args, paths, made.frames.shape[1], timed)
+    in_time = len(args.input) == 1 and made.frames.shape[1] == read.timed
+    for note in [*read.notes, *pass_sound(args.input, paths[0], in_time, args.start)]:
+        print(note, file=sys.stderr)
     if args.preview:
-        _preview(args, made.frames, shown)
+        _preview(args, made.frames, read.shown)
     done = time.perf_counter()
     seconds = {"load": loaded - STARTED, **made.seconds, "write": done - before}
     seconds = {k: round(v, 4) for k, v in (seconds | {"total": done - STARTED}).items()}
@@ -231,15 +234,24 @@ def _outputs(args: argparse.Namespace, tasks: dict[str, "Task"]) -> list[str]:
     return numbered(args.output, counts[0] if counts else 1)
 
 
+class _Inputs(NamedTuple):
+    """Clips as the tasks take them, and as they are shown; what became of them to fit, in words;
+    and how many frames a result has that keeps the timing of the first."""
+
+    clips: list["ndarray"]
+    shown: list["ndarray"]
+    notes: list[str]
+    timed: int
+
+
 def _read(
     args: argparse.Namespace,
     pipe: "VideoPipeline",
     specs: dict[str, dict[str, Any]],
     tasks: dict[str, "Task"],
     canvas: "Canvas",
-) -> tuple[list["ndarray"], list["ndarray"], int]:
-    """The input clips as the tasks take them, and as they are shown; puts the mask into `specs`.
-    Then how many frames a result has that keeps the timing of the first clip."""
+) -> _Inputs:
+    """The inputs, fitted to the model; puts the mask into `specs`."""
     import numpy as np
 
     from vidcm.editing.files import describe, fit, fit_mask, read_film, read_mask
@@ -254,26 +266,9 @@ def _read(
         mask = fit_mask(read_mask(args.mask, films[0], fps, args.start), size)
         specs["inpaint"]["mask"] = mask
         shown[0][np.broadcast_to(mask, shown[0].shape[:3])] = 48
-    for film, clip in zip(films, clips, strict=True):
-        if told := describe(film, clip, fps):
-            print(told, file=sys.stderr)
-    return clips, shown, (len(clips[0]) - 1) * pace(tasks) + 1 if clips else 0
-
-
-def _pass_sound(args: argparse.Namespace, paths: list[Path], frames: int, timed: int) -> None:
-    """Put the input's sound into the result, or say why not."""
-    from vidcm.editing.sound import NoSound, add_sound, has_sound
-
-    sources = [p for p in args.input if not p.is_dir() and p.suffix.lower() != ".png"]
-    for source in [p for p in sources if has_sound(p)]:
-        try:
-            if paths[0].suffix.lower() not in (".mp4", ".webm"):
-                raise NoSound(f"{paths[0].suffix or 'png'} files hold none")
-            if len(args.input) > 1 or frames != timed:
-                raise NoSound("the result has another timing")
-            add_sound(paths[0], source, args.start)
-        except NoSound as why:
-            print(f"{source}: its sound is left out: {why}", file=sys.stderr)
+    notes = [describe(film, clip, fps) for film, clip in zip(films, clips, strict=True)]
+    timed = (len(clips[0]) - 1) * pace(tasks) + 1 if clips else 0
+    return _Inputs(clips, shown, [note for note in notes if note], timed)
 
 
 def _preview(args: argparse.Namespace, made: "ndarray", shown: list["ndarray"]) -> None:

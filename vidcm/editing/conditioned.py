@@ -27,10 +27,11 @@ if TYPE_CHECKING:
 
 class GivenLatents:
     """Latent frames that are given, and their projection. latents: `(1 c t h w)`, of which `given`,
-    bool `(t,)`, says which frames count."""
+    bool `(t,)`, says which frames count. all: whether nothing else is known of the clip, so that no
+    other projection is needed."""
 
-    def __init__(self, latents: Tensor, given: Tensor):
-        self.latents, self.given = latents, given
+    def __init__(self, latents: Tensor, given: Tensor, all: bool = True):
+        self.latents, self.given, self.all = latents, given, all
 
     def __call__(self, x: Tensor) -> Tensor:
         return torch.where(self.given.view(-1, 1, 1), self.latents, x)
@@ -89,4 +90,6 @@ def given_latents(scene: Scene, codec: CausalVAE, device: torch.device) -> Given
     distance = (place[:, None] - place[seen]).abs()
     nearest = place[seen][distance.argmin(1)]
     video = to_video(torch.from_numpy(scene.frames)[nearest][None])
-    return GivenLatents(codec.encode(video.to(device)), given.to(device))
+    held = torch.cat([given[:1], given[1:].repeat_interleave(codec.time_stride)])
+    beyond = scene.ring or bool(scene.seen[~held.numpy()].any())
+    return GivenLatents(codec.encode(video.to(device)), given.to(device), not beyond)

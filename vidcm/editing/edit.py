@@ -185,7 +185,8 @@ def render(
         video = _given(scene).to(device)
         ratio = _ratio(codec, video, scene.noise)
         begin, until, noise = codec.encode(video), ratio / (1 + ratio), torch.zeros_like(noise)
-    project, shown = known.project, shown_to(pipe, how, scene)
+    shown = shown_to(pipe, how, scene)
+    project = shown if shown and shown.all else known.project
     clock("encode")
     x = walk(pipe, how, cond, begin.expand_as(noise), noise, until, project, rng, shown)
     clock("denoise")

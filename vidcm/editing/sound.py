@@ -3,6 +3,7 @@
 import os
 import secrets
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,24 @@ SECONDS = 30.0  # a deadline, as that of reading frames
 
 class NoSound(VidcmError):
     """Why a clip goes without the sound of its source, as the end of a sentence."""
+
+
+def pass_sound(sources: Sequence[Path], result: Path, in_time: bool, start: float) -> list[str]:
+    """Put the sound of the one video among `sources` into `result` if it is in time with that, from
+    second `start` on; returns in words why the sound of others is left out."""
+    notes = []
+    for source in sources:
+        if source.is_dir() or source.suffix.lower() == ".png" or not has_sound(source):
+            continue
+        try:
+            if result.suffix.lower() not in (".mp4", ".webm"):
+                raise NoSound(f"{result.suffix or 'png'} files hold none")
+            if not in_time:
+                raise NoSound("the result has another timing")
+            add_sound(result, source, start)
+        except NoSound as why:
+            notes.append(f"{source}: its sound is left out: {why}")
+    return notes
 
 
 def has_sound(source: Path) -> bool:

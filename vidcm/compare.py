@@ -209,6 +209,7 @@ def _pipeline(asked: Comparison, job: Job, lpc: LPC) -> Path:
         fps=FPS,
         guidance=job.row.guidance,
         solver=job.row.solver,
+        shift=job.row.shift,
     )
     folder = job.run / "pipeline"
     shutil.rmtree(folder, ignore_errors=True)

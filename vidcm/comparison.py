@@ -14,11 +14,13 @@ from vidcm.sampling import SOLVERS
 @dataclass
 class Row:
     """config: of a training, with overrides; or, for a baseline without one, the solver that
-    samples the teacher. guidance: its scale, if not the comparison's. seeds: one training each."""
+    samples the teacher. shift: of the teacher's grid of times, if not `times.SHIFT`. guidance: the
+    scale, if not the comparison's. seeds: one training each."""
 
     config: str | None = None
     overrides: list[str] = field(default_factory=list)
     solver: str | None = None
+    shift: float | None = None
     guidance: float | None = None
     seeds: list[int] = field(default_factory=lambda: [0])
 
@@ -71,6 +73,8 @@ class Comparison:
             raise UsageError(f"{where}: solver {row.solver!r}; use {', '.join(SOLVERS)}")
         if row.solver and (row.overrides or row.seeds != [0]):
             raise UsageError(f"{where}: the teacher is not trained; leave out overrides and seeds")
+        if row.shift is not None and not (row.solver and row.shift > 0):
+            raise UsageError(f"{where}: shift {row.shift:g} is for solvers, and above 0")
         if not row.seeds:
             raise UsageError(f"{where}: seeds is empty; leave it out, or name one")
         row.guidance = self.guidance if row.guidance is None else row.guidance

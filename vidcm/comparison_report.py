@@ -123,6 +123,7 @@ def plot(results: dict, path: Path) -> None:
             style = {"color": colors[place % 20], "marker": "o", "markersize": 4}
             axis.plot(counts, means, dashed, label=name, **style)
         axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter("{x:g}")
         axis.set_xlabel("evaluations")
         axis.set_ylabel(label)
         axis.grid(alpha=0.3)

@@ -143,6 +143,7 @@ def test_several_seeds_are_several_rows(world, tmp_path):
         ({"rows": {"x": "y.yaml"}}, "rows.x: 'y.yaml' is not a row"),
         ({"rows": {"x": {"solver": "dpm", "seeds": [0, 1]}}}, "the teacher is not trained"),
         ({"rows": {"x": {"solver": "dpm", "guidance": 101}}}, "rows.x: guidance is 101"),
+        ({"rows": {"x": {"solver": "dpm", "shift": 0}}}, "rows.x: shift 0 is for solvers"),
         ({"rows": {"x y": {"solver": "dpm"}, "x-y": {"solver": "dpm"}}}, "share the folder 'x-y'"),
     ],
 )
@@ -213,10 +214,12 @@ def test_results_of_another_comparison_are_refused_and_stay(world, puppets, tmp_
 
 
 def test_solvers_are_measured_at_the_evaluations_they_really_take(world, puppets, tmp_path):
-    rows = {"heun": {"solver": "heun"}}
+    rows = {"heun": {"solver": "heun", "shift": 8}}
     wish = compare.read(asked(world, tmp_path, rows=rows, evaluations=[1, 2, 4]))
     lines = compare.compare(wish, puppets)["rows"]["heun"]["evaluations"]
     assert {n: line["evaluations"] for n, line in lines.items()} == {"1": 2, "3": 6}
+    settings = json.loads((tmp_path / "runs" / "heun" / "pipeline" / "pipeline.json").read_text())
+    assert settings["teacher"]["shift"] == 8 and settings["teacher"]["guidance"] == 3
 
 
 def test_seeds_are_shown_as_mean_and_deviation():

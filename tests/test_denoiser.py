@@ -5,7 +5,7 @@ import tiny
 import torch
 from oracle import PATHS, Gaussian
 
-from vidcm.denoiser import Cond, Denoiser, Guided
+from vidcm.denoiser import Cond, Denoiser, Guided, batched
 from vidcm.errors import UsageError
 from vidcm.registry import build
 
@@ -91,6 +91,16 @@ def test_stacking_pads_and_padding_changes_nothing():
     out = model.clean(torch.cat([x, x]), torch.cat([t, t]), both)
     torch.testing.assert_close(out[:2], model.clean(x, t, short), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(out[2:], model.clean(x, t, long), rtol=1e-5, atol=1e-5)
+
+
+def test_batches_keep_the_scales_that_all_were_told():
+    model = denoiser(guided=True)
+    told = [model.encode([p], torch.tensor([w])) for p, w in [("orc", 1.5), ("a red dragon", 4.0)]]
+    both = batched(told)
+    assert both.guidance is not None and both.guidance.tolist() == [1.5, 4.0]
+    assert both.mask.tolist() == [[True, False, False], [True, True, True]]
+    assert batched([told[0], model.encode(["orc"])]).guidance is None
+    assert told[0].at(7) is told[0]
 
 
 def test_what_stands_in_padding_is_not_read():

@@ -12,8 +12,9 @@ from vidcm.video import write_clip
 
 @dataclass(frozen=True)
 class Clips:
-    """frames: uint8 `(n t h w c)`. evaluations: network forwards per clip, guidance's second one
-    and every window's counted. seconds: wall time of text, denoise and decode for the whole call."""
+    """frames: uint8 `(n t h w c)`. prompts: those that clips begin with. evaluations: network
+    forwards per clip, guidance's second one and every window's counted. seconds: wall time of text,
+    denoise and decode for the whole call."""
 
     frames: np.ndarray
     prompts: list[str]

@@ -57,8 +57,8 @@ class VideoPipeline:
             settings = json.loads((folder / "pipeline.json").read_text("utf-8"))
         except FileNotFoundError:
             raise UsageError(
-                f"{name} is neither a bundled model ({', '.join(bundled) or 'none'}) nor a pipeline folder "
-                "with a pipeline.json; tools/export.py makes one from runs"
+                f"{name} is neither a bundled model ({', '.join(bundled) or 'none'}) nor a pipeline "
+                "folder with a pipeline.json; tools/export.py makes one from runs"
             ) from None
         except (OSError, ValueError) as error:
             raise VidcmError(f"cannot read {folder / 'pipeline.json'}: {error}") from None
@@ -84,7 +84,8 @@ class VideoPipeline:
             model: Denoiser = load_model(self.folder / role, Denoiser, self.device)
             if (role == "student") != (model.backbone.guidance is not None):
                 raise UsageError(
-                    f"{self.folder / role} is not a {role}: a student takes a guidance scale as an input, a teacher does not"
+                    f"{self.folder / role} is not a {role}: a student takes a guidance scale as an "
+                    "input, a teacher does not"
                 )
             self._models[role] = model
         return self._models[role]

@@ -219,8 +219,8 @@ def check_then(
     starts = [frame for frame, _ in then]
     if starts != sorted(set(starts)) or starts[0] < 1:
         raise UsageError(
-            f"prompts take over at the frames {', '.join(map(str, starts))}; give frames from 1 up, "
-            "each later than the one before"
+            f"prompts take over at the frames {', '.join(map(str, starts))}; give frames from 1 "
+            "up, each later than the one before"
         )
     ends = [0.0, *places, math.inf]
     for i, (start, end) in enumerate(pairwise(ends)):

@@ -141,9 +141,9 @@ def _folder(args: argparse.Namespace, device):
     if not (cross and height.isdigit() and width.isdigit()):
         raise UsageError(f"cannot read --size {args.size!r}; write HEIGHTxWIDTH, as 64x64")
     size = check_size(int(height), int(width), 8)
-    for frames, *sizes in args.bucket:
+    for frames, high, wide in args.bucket:
         check_frames(frames)
-        check_size(*sizes, 8)
+        check_size(high, wide, 8)
     data = VideoFolder(
         args.root,
         num_frames=check_frames(args.frames),

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from vidcm.data.batch import Batch
-from vidcm.data.clips import clip_seconds, frame_times, random_start
+from vidcm.data.clips import SLACK_SECONDS, clip_seconds, frame_times, random_start
 from vidcm.data.killable import KillableReader
-from vidcm.data.read import MAX_PIXELS, BadClip
+from vidcm.data.order import Order, one_shape
+from vidcm.data.read import MAX_PIXELS, BadClip, VideoInfo
 from vidcm.data.sidecars import METADATA, read_metadata, read_text
 from vidcm.data.transforms import resize_crop
 from vidcm.errors import UsageError, VidcmError
@@ -36,7 +37,10 @@ class VideoFolder:
     or `caption`), otherwise from a `.txt` beside each video. `captions` says what to do about
     videos without one: "error", "empty" (an empty caption: unconditional) or "skip" (leave out).
 
-    num_frames: 4k+1. size: (height, width). fps: of the clip, whatever the rate of the video.
+    num_frames: 4k+1. size: (height, width). buckets: further shapes (num_frames, height, width);
+    with any, a video has the nearest in aspect among those it is long enough for, and of those the
+    longest, and the `batch_size` positions of a training step share one. fps: of the clip, whatever
+    the rate of the video.
     deadline: seconds to decode one clip. A video that cannot be read is quarantined (`quarantine`:
     file name -> reason) and left out from then on; once more than `max_bad_fraction` of all clips
     are, the next one raises VidcmError with a summary. max_pixels: as in `read_frames`.
@@ -51,6 +55,8 @@ class VideoFolder:
         *,
         num_frames: int,
         size: tuple[int, int],
+        buckets: Sequence[Sequence[int]] = (),
+        batch_size: int = 1,
         fps: float = 16.0,
         captions: str = "error",
         backend: str = "av",
@@ -69,19 +75,51 @@ class VideoFolder:
         if not 0 <= max_bad_fraction <= 1:
             raise UsageError(f"max_bad_fraction is {max_bad_fraction}, expected 0 to 1")
         self.root = Path(root).resolve()
-        self.num_frames, self.size, self.fps = num_frames, (size[0], size[1]), fps
+        self.shapes, self.fps = [(num_frames, size[0], size[1])], fps
+        for bucket in buckets:
+            if len(bucket) != 3 or min(bucket) < 1 or tuple(bucket) in self.shapes:
+                raise UsageError(
+                    f"the bucket {list(bucket)} is no further shape; write [num_frames, height, "
+                    "width]"
+                )
+            clip_seconds(bucket[0], fps)
+            self.shapes.append((bucket[0], bucket[1], bucket[2]))
         self.max_bad_fraction = max_bad_fraction
         self.quarantine: dict[str, str] = {}
         self.reader = KillableReader(backend=backend, deadline=deadline, max_pixels=max_pixels)
         self._last_seconds: dict[int, float] = {}
+        self._shape_of: dict[int, tuple[int, int, int]] = {}
         names = _find_videos(self.root, follow_symlinks)
         self._captions = _match(self.root, names, captions)
         self.names = sorted(self._captions)
         if not self.names:
             raise UsageError(f"{self.root} holds no video with a caption; see captions=...")
+        self.buckets = self._sorted()
+        self.order = Order([len(clips) for _, clips in self.buckets], batch_size)
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def _sorted(self) -> list[tuple[tuple[int, int, int], list[int]]]:
+        """Shapes and the clips that have them."""
+        if len(self.shapes) == 1:
+            return [(self.shapes[0], list(range(len(self))))]
+        found: dict[tuple[int, int, int], list[int]] = {}
+        for i, name in enumerate(self.names):
+            shape = self.shapes[0]
+            try:
+                info = self.reader.probe(self.root / name)
+                self._last_seconds[i] = info.last_seconds
+                shape = _nearest(self.shapes, info, self.fps)
+            except BadClip as bad:
+                self._quarantine(name, bad)
+            found.setdefault(shape, []).append(i)
+        self._shape_of = {i: shape for shape, clips in found.items() for i in clips}
+        return sorted(found.items())
+
+    def shape(self, i: int) -> tuple[int, int, int]:
+        """Frames, height and width of clip i."""
+        return self._shape_of.get(i, self.shapes[0])
 
     def caption(self, i: int) -> str:
         """Caption of clip i; "" where it has none."""
@@ -95,6 +133,7 @@ class VideoFolder:
         """
         name = self.names[i]
         path = str(self.root / name)
+        num_frames, *size = self.shape(i)
         if name in self.quarantine:
             raise BadClip(path, self.quarantine[name], "quarantined before")
         try:
@@ -102,17 +141,18 @@ class VideoFolder:
             if rng is not None:
                 if i not in self._last_seconds:
                     self._last_seconds[i] = self.reader.probe(path).last_seconds
-                start = random_start(self._last_seconds[i], self.num_frames, self.fps, rng)
-            found = self.reader.read(path, frame_times(self.num_frames, self.fps, start))
+                start = random_start(self._last_seconds[i], num_frames, self.fps, rng)
+            found = self.reader.read(path, frame_times(num_frames, self.fps, start))
         except BadClip as bad:
             self._quarantine(name, bad)
             raise
-        return resize_crop(torch.from_numpy(found.frames), self.size, rng)
+        return resize_crop(torch.from_numpy(found.frames), (size[0], size[1]), rng)
 
     def clips(
         self, indices: Sequence[int], rng: torch.Generator | None = None
     ) -> tuple[torch.Tensor, list[str], list[int]]:
-        """Frames uint8 `(b t h w c)`, captions and indices of those clips that could be read.
+        """Frames uint8 `(b t h w c)`, captions and indices of those clips, of one shape, that could
+        be read.
 
         Each clip draws from its own generator, seeded from `rng`: a bad one changes no other.
         b is 0 if all are bad. Raises VidcmError if too many clips are quarantined.
@@ -128,25 +168,29 @@ class VideoFolder:
             except BadClip:
                 continue  # counted and logged where it was quarantined
             kept.append(i)
-        empty = torch.empty((0, self.num_frames, *self.size, 3), dtype=torch.uint8)
+        shape = next((self.shape(i) for i in indices), self.shapes[0])
+        empty = torch.empty((0, *shape, 3), dtype=torch.uint8)
         return torch.stack(frames) if frames else empty, [self.caption(i) for i in kept], kept
 
     def batch(self, seed: int, positions: Iterable[int]) -> Batch:
         """Clips at positions of the endless sequence of shuffled epochs, start and cut random.
 
-        In the place of a bad clip stands the next readable one of its epoch."""
+        In the place of a bad clip stands the next readable one of its epoch and shape. Raises
+        UsageError for positions of several shapes, which are of several steps."""
         frames, captions = [], []
+        positions = list(positions)
+        shape = one_shape({self.order.at(seed, position)[0] for position in positions})
+        clips = self.buckets[shape][1]
         for position in positions:
-            epoch, place = divmod(position, len(self))
-            order = np.random.default_rng([seed, epoch]).permutation(len(self))
             rng = torch.Generator().manual_seed(mix(seed, position))
-            for i in np.roll(order, -place).tolist():
+            for skip in range(len(clips)):
+                i = clips[self.order.at(seed, position, skip)[1]]
                 with suppress(BadClip):
                     frames.append(self.clip(i, rng))
                     captions.append(self.caption(i))
                     break
             else:
-                raise VidcmError(f"no clip in {self.root} can be read")
+                raise VidcmError(f"no clip of {self.buckets[shape][0]} in {self.root} can be read")
         return Batch(captions, frames=torch.stack(frames))
 
     def _quarantine(self, name: str, bad: BadClip) -> None:
@@ -161,6 +205,22 @@ class VideoFolder:
                 f"(last: {bad}); max_bad_fraction is {self.max_bad_fraction:g}; "
                 "mend or remove them, or raise it"
             ) from None
+
+
+def _nearest(
+    shapes: Sequence[tuple[int, int, int]], info: VideoInfo, fps: float
+) -> tuple[int, int, int]:
+    """The shape for a video: of those it is long enough for (or the shortest), the nearest aspect,
+    then the longest, then the largest."""
+    fits = [s for s in shapes if clip_seconds(s[0], fps) <= info.last_seconds + SLACK_SECONDS]
+    shortest = min(s[0] for s in shapes)
+    aspect = math.log(info.width / info.height)
+
+    def key(shape: tuple[int, int, int]) -> tuple[float, int, int]:
+        frames, height, width = shape
+        return round(abs(math.log(width / height) - aspect), 6), -frames, -height
+
+    return min(fits or [s for s in shapes if s[0] == shortest], key=key)
 
 
 def _find_videos(root: Path, follow_symlinks: bool) -> list[str]:

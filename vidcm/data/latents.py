@@ -4,13 +4,13 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from vidcm.data.batch import Batch
+from vidcm.data.order import Order, one_shape
 from vidcm.errors import UsageError, VidcmError
 from vidcm.rng import mix
 from vidcm.store import replacing
@@ -21,13 +21,13 @@ INDEX = "index.json"
 class LatentShards:
     """A folder written by `tools/encode.py`. Epochs are permutations of all clips; a clip with
     several captions gives one of them at random. Everything is a function of (seed, position).
+    Shards may differ in shape; then the `batch_size` positions of a training step share one.
 
     Raises UsageError when the folder is not a latent cache or (see `check_codec`) not this codec's.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, batch_size: int = 1):
         self.path = Path(path)
-        self._last: tuple[tuple[int, int], np.ndarray] | None = None
         try:
             self.index = json.loads((self.path / INDEX).read_text("utf-8"))
             shards = self.index["shards"]
@@ -37,26 +37,33 @@ class LatentShards:
             ) from None
         except (ValueError, KeyError, TypeError):
             raise VidcmError(f"{self.path / INDEX} is damaged; encode again") from None
-        parts, self.captions = [], []
+        shapes: dict[tuple[int, ...], list[Tensor]] = {}
+        captions: dict[tuple[int, ...], list[list[str]]] = {}
         for name in shards:
             try:
                 with safe_open(str(self.path / f"{name}.safetensors"), "pt") as file:
-                    parts.append(file.get_tensor("latents"))
-                self.captions += json.loads((self.path / f"{name}.json").read_text("utf-8"))
+                    latents = file.get_tensor("latents")
+                shape = tuple(latents.shape[1:])
+                shapes.setdefault(shape, []).append(latents)
+                said = json.loads((self.path / f"{name}.json").read_text("utf-8"))
+                captions.setdefault(shape, []).extend(said)
             except Exception as error:
                 raise VidcmError(
                     f"the shard {name} of {path} cannot be read ({error}); encode again"
                 ) from None
-        if not parts:
+        if not shapes:
             raise UsageError(f"{path} holds no clips; encode some")
-        self.latents: Tensor = torch.cat(parts)
-        if len(self.captions) != len(self.latents):
-            raise VidcmError(
-                f"{path} has {len(self.latents)} clips but {len(self.captions)} captions; encode again"
-            )
+        self.latents: list[Tensor] = [torch.cat(parts) for parts in shapes.values()]
+        self.captions: list[list[list[str]]] = list(captions.values())
+        for latents, said in zip(self.latents, self.captions, strict=True):
+            if len(said) != len(latents):
+                raise VidcmError(
+                    f"{path} has {len(latents)} clips but {len(said)} captions; encode again"
+                )
+        self.order = Order([len(latents) for latents in self.latents], batch_size)
 
     def __len__(self) -> int:
-        return len(self.latents)
+        return sum(map(len, self.latents))
 
     def check_codec(self, fingerprint: str) -> None:
         """Refuse latents of another codec."""
@@ -67,22 +74,16 @@ class LatentShards:
             )
 
     def batch(self, seed: int, positions: Iterable[int]) -> Batch:
-        """Clips at positions of the endless sequence of epochs."""
-        rows, captions = [], []
+        """Clips at positions of the endless sequence of epochs. Raises UsageError for positions
+        of several shapes, which are of several steps."""
+        rows, captions, shapes = [], [], set()
         for position in positions:
-            epoch, place = divmod(position, len(self))
-            row = int(self._order(seed, epoch)[place])
-            choices = self.captions[row]
+            shape, row = self.order.at(seed, position)
+            choices = self.captions[shape][row]
             rows.append(row)
             captions.append(choices[mix(seed, position, 1) % len(choices)])
-        return Batch(captions, latents=self.latents[rows].float())
-
-    def _order(self, seed: int, epoch: int) -> np.ndarray:
-        found = self._last  # read once: loader threads share it
-        if found is None or found[0] != (seed, epoch):
-            order = np.random.default_rng([seed, epoch]).permutation(len(self))
-            found = self._last = ((seed, epoch), order)
-        return found[1]
+            shapes.add(shape)
+        return Batch(captions, latents=self.latents[one_shape(shapes)][rows].float())
 
 
 def write_shards(
@@ -94,7 +95,8 @@ def write_shards(
     shard_size: int = 4096,
 ) -> int:
     """Write (latents `(b c t h w)`, captions of each) to a new folder, whole or not at all;
-    returns the number of clips. codec: fingerprint. about: facts for the index."""
+    returns the number of clips. Clips of one shape are best given in a row: a shard has one.
+    codec: fingerprint. about: facts for the index."""
     names: list[str] = []
     count = 0
     with replacing(Path(folder)) as part:
@@ -117,6 +119,8 @@ def write_shards(
                 raise VidcmError(
                     f"the codec gave values that are not finite for clips {count} to {count + len(x)}"
                 )
+            if latents and latents[0].shape[1:] != x.shape[1:]:
+                flush()
             latents.append(x.half().cpu())
             captions.extend(said)
             count += len(x)

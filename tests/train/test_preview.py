@@ -1,0 +1,56 @@
+"""What a preview asks of a student is what the student was taught."""
+
+import pytest
+import tiny
+import torch
+
+from vidcm.config import TrainConfig
+from vidcm.data.batch import Batch
+from vidcm.denoiser import Denoiser
+from vidcm.registry import build
+from vidcm.rng import SampleRng
+from vidcm.train import video_task as module
+
+
+class Clips:
+    """Noise as clips."""
+
+    def batch(self, seed: int, positions) -> Batch:
+        places = list(positions)
+        pixels = SampleRng(seed, places).uniform(5, 16, 24, 3) * 255
+        return Batch(["a man walks"] * len(places), frames=pixels.to(torch.uint8))
+
+
+@pytest.mark.parametrize(
+    "options, scale",
+    [({}, 3.0), ({"guidance": [1.0, 2.0]}, 2.0), ({"guidance": [4.0, 6.0]}, 4.0)],
+    ids=["inside", "below", "above"],
+)
+def test_previews_stay_inside_the_range_of_scales(tmp_path, monkeypatch, options, scale):
+    models = tiny.parts(tmp_path)
+    config = TrainConfig(
+        model=tiny.denoiser(guided=True),
+        objective={"name": "consistency_tuning", **options},
+        data={"name": "clips"},
+        output=str(tmp_path / "run"),
+        steps=1,
+        teacher=str(models["teacher"]),
+        codec=str(models["codec"]),
+        prompts=["an orc", "a lady"],
+    )
+    made = module.video_task(config, build("model", config.model), Clips(), torch.device("cpu"))
+    told, walked = [], []
+    encode, guided = Denoiser.encode, module.Guided
+
+    def heard(self, prompts, guidance=None):
+        told.extend([] if guidance is None else guidance.tolist())
+        return encode(self, prompts, guidance)
+
+    def walks(flow, by, negative):
+        walked.append(by)
+        return guided(flow, by, negative)
+
+    monkeypatch.setattr(Denoiser, "encode", heard)
+    monkeypatch.setattr(module, "Guided", walks)
+    made.preview(made.model.state_dict(), tmp_path / "sheet.png")
+    assert told == [scale, scale] and walked == [scale]

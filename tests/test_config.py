@@ -8,7 +8,7 @@ import yaml
 
 import vidcm
 from vidcm import config
-from vidcm.config import TrainConfig, from_dict, load, parse_yaml, to_dict
+from vidcm.config import LoraConfig, TrainConfig, from_dict, load, parse_yaml, to_dict
 from vidcm.errors import UsageError
 from vidcm.registry import build, lookup
 
@@ -113,6 +113,11 @@ def test_numbers_are_numbers(text, value):
         (["data={name: folder, path: a=b}"], "data", {"name": "folder", "path": "a=b"}),
         (["output=a=b"], "output", "a=b"),
         (["teacher=runs/t", "teacher=null"], "teacher", None),
+        (["teacher=runs/t", "lora={}"], "start", "runs/t"),
+        (["teacher=runs/t", "lora={}", "init=runs/i"], "start", "runs/i"),
+        (["teacher=runs/t", "lora.rank=3"], "lora", LoraConfig(rank=3)),
+        (["teacher=runs/t"], "start", None),
+        (["checkpointing=true"], "checkpointing", True),
         (["steps=3", "steps=5"], "steps", 5),
     ],
 )
@@ -154,6 +159,13 @@ def test_overrides(file, overrides, name, value):
         ("ema=1", r"ema is 1.0; it must be in \[0, 1\)"),
         ("precision=fp16", "precision is 'fp16'; use fp32 or bf16"),
         ("zero=4", "zero is 4;.*0, 1, 2 and 3"),
+        ("lora=3", "lora: 3 is not LoraConfig"),
+        ("lora={ranks: 3}", "lora: unknown key 'ranks'; did you mean 'rank'"),
+        ("lora={rank: 0}", "lora.rank is 0; it must be at least 1"),
+        ("lora={alpha: 0}", "lora.alpha is 0; it must be at least 1"),
+        ("lora={targets: []}", "lora.targets is empty; leave it out"),
+        ("lora={}", r"set init \(or teacher\) to its folder"),
+        ("compile=1", "compile: 1 is not bool"),
         ("sample_every=0", "sample_every is 0; it must be at least 1"),
         ("workers=-1", "workers is -1; it must be at least 0"),
         ("seed=-1", "seed is -1; it must be at least 0"),
@@ -207,6 +219,11 @@ def test_files_that_are_none(tmp_path):
     assert "no config file" in refused(tmp_path)
     (tmp_path / "latin.yaml").write_bytes("output: caf\xe9".encode("latin-1"))
     assert "latin.yaml is not UTF-8 text" in refused(tmp_path / "latin.yaml")
+
+
+def test_keys_that_exclude_each_other(file):
+    assert "freezes the text tower of init" in refused(file, "init=a", "text=b", "lora={}")
+    assert refused(file, "zero=3", "compile=true").endswith("use zero=2, or compile=false")
 
 
 def test_every_key_is_in_the_class():

@@ -31,6 +31,24 @@ class OptimizerConfig:
 
 
 @dataclass
+class LoraConfig:
+    """Low-rank updates of a frozen network: W + alpha / rank B A (Hu et al. 2021, arXiv
+    2106.09685). targets: which linear layers of its blocks, by the ends of their names; all of
+    them if not given."""
+
+    rank: int = 16
+    alpha: int = 16
+    targets: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("rank", "alpha"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"lora.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.targets == []:
+            raise UsageError("lora.targets is empty; leave it out to update every linear layer")
+
+
+@dataclass
 class TrainConfig:
     """Everything `tools/train.py` needs to know; `batch_size` is global, per optimiser step."""
 
@@ -45,11 +63,14 @@ class TrainConfig:
     init: str | None = None  # a model folder whose weights to start from
     text: str | None = None  # a caption reader's model folder: what the text tower starts as
     teacher: str | None = None  # a model folder, for objectives that distil
+    lora: LoraConfig | None = None  # train low-rank updates of `init` (or else of `teacher`)
     codec: str | None = None  # a model folder; encodes frames and decodes the sample sheets
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema: float = 0.999
     precision: str = "fp32"
     zero: int = 0
+    checkpointing: bool = False  # compute blocks twice rather than keep what is inside them
+    compile: bool = False  # torch.compile for the networks that are trained
     workers: int = 1
     max_skipped: int = 10
     log_every: int = 20
@@ -70,10 +91,28 @@ class TrainConfig:
             raise UsageError(f"precision is {self.precision!r}; use fp32 or bf16")
         if self.zero not in (0, 1, 2, 3):
             raise UsageError(f"zero is {self.zero}; DeepSpeed's ZeRO stages are 0, 1, 2 and 3")
+        if self.compile and self.zero == 3:
+            raise UsageError(
+                "compile=true cannot look past the hooks by which zero=3 gathers the weights of every "
+                "layer; use zero=2, or compile=false"
+            )
+        if self.lora and not self.start:
+            raise UsageError(
+                "lora updates a network that is there already; set init (or teacher) to its folder"
+            )
+        if self.lora and self.text:
+            raise UsageError(
+                "lora freezes the text tower of init, and text would replace it; drop one"
+            )
         for name in ("lr", "clip"):
             value = getattr(self.optimizer, name)
             if value <= 0:
                 raise UsageError(f"optimizer.{name} is {value}; it must be above 0")
+
+    @property
+    def start(self) -> str | None:
+        """The model folder whose weights a run starts from, if any."""
+        return self.init or (self.teacher if self.lora else None)
 
 
 class _Loader(yaml.SafeLoader):

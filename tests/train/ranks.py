@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -258,19 +259,21 @@ def roles(folder: Path) -> None:
 
 
 def held(folder: Path) -> None:
-    """A student and its copy: the same six steps at stages 0 to 2, through and resumed."""
+    """A student and its copy: the same six steps at stages 0 to 2, and in bf16 at 2, through and
+    resumed."""
     import torch.distributed as dist
 
     from vidcm.train.holding import Holding
     from vidcm.train.launch import start_on_ranks
 
     results: dict[tuple, tuple] = {}
-    for kind, stage in [(k, s) for k in ("average", "snapshot") for s in STAGES[:3]]:
-        chosen = config(zero=stage)
+    places = [*((stage, "fp32") for stage in STAGES[:3]), (2, "bf16")]
+    for kind, (stage, precision) in product(("average", "snapshot"), places):
+        chosen = config(zero=stage, precision=precision)
         engine = holding(kind, chosen, start_on_ranks)
         assert isinstance(engine, Holding)
         reports = run(engine, chosen, 0, HALF)
-        path, state = folder / f"{kind}-{stage}.pt", engine.state()
+        path, state = folder / f"{kind}-{stage}-{precision}.pt", engine.state()
         if engine.rank == 0:
             torch.save(state, path)
         engine.agree(0)
@@ -278,7 +281,8 @@ def held(folder: Path) -> None:
         whole = {"reports": reports, "copy": engine.held.network.state_dict(), **ends(engine)}
         engine = holding(kind, chosen, start_on_ranks)
         engine.load(torch.load(path, weights_only=True))
-        results[kind, stage] = whole, {"reports": run(engine, chosen, HALF), **ends(engine)}
+        again = {"reports": run(engine, chosen, HALF), **ends(engine)}
+        results[kind, stage, precision] = whole, again
     torch.save(results, folder / f"rank{dist.get_rank()}.pt")
     dist.destroy_process_group()
 

@@ -141,12 +141,23 @@ def parity(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict]]:
 
 @pytest.mark.parametrize("stage", ranks.STAGES[:3])
 @every_kind
-def test_ranks_equal_one_process_and_resume(parity: list[dict], kind: str, stage: int) -> None:
+def test_ranks_equal_one_process(parity: list[dict], kind: str, stage: int) -> None:
     engine, chosen = start(kind)
-    reports, (whole, resumed) = ranks.run(engine, chosen), parity[0][kind, stage]
+    reports, (whole, _) = ranks.run(engine, chosen), parity[0][kind, stage, "fp32"]
     assert_close(outcome(whole["reports"]), outcome(reports), rtol=1e-5)
     assert_close(whole["state"]["held"], engine.state()["held"], rtol=1e-5)
     assert_close(whole["weights"], engine.weights(ema=False), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "stage, precision", [*((s, "fp32") for s in ranks.STAGES[:3]), (2, "bf16")]
+)
+@every_kind
+def test_ranks_agree_and_resume_to_the_bit(
+    parity: list[dict], kind: str, stage: int, precision: str
+) -> None:
+    (whole, resumed), (second, _) = (found[kind, stage, precision] for found in parity)
     assert_close(resumed["state"], whole["state"], rtol=0)
-    assert parity[1][kind, stage][0]["state"] == {}, "only rank 0 holds what is saved"
-    assert_close(parity[1][kind, stage][0]["copy"], whole["copy"], rtol=0)
+    assert second["state"] == {}, "only rank 0 holds what is saved"
+    assert_close(second["copy"], whole["copy"], rtol=0)
+    assert all(v.dtype == torch.float32 for v in whole["copy"].values())

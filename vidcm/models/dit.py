@@ -8,11 +8,13 @@ that the tokens may be narrower than the noise of a patch (which a velocity hold
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vidcm.denoiser import Cond
 from vidcm.errors import UsageError
@@ -58,11 +60,14 @@ class Block(nn.Module):
 class DiT(nn.Module):
     """channels: of the latents; context: width of the text tokens (both given by the denoiser).
     patch: `(t, h, w)` latents per token. guided: takes a guidance scale as an input (a student).
-    two_times: takes a second time, that which a jump ends at; starts deaf to it.
+    two_times: takes a second time, that which a jump ends at; starts deaf to it. The attribute
+    `checkpointing`: compute blocks anew in the backward pass rather than keep what is inside them.
 
     Raises UsageError when heads do not divide width, the head is not a multiple of 16, or a shape
     does not divide into patches.
     """
+
+    checkpointing = False
 
     def __init__(
         self,
@@ -115,8 +120,10 @@ class DiT(nn.Module):
         state = self._state(time, time_to, cond, text, frames, height * width)
         modulation = self.modulation(state)
         angles = rotary(frames, height, width, self.width // self.heads, x.device)
+        again = self.checkpointing and torch.is_grad_enabled()
         for block in self.blocks:
-            tokens = block(tokens, modulation, text, cond.mask, angles)
+            run = partial(checkpoint, block, use_reentrant=False) if again else block
+            tokens = run(tokens, modulation, text, cond.mask, angles)
         sizes = [self.width, self.width, patches.shape[-1]]
         shift, scale, skip = self.head_modulation(state).split(sizes, dim=-1)
         out = self.head(modulate(tokens, shift, scale)) + skip * patches

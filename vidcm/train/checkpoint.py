@@ -3,16 +3,51 @@
 import json
 import re
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vidcm import __version__
 from vidcm.errors import UsageError, VidcmError
 from vidcm.store import FORMAT, file_hash, replacing
 
 _NAME = re.compile(r"step-(\d{8})")
+
+
+@dataclass(frozen=True)
+class Base:
+    """What a run leaves as it is: `names` of tensors that lie in the model folder `folder`, whose
+    hash is `sha256`."""
+
+    folder: str
+    sha256: str
+    names: frozenset[str]
+
+    def strip(self, state: dict) -> dict:
+        """An engine's state for a checkpoint: without what the folder has."""
+        return self._networks(state, lambda w: {k: v for k, v in w.items() if k not in self.names})
+
+    def check(self, state: dict) -> None:
+        """Raises UsageError when the folder is not what the run of a stripped state began with."""
+        if state["base"] != self.sha256:
+            raise UsageError(
+                f"{self.folder} has sha256 {self.sha256[:12]}, but the run began with "
+                f"{state['base'][:12]}; put that model back, or choose another output"
+            )
+
+    def fill(self, state: dict, weights: dict[str, Tensor]) -> dict:
+        """The inverse of `strip`. weights: those of the model, of which the frozen are taken."""
+        return self._networks(state, lambda w: {k: weights[k] for k in self.names} | w)
+
+    def _networks(self, state: dict, change: Callable[[dict], dict]) -> dict:
+        changed = {**state, "base": self.sha256, "model": change(state["model"])}
+        if held := state.get("held"):  # a copy of the student
+            changed["held"] = {**held, "network": change(held["network"])}
+        return changed
 
 
 def folder_of(run: Path, step: int) -> Path:

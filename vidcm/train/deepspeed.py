@@ -6,7 +6,8 @@ may go on with another number of ranks, at another stage, or in one process. Tha
 models whose masters, two moments and average (16 bytes per parameter) fit into that memory.
 
 Written against DeepSpeed 0.19.8. It relies on: a client optimizer (a named one is compiled for
-minutes), `safe_get_full_fp32_param` and its kin, and where each stage keeps its fp32 shards.
+minutes), `safe_get_full_fp32_param` and its kin, where each stage keeps its fp32 shards, and what
+ZeRO-3's hooks are called.
 """
 
 import logging
@@ -66,6 +67,8 @@ class DeepSpeedEngine:
                 config=_settings(config, self.stage, micro),
                 dist_init_required=False,
             )
+        if self.stage == 3:
+            _let_tangents_through(self.model)
         for name, buffer in self.model.named_buffers():  # rounded to bf16 with the weights
             buffer.data = buffers[name]
         self.shards = self._shards()
@@ -221,6 +224,16 @@ def _import(device: torch.device) -> Any:
         # Else it compiles a shared-memory all-reduce for most of a minute; gloo does without.
         deepspeed.ops.__compatible_ops__ = {}
     return deepspeed
+
+
+def _let_tangents_through(model: nn.Module) -> None:
+    """Hooks of ZeRO-3 send what goes into a module and comes out of it through functions that do
+    nothing but watch for the backward pass. They lack the rule of forward-mode differentiation."""
+    for module in model.modules():
+        for name in ("pre_bwd_fn", "post_bwd_fn"):
+            watch = vars(module).get(name)
+            if watch is not None:
+                watch.jvp = staticmethod(lambda _, tangent: tangent.view_as(tangent))
 
 
 def _settings(config: TrainConfig, stage: int, micro: int) -> dict:

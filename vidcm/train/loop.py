@@ -26,13 +26,15 @@ from vidcm.train.schedule import learning_rate
 @dataclass
 class Task:
     """What a run trains. preview: weights -> numbers for the log, drawing a sheet at the path.
-    finish: turns the averaged weights into what is exported (codecs are whitened there)."""
+    finish: turns the averaged weights into what is exported (codecs settle their axes and scale there).
+    base: what a run never changes, if it took that from a model folder."""
 
     model: nn.Module
     objective: Objective
     data: Dataset
     preview: Callable[[dict[str, Tensor], Path], dict[str, float]]
     finish: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+    base: checkpoint.Base | None = None
 
 
 def train(
@@ -46,7 +48,7 @@ def train(
 
     Ranks act alike: what one alone knows (a signal, a failure) is agreed on before any acts."""
     run, chief = Path(config.output), engine.rank == 0
-    start = saved = _resume(run, config, engine)
+    start = saved = _resume(run, config, engine, task.base)
     log = _Log(run, enabled=chief)
     _on_chief(engine, _prepare, run, config, log, start)
     stop, bad = _StopSignal(), Counter[str]()
@@ -74,7 +76,7 @@ def train(
             parts = _next(stream, stop, engine)
             if parts is None:
                 if saved < step:
-                    _save(run, step, config, engine)
+                    _save(run, step, config, engine, task.base)
                 return stop.code
             lr = learning_rate(config.optimizer, step, config.steps)
             report = engine.step(parts, step / config.steps, lr, step)
@@ -88,7 +90,7 @@ def train(
                 bar.set_postfix_str(log.write(done, config.batch_size))
             bar.update()
             if done % config.save_every == 0 or last:
-                saved = _save(run, done, config, engine)
+                saved = _save(run, done, config, engine, task.base)
             if done % config.sample_every == 0 or last:
                 weights = engine.weights(ema=True)
                 _on_chief(engine, _preview, task, weights, run, done, log)
@@ -160,8 +162,12 @@ def _give_up(config: TrainConfig, step: int, bad: int) -> None:
     )
 
 
-def _save(run: Path, step: int, config: TrainConfig, engine: Engine) -> int:
+def _save(
+    run: Path, step: int, config: TrainConfig, engine: Engine, base: checkpoint.Base | None
+) -> int:
     state = engine.state()
+    if base and state:
+        state = base.strip(state)
 
     def write() -> None:
         checkpoint.save(run, step, state, to_dict(config), keep=config.keep)
@@ -173,11 +179,11 @@ def _save(run: Path, step: int, config: TrainConfig, engine: Engine) -> int:
 # Keys that may change between the parts of a run without making it another run.
 _FREE = {
     *("output", "steps", "workers", "log_every", "sample_every", "save_every", "keep", "prompts"),
-    *("max_skipped", "zero", "accumulation"),
+    *("max_skipped", "zero", "accumulation", "checkpointing", "compile"),
 }
 
 
-def _resume(run: Path, config: TrainConfig, engine: Engine) -> int:
+def _resume(run: Path, config: TrainConfig, engine: Engine, base: checkpoint.Base | None) -> int:
     """Load the checkpoint that rank 0 chose, if any; the step to go on from."""
     found: list[dict] = []
 
@@ -187,24 +193,33 @@ def _resume(run: Path, config: TrainConfig, engine: Engine) -> int:
             return 0
         state, manifest = checkpoint.load(folder)
         _refuse_another_run(run, config, manifest["config"])
+        if base:
+            base.check(state)
         found.append(state)
         return int(manifest["step"])
 
     step = _on_chief(engine, choose)
     if step:
-        engine.load(found[0] if found else checkpoint.load(checkpoint.folder_of(run, step))[0])
+        state = found[0] if found else checkpoint.load(checkpoint.folder_of(run, step))[0]
+        engine.load(base.fill(state, engine.weights(ema=False)) if base else state)
     return step
 
 
 def _refuse_another_run(run: Path, config: TrainConfig, before: dict) -> None:
     now = json.loads(json.dumps(to_dict(config)))
-    changed = [k for k, v in now.items() if k not in _FREE and before.get(k) != v]
-    if changed:
-        key = changed[0]
+    for key in (k for k in now if k not in _FREE and before.get(k) != now[k]):
+        was, wanted = before.get(key), now[key]
+        if isinstance(was, dict) and isinstance(wanted, dict):  # name the one that differs
+            inner = min(k for k, _ in _items(was) ^ _items(wanted))
+            key, was, wanted = f"{key}.{inner}", was.get(inner), wanted.get(inner)
         raise UsageError(
-            f"{run} holds a run with {key}={before.get(key)!r}, not {now[key]!r}; "
+            f"{run} holds a run with {key}={was!r}, not {wanted!r}; "
             "choose another output, or restore the value to resume"
         )
+
+
+def _items(group: dict) -> set[tuple[str, str]]:
+    return {(k, repr(v)) for k, v in group.items()}
 
 
 class _StopSignal:

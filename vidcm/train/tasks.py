@@ -1,6 +1,9 @@
 """From a config to a task: which model, objective and data, what to draw, what to export."""
 
+import os
+import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +28,21 @@ PREVIEW_SEED = 2**31  # a stretch of the data that training does not reach
 def make_task(config: TrainConfig, device: torch.device) -> Task:
     """Build everything a config names. Raises UsageError where parts do not fit together."""
     model = build("model", config.model)
-    if config.init:
-        start_as(model, config.init)
+    if config.start:
+        start_as(model, config.start)
     if config.text:
         _load_text(model, config.text)
-    model.to(device)
-    data = build("data", config.data)
+    if config.lora and config.start:
+        from vidcm.train import lora
+
+        base = lora.adapt(model, config.lora, config.start)
+        return lora.plainly(_task(config, model, device), config.lora, base)
+    return _task(config, model, device)
+
+
+def _task(config: TrainConfig, model: Any, device: torch.device) -> Task:
+    spare(model.to(device), config)
+    data = build("data", config.data, batch_size=config.batch_size)
     if isinstance(model, CausalVAE):
         return _codec_task(config, model, data, device)
     if isinstance(model, AttributeNet):
@@ -40,6 +52,31 @@ def make_task(config: TrainConfig, device: torch.device) -> Task:
     from vidcm.train.video_task import video_task
 
     return video_task(config, model, data, device)
+
+
+def spare(model: nn.Module, config: TrainConfig) -> None:
+    """Make a network spare memory and time as the config says, without changing what it computes.
+
+    Raises UsageError for a network that cannot, and for compilation without a compiler."""
+    backbone: Any = getattr(model, "backbone", None)
+    if config.checkpointing:
+        if not hasattr(backbone, "checkpointing"):
+            raise UsageError(
+                "checkpointing is for denoisers whose backbone has blocks, such as dit; "
+                "set checkpointing=false"
+            )
+        backbone.checkpointing = True
+    if config.compile:
+        if backbone is None:
+            raise UsageError("compile is for denoisers; set compile=false")
+        if not any(map(shutil.which, (os.environ.get("CXX") or "g++", "clang++"))):
+            raise UsageError(
+                "compile needs a C++ compiler, and there is no g++ or clang++; "
+                "install one, or set compile=false"
+            )
+        # Prompts differ in length from batch to batch, so shapes that turn out to vary become
+        # dynamic; fixed ones would compile anew for each.
+        backbone.compile()
 
 
 def start_as(model: nn.Module, folder: str) -> None:
@@ -87,15 +124,16 @@ def _codec_task(config: TrainConfig, model: CausalVAE, data, device: torch.devic
 
     @torch.no_grad()
     def finish(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Store the latents' statistics, so that every latent a model sees has unit variance."""
+        """Settle the latents' axes and scale; a new decoder leaves them as they are."""
         if objective.decoder_only:
             return weights
         copy = rebuild(weights)[0]
-        raw = []
+        posteriors = []
         for start in range(0, 1024, 32):
             frames = data.batch(PREVIEW_SEED + 1, range(start, start + 32)).frames
-            raw.append(copy.posterior(to_video(frames))[0])
-        latents = torch.cat(raw)
-        return weights | {"mean": latents.mean((0, 2, 3, 4)), "std": latents.std((0, 2, 3, 4))}
+            posteriors.append(copy.posterior(to_video(frames)))
+        mean, logvar = (torch.cat(parts) for parts in zip(*posteriors, strict=True))
+        copy.settle(mean, logvar)
+        return copy.state_dict()
 
     return Task(model, objective, data, preview, finish)

@@ -16,6 +16,7 @@ from vidcm.data.batch import Batch, Dataset
 from vidcm.data.latents import LatentShards
 from vidcm.denoiser import Denoiser, Guided
 from vidcm.errors import UsageError
+from vidcm.export import guidance_of
 from vidcm.objectives.flow_matching import FlowMatching
 from vidcm.registry import build
 from vidcm.rng import SampleRng
@@ -23,7 +24,7 @@ from vidcm.store import load_model, read_card
 from vidcm.times import SHIFT, few_steps, on_path, uniform_grid
 from vidcm.train.health import RATIO, check_finite, diagnose
 from vidcm.train.loop import Task
-from vidcm.train.tasks import start_as
+from vidcm.train.tasks import spare, start_as
 from vidcm.video import to_frames, to_video
 
 TEACHER_STEPS, STUDENT_STEPS, GUIDANCE = 25, (4, 2, 1), 3.0
@@ -47,7 +48,7 @@ def video_task(config: TrainConfig, model: Denoiser, data: Dataset, device: torc
     """Build teacher, objective and codec around a denoiser. Raises UsageError when the teacher's
     latents differ from the student's, or the data are another codec's."""
     teacher = _teacher(config, model, device)
-    make_fake = partial(_fake, config.teacher, device) if config.teacher else None
+    make_fake = partial(_fake, config, config.teacher, device) if config.teacher else None
     objective = build("objective", config.objective, teacher=teacher, make_fake=make_fake)
     if hasattr(objective, "check"):
         objective.check(config)
@@ -63,7 +64,10 @@ def video_task(config: TrainConfig, model: Denoiser, data: Dataset, device: torc
     first = data.batch(config.seed, [0]).latents
     assert first is not None
     shape = first.shape[1:]
-    prompts = config.prompts or data.batch(config.seed, range(6)).captions
+    low, high = guidance_of(config.objective)
+    guidance = min(max(GUIDANCE, low), high)  # a student knows no other scales
+    # One by one: neighbours may be of several shapes.
+    prompts = config.prompts or [data.batch(config.seed, [i]).captions[0] for i in range(6)]
 
     def preview(weights: dict[str, Tensor], path: Path) -> dict[str, float]:
         copy = build("model", config.model).to(device).eval().requires_grad_(False)
@@ -84,14 +88,14 @@ def video_task(config: TrainConfig, model: Denoiser, data: Dataset, device: torc
         numbers: dict[str, float] = {}
         reference = None
         if flow is not None:
-            guided = Guided(flow, GUIDANCE, flow.encode([""] * len(prompts)))
+            guided = Guided(flow, guidance, flow.encode([""] * len(prompts)))
             times = on_path(flow.path, uniform_grid(TEACHER_STEPS, by=SHIFT))
             start = noise * flow.path.sigma(times[0]).float()
             x = sampling.euler(guided, start, times, flow.encode(prompts))
             reference = draw(f"teacher, {TEACHER_STEPS} steps", x)
             numbers["preview/motion"] = float(_motion(reference))
         if flow is not copy:
-            scale = torch.full((len(prompts),), GUIDANCE, device=device)
+            scale = torch.full((len(prompts),), guidance, device=device)
             cond = copy.encode(prompts, scale if teacher else None)
             own = sampling.student_settings(objective)
             sampler = sampling.SAMPLERS[own["sampler"]]
@@ -114,13 +118,14 @@ def _motion(frames: Tensor) -> Tensor:
     return frames.float().diff(dim=1).abs().mean()
 
 
-def _fake(folder: str, device: torch.device) -> Denoiser:
+def _fake(config: TrainConfig, folder: str, device: torch.device) -> Denoiser:
     """A trainable copy of the teacher that is told guidance scales, for the score of students whose
     samples depend on them. It is part of a run, and never exported."""
     spec = read_card(folder)["spec"]
     fake: Denoiser = build("model", {**spec, "backbone": {**spec["backbone"], "guided": True}})
     start_as(fake, folder)
-    return fake.to(device)
+    spare(fake.to(device), config)
+    return fake
 
 
 def _teacher(config: TrainConfig, student: Denoiser, device: torch.device) -> Denoiser | None:

@@ -1,0 +1,162 @@
+"""Every way of training every objective, for tests of which go together: objective, ZeRO stage,
+low-rank updates, checkpointing, compilation.
+
+`cells.py MODE FOLDER`, run as one of several ranks, writes what it found to
+`FOLDER/MODE-rank<N>.pt`. MODE is eager or compiled.
+"""
+
+import sys
+from contextlib import suppress
+from functools import cache
+from importlib import import_module
+from itertools import product
+from pathlib import Path
+from typing import Any, cast
+
+import tiny
+import torch
+from torch import nn
+
+from vidcm.config import LoraConfig, OptimizerConfig, TrainConfig
+from vidcm.data.batch import Batch
+from vidcm.denoiser import Denoiser
+from vidcm.errors import UsageError
+from vidcm.objectives.base import Objective, roles_of
+from vidcm.registry import build
+from vidcm.rng import SampleRng
+from vidcm.store import load_model
+from vidcm.train.engine import Engine, MicroBatch
+from vidcm.train.launch import start_alone
+from vidcm.train.loader import positions
+from vidcm.train.lora import adapt
+from vidcm.train.roles import Start, assemble
+from vidcm.train.tasks import spare, start_as
+
+CPU = torch.device("cpu")
+STAGES, BATCH = (0, 1, 2, 3), 4
+PROMPTS = ["an orc walks left", "a lady in a red dress", "a man falls", ""]
+STUDENT = tiny.denoiser(guided=True, two_times=True)
+# Wide steps, so that differences between two ends of one do not magnify rounding.
+WIDE = {"name": "finite_difference", "h": 0.1}
+COARSE = {"intervals": 4, "huber": 0.1}
+ROWS: dict[str, dict[str, Any]] = {
+    "flow_matching": {},
+    "consistency_tuning": {"stages": 4},
+    "latent_consistency": COARSE,
+    "latent_consistency, averaged target": {**COARSE, "target_decay": 0.5},
+    "phased_consistency": {},
+    "progressive_distillation": {"halvings": 2},
+    "flow_map": {},
+    "flow_map, finite difference": {"derivative": WIDE},
+    "continuous_consistency": {},
+    "continuous_consistency, finite difference": {"derivative": WIDE},
+    "distribution_matching": {"every": 2, "steps": [1, 2]},
+    "adversarial": {"every": 2, "blocks": [0, 1]},
+    "rcm": {
+        "every": 3,
+        "consistency": {"name": "consistency_tuning"},
+        "matching": {"steps": [1, 2]},
+        "adversarial": {"blocks": [1]},
+    },
+}
+Steps = list[tuple[str, float, float]]  # whose turn, loss, gradient norm
+
+
+@cache
+def updates() -> tuple[bool, ...]:
+    """Without low-rank updates and, where peft can be had, with them."""
+    try:
+        import_module("peft")
+    except ImportError:
+        return (False,)
+    return (False, True)
+
+
+def settings(row: str, folder: Path, zero: int, lora: bool, **changes: Any) -> TrainConfig:
+    """The config of a cell; the teacher lies in `folder`."""
+    keys: dict[str, Any] = dict(output="", steps=12, batch_size=BATCH, ema=0.7, zero=zero)
+    return TrainConfig(
+        model=STUDENT,
+        objective={"name": row.partition(",")[0], **ROWS[row]},
+        data={"name": "cells"},
+        teacher=str(folder),
+        init=str(folder),
+        lora=LoraConfig(rank=3, alpha=6) if lora else None,
+        optimizer=OptimizerConfig(lr=1e-4, clip=0.5),
+        **keys,
+        **changes,
+    )
+
+
+class Cell:
+    """One cell, ready to run: the networks of a real run on small latents."""
+
+    def __init__(self, config: TrainConfig, start: Start):
+        torch.manual_seed(0)
+        assert config.teacher and config.start
+        teacher = load_model(config.teacher, Denoiser)
+        student = build("model", config.model)
+        start_as(student, config.start)
+        if config.lora:
+            adapt(student, config.lora, config.start)
+        spare(tiny.shaken(student, 0.05, seed=3), config)
+
+        def make_fake() -> Denoiser:
+            fake = tiny.shaken(build("model", config.model), seed=4)
+            spare(fake, config)
+            return cast(Denoiser, fake)
+
+        spec = config.objective
+        self.objective: Objective = build("objective", spec, teacher=teacher, make_fake=make_fake)
+        if check := getattr(self.objective, "check", None):
+            check(config)
+        self.lr = config.optimizer.lr
+        self.engine: Engine = assemble(student, self.objective, config, CPU, start)
+        others = [role.module for role in roles_of(self.objective).values()]
+        self.networks: list[nn.Module] = [student, *others]
+
+    def run(self, *, again: bool) -> Steps:
+        """Two turns of every network, in the first and the second half of a run; again: the second
+        ones with checkpointing."""
+        found, period = [], getattr(self.objective, "every", 1)
+        for step in range(2 * period):
+            for network in self.networks:
+                if backbone := getattr(network, "backbone", None):
+                    backbone.checkpointing = again and step >= period
+            places = positions(step, BATCH, self.engine.world, self.engine.rank)
+            x = SampleRng(77, places).normal(5, 2, 3, 4)
+            batch = Batch([PROMPTS[p % 4] for p in places], latents=x)
+            part = MicroBatch(batch, 5, places)
+            report = self.engine.step([part], step / (2 * period), self.lr, step)
+            found.append((report.role, report.loss, report.grad_norm))
+        return found
+
+
+def refusal(row: str, folder: Path, zero: int, lora: bool, **changes: Any) -> str | None:
+    """Why such a run is refused before it starts, or None."""
+    try:
+        Cell(settings(row, folder, zero, lora, **changes), start_alone)
+    except UsageError as error:
+        return str(error)
+    return None
+
+
+def on_rank(mode: str, folder: Path) -> None:
+    import torch.distributed as dist
+
+    import vidcm.train.deepspeed as ours
+    from vidcm.train.launch import start_on_ranks
+
+    ours.PERSISTENT = 1500  # else all stays whole at stage 3; below are vectors and small matrices
+    results: dict[tuple, Steps] = {}
+    for row, zero, lora in product(ROWS, STAGES, updates()):
+        with suppress(UsageError):
+            config = settings(row, folder / "teacher", zero, lora, compile=mode == "compiled")
+            results[row, zero, lora] = Cell(config, start_on_ranks).run(again=True)
+    torch.save(results, folder / f"{mode}-rank{dist.get_rank()}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    on_rank(sys.argv[1], Path(sys.argv[2]))

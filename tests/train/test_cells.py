@@ -1,0 +1,157 @@
+"""What goes together in training: every cell of docs/training.md is run on two ranks, or refused.
+
+`python tests/train/test_cells.py` writes the table of docs/training.md anew.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from itertools import product
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from train import cells
+from train.test_deepspeed import free_port
+
+from vidcm.registry import TABLE
+from vidcm.train.launch import start_alone
+
+REPO = Path(__file__).resolve().parents[2]
+DOCS = REPO / "docs" / "training.md"
+MARKS = ("<!-- cells -->\n", "<!-- /cells -->\n")
+needs_deepspeed = pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None,
+    reason="needs deepspeed: pip install vidcm[train]",
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepared(tmp_path_factory.mktemp("cells"))
+
+
+def prepared(folder: Path) -> Path:
+    tiny.save(folder / "teacher", tiny.denoiser())
+    return folder
+
+
+def on_two_ranks(mode: str, folder: Path, seconds: float) -> list[dict]:
+    """What each of two ranks found, see `cells.on_rank`."""
+    rank_of = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    before = filter(None, [os.environ.get("PYTHONPATH")])
+    places = {"PYTHONPATH": os.pathsep.join([str(REPO), str(REPO / "tests"), *before])}
+    log = folder / f"{mode}.log"
+    with log.open("wb") as output:
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, cells.__file__, mode, str(folder)],
+                env={**os.environ, **rank_of, **places, "RANK": r, "LOCAL_RANK": r}
+                | {"OMP_NUM_THREADS": "1"},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+            for r in ("0", "1")
+        ]
+        try:
+            codes = [rank.wait(seconds) for rank in ranks]
+        finally:
+            for rank in ranks:
+                rank.kill()
+    assert codes == [0, 0], log.read_text("utf-8", errors="replace")
+    return [torch.load(folder / f"{mode}-rank{r}.pt", weights_only=True) for r in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def eager(folder: Path) -> list[dict]:
+    return on_two_ranks("eager", folder, 1500)
+
+
+@pytest.fixture(scope="module")
+def compiled(folder: Path) -> list[dict]:
+    return on_two_ranks("compiled", folder, 7200)
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path):
+    """A row's losses and norms in one process, by whether the updates are of low rank."""
+
+    @cache
+    def run(row: str, lora: bool) -> cells.Steps:
+        config = cells.settings(row, folder / "teacher", 0, lora)
+        return cells.Cell(config, start_alone).run(again=False)
+
+    return run
+
+
+def assert_same(found: cells.Steps, expected: cells.Steps) -> None:
+    assert [x[0] for x in found] == [x[0] for x in expected]
+    for a, b in zip(found, expected, strict=True):
+        assert a[1:] == pytest.approx(b[1:], rel=1e-5, abs=1e-6)
+
+
+def test_every_objective_of_denoisers_has_a_row() -> None:
+    codes = {"autoencoding", "attribute_naming", "caption_naming"}  # of codecs and of labels
+    assert {row.partition(",")[0] for row in cells.ROWS} == TABLE["objective"].keys() - codes
+
+
+def assert_cells(found: list[dict], alone, folder: Path, row: str, zero: int, **keys: bool) -> None:
+    for lora in cells.updates():
+        key = (row, zero, lora)
+        if cells.refusal(row, folder / "teacher", zero, lora, **keys):
+            assert key not in found[0]
+            continue
+        assert_same(found[0][key], alone(row, lora))
+        assert found[1][key] == found[0][key]
+
+
+@needs_deepspeed
+@pytest.mark.parametrize("row", cells.ROWS)
+@pytest.mark.parametrize("zero", cells.STAGES)
+def test_equals_one_process(eager: list[dict], alone, folder: Path, row: str, zero: int) -> None:
+    """The first steps without checkpointing, the next ones with it."""
+    assert_cells(eager, alone, folder, row, zero)
+
+
+@pytest.mark.slow
+@needs_deepspeed
+@pytest.mark.parametrize("row", cells.ROWS)
+@pytest.mark.parametrize("zero", cells.STAGES)
+def test_compiled_it_equals_one_process(
+    compiled: list[dict], alone, folder: Path, row: str, zero: int
+) -> None:
+    assert_cells(compiled, alone, folder, row, zero, compile=True)
+
+
+# --- the table of the docs ------------------------------------------------------------------------
+
+
+def table(folder: Path) -> str:
+    """Rows of objectives over ZeRO stages, plain and compiled: `yes`, or what to do instead."""
+    columns = list(product((False, True), ((0, 1, 2), (3,))))
+    names = [f"{'compiled, ' * c}ZeRO {', '.join(map(str, stages))}" for c, stages in columns]
+    lines = [["objective", *names], ["---"] * (1 + len(columns))]
+    for row in cells.ROWS:
+        lines.append([row])
+        for compiled, stages in columns:
+            place = folder / "teacher"
+            whys = {cells.refusal(row, place, z, False, compile=compiled) for z in stages}
+            (why,) = whys
+            lines[-1].append("yes" if why is None else why.rpartition("; ")[2])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def test_the_table_of_the_docs_is_this_one(folder: Path) -> None:
+    text = DOCS.read_text("utf-8")
+    assert text.partition(MARKS[0])[2].partition(MARKS[1])[0] == table(folder)
+
+
+if __name__ == "__main__":
+    before, _, rest = DOCS.read_text("utf-8").partition(MARKS[0])
+    with tempfile.TemporaryDirectory() as scratch:
+        made = table(prepared(Path(scratch)))
+    DOCS.write_text(before + MARKS[0] + made + MARKS[1] + rest.partition(MARKS[1])[2], "utf-8")

@@ -9,12 +9,13 @@ from oracle import PATHS, Gaussian
 
 from vidcm import registry
 from vidcm.data.batch import Batch
-from vidcm.denoiser import Denoiser
+from vidcm.denoiser import Denoiser, Guided
 from vidcm.errors import UsageError
 from vidcm.objectives import consistency_tuning
 from vidcm.objectives.consistency_tuning import ConsistencyTuning
 from vidcm.paths import RectifiedFlow
 from vidcm.rng import SampleRng
+from vidcm.shapes import like
 from vidcm.times import NEARLY_NOISE
 
 every_path = pytest.mark.parametrize("path", PATHS, ids=[type(p).__name__ for p in PATHS])
@@ -104,6 +105,30 @@ def test_the_scales_told_fill_the_range_and_empty_prompts_are_told_too():
 
 
 # --- the gap and the weight -----------------------------------------------------------------------
+
+
+def test_straight_steps_end_at_the_mean_that_the_guided_teacher_calls_clean():
+    world = Gaussian(RectifiedFlow(), means=MEANS)
+
+    class Mean(Gaussian):
+        def clean(self, x_t, t, cond):
+            flow = Guided(world, cond.guidance, world.encode([""] * len(x_t)))
+            return x_t - like(t, x_t) * flow.velocity(x_t, t, cond)
+
+    mean = Mean(world.path, means=MEANS)
+    all_straight, none = (ConsistencyTuning(world, stages=9, straight=s) for s in (1e9, 0.0))
+    assert float(loss(mean, all_straight, 0.9)) == pytest.approx(0, abs=1e-9)
+    assert float(loss(world, all_straight, 0.9)) > 0.1  # a sample is not a mean
+    assert float(loss(mean, none, 0.9)) > 0.1
+
+
+def test_steps_are_straight_below_the_level_alone():
+    plain, straight = (ConsistencyTuning(None, stages=2, straight=s) for s in (0.0, 4.0))
+    sigma = torch.tensor([0.5, 4.0, 7.9, 8.2, 15.0, 17.0, 100.0])
+    before = plain.lower(sigma, 0.9)
+    after = straight.lower(sigma, 0.9)
+    assert after.equal(torch.where(before < 4, 0, before))
+    assert 0 < int((after == 0).sum()) < len(sigma)
 
 
 def test_the_gap_has_its_closed_form_and_shrinks_by_stage():

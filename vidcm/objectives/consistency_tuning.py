@@ -29,7 +29,9 @@ class ConsistencyTuning:
     student is told (with a teacher). huber: c of the pseudo-Huber loss. dropout: share of empty
     prompts, so that negative prompts keep their meaning. tilt, max_weight: the loss weighs
     (1 + sigma)^tilt / (sigma - r), at most max_weight; tilt 0 is ECT's, 1 gives every octave of
-    noise the same say, which latents need whose content is settled at sigma far above 1. given:
+    noise the same say, which latents need whose content is settled at sigma far above 1. straight:
+    steps that would end below this sigma go to the data at once, to the mean of what is left open:
+    for a network too small for the latents' finest detail, which makes grain of it. given:
     shares of samples of which latent frames are given, by kind (`vidcm.given`): teacher and student
     are shown them clean, and the loss is of the others.
 
@@ -48,16 +50,20 @@ class ConsistencyTuning:
         dropout: float = 0.1,
         tilt: float = 0.0,
         max_weight: float = 1e3,
+        straight: float = 0.0,
         given: dict[str, float] | None = None,
     ):
         if q <= 1 or stages < 1:
             raise UsageError(
                 f"q={q}, stages={stages}: the gap shrinks only with q > 1 and stages >= 1"
             )
+        if straight < 0:
+            raise UsageError(f"straight is {straight}; it must be a noise level, 0 or above")
         self.teacher, self.mean, self.std, self.q, self.stages = teacher, mean, std, q, stages
         self.guidance, self.huber = check_guidance(guidance), huber
         self.dropout = check_dropout(dropout, all_empty=True)
-        self.tilt, self.max_weight, self.given = tilt, max_weight, GivenFrames(given)
+        self.tilt, self.max_weight, self.straight = tilt, max_weight, straight
+        self.given = GivenFrames(given)
 
     def check(self, config: TrainConfig) -> None:
         """Raises UsageError where given frames would go unseen, by the student or the teacher."""
@@ -95,4 +101,5 @@ class ConsistencyTuning:
         ECT's k = 8, b = 1 for data of unit variance; the weights are in sigma, not in t."""
         stage = min(math.floor(progress * self.stages), self.stages - 1)
         shrink = self.q ** -(stage + 1) * (1 + 8 * torch.sigmoid(-0.5 * sigma))
-        return (sigma * (1 - shrink)).clamp(min=0)
+        lower = (sigma * (1 - shrink)).clamp(min=0)
+        return torch.where(lower < self.straight, 0, lower)

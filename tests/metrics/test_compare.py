@@ -269,7 +269,8 @@ def test_peak_memory_is_the_training_s_own_not_that_of_who_started_it():
 def test_an_interrupt_stops_the_training_too_and_leaves_a_checkpoint(world, tmp_path):
     told = [f"output={tmp_path / 'run'}", "steps=100000", "log_every=1", "teacher=null"]
     told += [f"codec={world / 'codec'}", f"init={world / 'teacher'}"]
-    code = f"from vidcm.budget import train; train({str(world / 'student.yaml')!r}, {told}, None)"
+    config, peak = str(world / "student.yaml"), str(tmp_path / "peak.json")
+    code = f"from vidcm.budget import train; train({config!r}, {told}, {peak!r})"
     child = subprocess.Popen([sys.executable, "-c", code], cwd=REPO, stderr=subprocess.DEVNULL)
     log = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 120

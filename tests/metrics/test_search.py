@@ -75,3 +75,13 @@ def test_refusals(puppets, folder, capsys, monkeypatch):
     pipe.settings["student"]["sampler"] = "jump"
     with pytest.raises(UsageError, match="sampled by jumps"):
         Bench(pipe, puppets, 2, 0, 2)
+
+
+def test_no_stop_lies_below_the_lowest(puppets, folder, capsys, monkeypatch):
+    monkeypatch.setattr("vidcm.data.lpc.LPC", lambda *_, **__: puppets)
+    words = ["--checkpoint", str(folder), "--art", "x", "--count", "2", "--lowest", "90", "--steps"]
+    assert main([*words, "2"]) == 0
+    times = VideoPipeline.from_pretrained(folder).settings["student"]["times"]
+    assert times["2"] == pytest.approx([NEARLY_NOISE, 96 / 97])
+    assert main([*words, "3"]) == 2
+    assert "3 times need more ratios" in capsys.readouterr().err

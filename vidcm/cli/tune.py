@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from vidcm.cli.common import Parser, add_art, art_of, positive_int, run, seed, whole_number
+from vidcm.cli.common import Parser, add_art, art_of, number, positive_int, run, seed, whole_number
 
 
 def parser() -> Parser:
@@ -19,6 +19,13 @@ def parser() -> Parser:
         "--steps", nargs="+", type=whole_number(2, 8), default=[2, 4], help="numbers of steps (2 4)"
     )
     p.add_argument("--count", type=whole_number(2), default=64, help="prompts tried (64)")
+    p.add_argument(
+        "--lowest",
+        type=number(0, 200),
+        default=1.5,
+        help="the lowest sigma / alpha to stop at (%(default)g); for a student whose steps go "
+        "straight to the data below a level, that level: stops below it only add grain",
+    )
     p.add_argument("--seed", type=seed, default=0, help="of the prompts and the noise (0)")
     p.add_argument("--batch", type=positive_int, default=32, help="clips made at a time (32)")
     p.add_argument("--device", default="auto", help="auto (a GPU when there is one), cpu, cuda")
@@ -32,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _tune(args: argparse.Namespace) -> None:
     from vidcm.data.lpc import LPC
-    from vidcm.metrics.search import Bench, Trial, keep, search
+    from vidcm.metrics.search import RATIOS, Bench, Trial, keep, search
     from vidcm.pipeline import VideoPipeline
 
     art = art_of(args)
@@ -47,7 +54,7 @@ def _tune(args: argparse.Namespace) -> None:
         print(f"{shown}: adherence {100 * trial.adherence:.1f} %, {trial.psnr:.2f} dB", flush=True)
         return trial
 
-    found = search(measure, args.steps)
+    found = search(measure, args.steps, [r for r in RATIOS if r >= args.lowest])
     for trial in found:
         print(f"best of {len(trial.times)}: {' '.join(f'{t:.4f}' for t in trial.times)}")
     if not args.dry_run:

@@ -12,6 +12,7 @@ from vidcm import registry
 from vidcm.data.batch import Batch
 from vidcm.denoiser import Cond, Denoiser, Prediction
 from vidcm.objectives.base import Objective, held_of
+from vidcm.paths import RectifiedFlow
 from vidcm.rng import SampleRng
 from vidcm.shapes import like
 
@@ -41,6 +42,23 @@ class Flow(Gaussian):
 
     def jump(self, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond) -> Tensor:
         return self.flow(x_t, t, s, cond)
+
+
+class Watching(Flow):
+    """Keeps the times of its jumps, what it was told and whether a gradient was asked for."""
+
+    def __init__(self):
+        super().__init__(RectifiedFlow(), means=MEANS)
+        self.seen, self.graded, self.told = [], [], []
+
+    def encode(self, prompts, guidance=None):
+        self.told.append((list(prompts), guidance))
+        return super().encode(prompts, guidance)
+
+    def jump(self, x_t, t, s, cond):
+        self.seen.append((t, s))
+        self.graded.append(torch.is_grad_enabled())
+        return super().jump(x_t, t, s, cond)
 
 
 class Pointwise(nn.Module):

@@ -6,7 +6,9 @@ import torch
 from torch import nn
 
 from vidcm.cli import export
+from vidcm.data.batch import Batch
 from vidcm.registry import build
+from vidcm.rng import SampleRng
 from vidcm.store import save_model
 
 CODEC = {
@@ -72,3 +74,12 @@ def pipeline(folder: Path) -> Path:
     """A pipeline folder, made by the export command."""
     assert export.main(export_arguments(parts(folder / "models"), folder / "pipeline")) == 0
     return folder / "pipeline"
+
+
+class Clips:
+    """Noise as clips."""
+
+    def batch(self, seed: int, positions) -> Batch:
+        places = list(positions)
+        pixels = SampleRng(seed, places).uniform(5, 16, 24, 3) * 255
+        return Batch(["a man walks"] * len(places), frames=pixels.to(torch.uint8))

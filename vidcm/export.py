@@ -1,6 +1,5 @@
 """A pipeline folder out of model folders: what `generate` and `VideoPipeline` load."""
 
-import inspect
 import json
 import os
 import shutil
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from vidcm.errors import UsageError
+from vidcm.objectives.teaching import guidance_of
 from vidcm.pipeline import VideoPipeline
 from vidcm.registry import build, lookup
 from vidcm.sampling import student_settings
@@ -33,16 +33,6 @@ def sampling_of(objective: dict) -> dict[str, Any]:
     special = objective and hasattr(lookup("objective", objective["name"]), "sampling")
     found = student_settings(build("objective", objective, teacher=None) if special else None)
     return found | {"times": {str(k): list(v) for k, v in found["times"].items()}}
-
-
-def guidance_of(objective: dict) -> list[float]:
-    """The range of scales that students of an objective are told; of an objective made of others,
-    that of its consistency term."""
-    spec = objective.get("consistency", objective)
-    if "guidance" in spec or "name" not in spec:
-        return list(spec.get("guidance", (1.0, 5.0)))
-    options = inspect.signature(lookup("objective", spec["name"])).parameters
-    return list(options["guidance"].default) if "guidance" in options else [1.0, 5.0]
 
 
 def pipeline_settings(

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from editing.test_command import main
 
-from vidcm.cli import edit
 from vidcm.editing.files import fit, fit_mask, read_film
 from vidcm.editing.operators import luminance
 from vidcm.editing.sound import NoSound, add_sound, has_sound
@@ -61,14 +61,6 @@ def packets(path: Path) -> list[tuple[float, bytes]]:
 def length(path: Path) -> float:
     with av.open(str(path)) as source:
         return float(source.duration / 1e6)
-
-
-def main(capsys, *words: object) -> tuple[int, str, str]:
-    try:
-        code = edit.main([*map(str, words)])
-    except SystemExit as left:
-        code = int(left.code or 0)
-    return code, *capsys.readouterr()
 
 
 # --- sound ----------------------------------------------------------------------------------------

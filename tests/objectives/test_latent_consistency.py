@@ -5,7 +5,7 @@ import math
 import pytest
 import tiny
 import torch
-from flows import MEANS, PLACES, Flow, batch, loss, mutant, student, trained
+from flows import MEANS, PLACES, Flow, Watching, batch, loss, mutant, student, trained
 from oracle import PATHS
 
 from vidcm.data.batch import Batch
@@ -139,23 +139,6 @@ def test_an_average_that_forgets_at_once_is_no_target_of_its_own(monkeypatch):
 
 
 # --- the grid -------------------------------------------------------------------------------------
-
-
-class Watching(Flow):
-    """Keeps the times of its jumps and whether a gradient was asked for."""
-
-    def __init__(self):
-        super().__init__(RF, means=MEANS)
-        self.seen, self.graded, self.told = [], [], []
-
-    def encode(self, prompts, guidance=None):
-        self.told.append((list(prompts), guidance))
-        return super().encode(prompts, guidance)
-
-    def jump(self, x_t, t, s, cond):
-        self.seen.append((t, s))
-        self.graded.append(torch.is_grad_enabled())
-        return super().jump(x_t, t, s, cond)
 
 
 def watched(objective, count: int = 2000) -> tuple[torch.Tensor, ...]:

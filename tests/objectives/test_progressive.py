@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from flows import MEANS, PLACES, Flow, batch, mutant, student, trained
+from flows import MEANS, PLACES, Flow, Watching, batch, mutant, student, trained
 from oracle import PATHS
 
 from vidcm.config import TrainConfig
@@ -100,23 +100,6 @@ def test_a_student_deaf_to_guidance_is_not_left_alone():
 
 
 # --- the grid -------------------------------------------------------------------------------------
-
-
-class Watching(Flow):
-    """Keeps the times of its jumps, what it was told and whether a gradient was asked for."""
-
-    def __init__(self):
-        super().__init__(RF, means=MEANS)
-        self.seen, self.graded, self.told = [], [], []
-
-    def encode(self, prompts, guidance=None):
-        self.told.append((list(prompts), guidance))
-        return super().encode(prompts, guidance)
-
-    def jump(self, x_t, t, s, cond):
-        self.seen.append((t, s))
-        self.graded.append(torch.is_grad_enabled())
-        return super().jump(x_t, t, s, cond)
 
 
 def watched(progress: float, **options) -> tuple[Watching, Watching]:

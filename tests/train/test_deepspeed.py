@@ -17,6 +17,7 @@ import torch
 from train import ranks
 
 from vidcm.train import checkpoint, loop
+from vidcm.train.log import step_of
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None,
@@ -71,6 +72,12 @@ class Launch:
         """Whether launcher and ranks have all ended."""
         return self.process.poll() is not None and not alive(self.process.pid)
 
+    def found(self, folder: Path) -> list[dict]:
+        """What each of two ranks wrote, once all have ended well."""
+        assert wait_for(self.done, 900), self.output
+        assert self.process.returncode == 0, self.output
+        return [torch.load(folder / f"rank{r}.pt", weights_only=True) for r in (0, 1)]
+
     def kill(self) -> None:
         if alive(self.process.pid):
             os.killpg(self.process.pid, signal.SIGKILL)
@@ -84,13 +91,12 @@ def parity(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict]]:
     folder.mkdir()
     launch = Launch("parity", folder)
     try:
-        assert wait_for(launch.done, 900), launch.output
-        assert launch.process.returncode == 0, launch.output
+        found = launch.found(folder)
         chatter = [
             x for x in launch.output.splitlines() if "launch.py" not in x and "runner.py" not in x
         ]
         assert not chatter, "the ranks themselves say nothing"
-        yield [torch.load(folder / f"rank{r}.pt", weights_only=True) for r in (0, 1)]
+        yield found
     finally:
         launch.kill()
 
@@ -212,7 +218,7 @@ def test_sigterm_saves_and_one_process_takes_over(tmp_path: Path) -> None:
     newest = checkpoint.newest(output)
     assert newest is not None, launch.output
     stopped = int(newest.name.removeprefix("step-"))
-    assert stopped == loop._step_of(metrics.read_text().splitlines()[-1]) < 400
+    assert stopped == step_of(metrics.read_text().splitlines()[-1]) < 400
     assert [p.name for p in newest.parent.iterdir()] == [newest.name], "no half-written ones"
 
     finals = []

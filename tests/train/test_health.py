@@ -12,10 +12,8 @@ from torch import Tensor
 from vidcm.cli import export
 from vidcm.codecs.causal_vae import CausalVAE
 from vidcm.config import TrainConfig
-from vidcm.data.batch import Batch
 from vidcm.errors import VidcmError
 from vidcm.registry import build
-from vidcm.rng import SampleRng
 from vidcm.store import read_weights, save_model
 from vidcm.train import loop
 from vidcm.train.health import (
@@ -241,15 +239,6 @@ def test_latents_that_are_not_finite(value):
 # --- in a run -------------------------------------------------------------------------------------
 
 
-class Clips:
-    """Noise as clips."""
-
-    def batch(self, seed: int, positions: Any) -> Batch:
-        places = list(positions)
-        pixels = SampleRng(seed, places).uniform(5, 16, 24, 3) * 255
-        return Batch(["a man walks"] * len(places), frames=pixels.to(torch.uint8))
-
-
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return tiny.parts(tmp_path_factory.mktemp("models"))
@@ -266,7 +255,7 @@ def ran(models: dict[str, Path], output: Path, **changes: Any) -> dict:
         output=str(output),
         **{**keys, **changes},
     )
-    made = video_task(config, build("model", config.model), Clips(), CPU)  # type: ignore[arg-type]
+    made = video_task(config, build("model", config.model), tiny.Clips(), CPU)  # type: ignore[arg-type]
     engine = assemble(made.model, made.objective, config, CPU, start_alone)
     assert loop.train(config, made, engine, lambda *_: None) == 0
     return json.loads((output / "metrics.jsonl").read_text("utf-8").splitlines()[-1])
@@ -307,7 +296,7 @@ def test_a_teacher_s_preview_is_looked_at_too(models, tmp_path):
         steps=1,
         codec=str(models["codec"]),
     )
-    made = video_task(config, build("model", config.model), Clips(), CPU)  # type: ignore[arg-type]
+    made = video_task(config, build("model", config.model), tiny.Clips(), CPU)  # type: ignore[arg-type]
     weights, sheet = made.model.state_dict(), tmp_path / "sheet.png"
     assert made.preview(weights, sheet).keys() == {"preview/motion", "preview/healthy"}
     sheet.unlink()

@@ -9,7 +9,6 @@ import tiny
 import torch
 
 from vidcm.config import TrainConfig
-from vidcm.data.batch import Batch
 from vidcm.errors import UsageError
 from vidcm.registry import build
 from vidcm.rng import SampleRng
@@ -21,15 +20,6 @@ from vidcm.train.video_task import video_task
 CPU = torch.device("cpu")
 CONSISTENCY = {"name": "consistency_tuning"}
 EXTRAS = {"matching": {"steps": [1, 2]}, "adversarial": {"blocks": [0, 1]}}
-
-
-class Clips:
-    """Noise as clips."""
-
-    def batch(self, seed: int, positions: Any) -> Batch:
-        places = list(positions)
-        pixels = SampleRng(seed, places).uniform(5, 16, 24, 3) * 255
-        return Batch(["a man walks"] * len(places), frames=pixels.to(torch.uint8))
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +38,7 @@ def task(models: dict[str, str], objective: dict, output: str = "", **changes: A
         **{**keys, "teacher": models["teacher"], "codec": models["codec"], **changes},
     )
     torch.manual_seed(0)
-    return config, video_task(config, build("model", config.model), Clips(), CPU)
+    return config, video_task(config, build("model", config.model), tiny.Clips(), CPU)
 
 
 def test_the_fake_score_starts_as_the_teacher_and_is_told_scales(models: dict[str, str]) -> None:

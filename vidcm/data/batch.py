@@ -10,8 +10,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Batch:
-    """captions: b strings. frames: uint8 `(b t h w c)`. latents: float `(b c t h w)`, of unit variance on average.
-    One of frames and latents is there. labels: int64 `(b, attributes)`, where a data set has them."""
+    """captions: b strings. frames: uint8 `(b t h w c)`. latents: float `(b c t h w)`,
+    of unit variance on average. One of frames and latents is there. labels: int64
+    `(b, attributes)`, where a data set has them."""
 
     captions: list[str]
     frames: Tensor | None = None

@@ -14,9 +14,10 @@ BINS = 8
 
 class FlowMatching:
     """Regress v = eps - x0 at ln(sigma / alpha) ~ N(mean, std). dropout: share of prompts replaced
-    by the empty one, which guidance needs. given: shares of samples of which latent frames are given, by kind
-    (`vidcm.given`): they are shown clean, and the loss is of the others. The log holds the loss in eight bins of rectified-flow
-    time, the one loss whose value tracks quality. Raises UsageError for shares that make no sense.
+    by the empty one, which guidance needs. given: shares of samples of which latent frames are
+    given, by kind (`vidcm.given`): they are shown clean, and the loss is of the others. The log
+    holds the loss in eight bins of rectified-flow time, the one loss whose value tracks quality.
+    Raises UsageError for shares that make no sense.
     """
 
     def __init__(

@@ -4,6 +4,7 @@ Guidance scales are the ordinary ones, v_u + w (v_c - v_u); the scale that the p
 latent consistency models speak of is w - 1 (RECIPES B.2).
 """
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from vidcm.data.batch import Batch
 from vidcm.denoiser import Cond, Denoiser, Guided
 from vidcm.derivative import Derivative, Exact
 from vidcm.errors import UsageError
+from vidcm.registry import lookup
 from vidcm.rng import SampleRng
 from vidcm.shapes import like
 
@@ -94,3 +96,13 @@ def check_dropout(dropout: float, *, all_empty: bool = False) -> float:
     if not 0 <= dropout <= 1 or (dropout == 1 and not all_empty):
         raise UsageError(f"dropout {dropout} is not in [0, 1{']' if all_empty else ')'}")
     return dropout
+
+
+def guidance_of(objective: dict) -> list[float]:
+    """The range of scales that students of an objective are told; of an objective made of others,
+    that of its consistency term."""
+    spec = objective.get("consistency", objective)
+    if "guidance" in spec or "name" not in spec:
+        return list(spec.get("guidance", (1.0, 5.0)))
+    options = inspect.signature(lookup("objective", spec["name"])).parameters
+    return list(options["guidance"].default) if "guidance" in options else [1.0, 5.0]

@@ -1,7 +1,6 @@
 """The training loop. It knows no method: a task brings model, objective, data and what to draw."""
 
 import json
-import os
 import signal
 import time
 from collections import Counter
@@ -16,18 +15,19 @@ from tqdm import tqdm
 from vidcm.config import TrainConfig, to_dict
 from vidcm.data.batch import Dataset
 from vidcm.errors import UsageError, VidcmError
-from vidcm.objectives.base import STUDENT, Objective
+from vidcm.objectives.base import Objective
 from vidcm.train import checkpoint
-from vidcm.train.engine import Engine, MicroBatch, StepReport, mean_logs
+from vidcm.train.engine import Engine, MicroBatch
 from vidcm.train.loader import batches
+from vidcm.train.log import Log
 from vidcm.train.schedule import learning_rate
 
 
 @dataclass
 class Task:
     """What a run trains. preview: weights -> numbers for the log, drawing a sheet at the path.
-    finish: turns the averaged weights into what is exported (codecs settle their axes and scale there).
-    base: what a run never changes, if it took that from a model folder."""
+    finish: turns the averaged weights into what is exported (codecs settle their axes and scale
+    there). base: what a run never changes, if it took that from a model folder."""
 
     model: nn.Module
     objective: Objective
@@ -49,7 +49,7 @@ def train(
     Ranks act alike: what one alone knows (a signal, a failure) is agreed on before any acts."""
     run, chief = Path(config.output), engine.rank == 0
     start = saved = _resume(run, config, engine, task.base)
-    log = _Log(run, enabled=chief)
+    log = Log(run, enabled=chief)
     _on_chief(engine, _prepare, run, config, log, start)
     stop, bad = _StopSignal(), Counter[str]()
     bar = tqdm(
@@ -133,13 +133,13 @@ def _on_chief(engine: Engine, act: Callable[..., int | None], *args: Any) -> int
     return engine.agree(result)
 
 
-def _prepare(run: Path, config: TrainConfig, log: "_Log", start: int) -> None:
+def _prepare(run: Path, config: TrainConfig, log: Log, start: int) -> None:
     run.mkdir(parents=True, exist_ok=True)
     (run / "config.json").write_text(json.dumps(to_dict(config), indent=1), "utf-8")
     log.open(start)
 
 
-def _preview(task: Task, weights: dict[str, Tensor], run: Path, step: int, log: "_Log") -> None:
+def _preview(task: Task, weights: dict[str, Tensor], run: Path, step: int, log: Log) -> None:
     log.extra(step, task.preview(weights, run / "samples" / f"step-{step:08d}.png"))
 
 
@@ -249,63 +249,3 @@ class _StopSignal:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-
-
-class _Log:
-    """metrics.jsonl (and TensorBoard where installed): means since the last line."""
-
-    def __init__(self, run: Path, *, enabled: bool):
-        self.path, self.enabled = run / "metrics.jsonl", enabled
-        self.reports: list[dict[str, float]] = []
-        self.skipped, self.since = 0, time.perf_counter()
-        self.board = None
-
-    def open(self, start: int) -> None:
-        """Drop the lines after the checkpoint, whose steps will run again, and torn ones."""
-        if self.path.exists():
-            lines = self.path.read_text("utf-8").splitlines()
-            kept = [x for x in lines if (step := _step_of(x)) is not None and step <= start]
-            part = self.path.with_name(".metrics.jsonl.part")
-            part.write_text("".join(x + "\n" for x in kept), "utf-8")
-            os.replace(part, self.path)
-            counts = [c for x in kept if (c := json.loads(x).get("skipped")) is not None]
-            self.skipped = counts[-1] if counts else 0
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            return
-        self.board = SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=start)
-
-    def add(self, report: StepReport) -> None:
-        self.skipped += not report.applied
-        if report.applied:
-            named = {"loss": report.loss, "grad_norm": report.grad_norm} | report.logs
-            prefix = "" if report.role == STUDENT else f"{report.role}/"
-            self.reports.append({prefix + name: value for name, value in named.items()})
-
-    def write(self, step: int, batch_size: int) -> str:
-        now = time.perf_counter()
-        means = mean_logs(self.reports)
-        means["samples_per_second"] = len(self.reports) * batch_size / (now - self.since)
-        self.extra(step, means | {"skipped": self.skipped})
-        self.reports, self.since = [], now
-        return (
-            f"loss {means.get('loss', float('nan')):.4f}, {means['samples_per_second']:.0f} clips/s"
-        )
-
-    def extra(self, step: int, numbers: dict[str, float]) -> None:
-        if not self.enabled or not numbers:
-            return
-        with self.path.open("a", encoding="utf-8") as file:
-            line = {"step": step, **{k: round(v, 6) for k, v in numbers.items()}}
-            file.write(json.dumps(line) + "\n")
-        if self.board:
-            for name, value in numbers.items():
-                self.board.add_scalar(name, value, step)
-
-
-def _step_of(line: str) -> int | None:
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return None

@@ -16,8 +16,8 @@ from vidcm.data.batch import Batch, Dataset
 from vidcm.data.latents import LatentShards
 from vidcm.denoiser import Denoiser, Guided
 from vidcm.errors import UsageError
-from vidcm.export import guidance_of
 from vidcm.objectives.flow_matching import FlowMatching
+from vidcm.objectives.teaching import guidance_of
 from vidcm.registry import build
 from vidcm.rng import SampleRng
 from vidcm.store import load_model, read_card

@@ -1,0 +1,70 @@
+"""What a run writes down as it goes: metrics.jsonl, and TensorBoard where that is installed."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+from vidcm.objectives.base import STUDENT
+from vidcm.train.engine import StepReport, mean_logs
+
+
+class Log:
+    """metrics.jsonl (and TensorBoard where installed): means since the last line."""
+
+    def __init__(self, run: Path, *, enabled: bool):
+        self.path, self.enabled = run / "metrics.jsonl", enabled
+        self.reports: list[dict[str, float]] = []
+        self.skipped, self.since = 0, time.perf_counter()
+        self.board = None
+
+    def open(self, start: int) -> None:
+        """Drop the lines after the checkpoint, whose steps will run again, and torn ones."""
+        if self.path.exists():
+            lines = self.path.read_text("utf-8").splitlines()
+            kept = [x for x in lines if (step := step_of(x)) is not None and step <= start]
+            part = self.path.with_name(".metrics.jsonl.part")
+            part.write_text("".join(x + "\n" for x in kept), "utf-8")
+            os.replace(part, self.path)
+            counts = [c for x in kept if (c := json.loads(x).get("skipped")) is not None]
+            self.skipped = counts[-1] if counts else 0
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            return
+        self.board = SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=start)
+
+    def add(self, report: StepReport) -> None:
+        self.skipped += not report.applied
+        if report.applied:
+            named = {"loss": report.loss, "grad_norm": report.grad_norm} | report.logs
+            prefix = "" if report.role == STUDENT else f"{report.role}/"
+            self.reports.append({prefix + name: value for name, value in named.items()})
+
+    def write(self, step: int, batch_size: int) -> str:
+        now = time.perf_counter()
+        means = mean_logs(self.reports)
+        means["samples_per_second"] = len(self.reports) * batch_size / (now - self.since)
+        self.extra(step, means | {"skipped": self.skipped})
+        self.reports, self.since = [], now
+        return (
+            f"loss {means.get('loss', float('nan')):.4f}, {means['samples_per_second']:.0f} clips/s"
+        )
+
+    def extra(self, step: int, numbers: dict[str, float]) -> None:
+        if not self.enabled or not numbers:
+            return
+        with self.path.open("a", encoding="utf-8") as file:
+            line = {"step": step, **{k: round(v, 6) for k, v in numbers.items()}}
+            file.write(json.dumps(line) + "\n")
+        if self.board:
+            for name, value in numbers.items():
+                self.board.add_scalar(name, value, step)
+
+
+def step_of(line: str) -> int | None:
+    """The step of a line, or None of a torn one."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return None

@@ -99,7 +99,7 @@ def test_what_it_cannot_update_is_refused(models: dict[str, Path], monkeypatch) 
 @pytest.fixture
 def config(models: dict[str, Path], tmp_path: Path, monkeypatch) -> TrainConfig:
     """Four steps of a student from a teacher of its own, on clips of noise."""
-    monkeypatch.setitem(registry.TABLE["data"], "clips", "train.test_video_roles:Clips")
+    monkeypatch.setitem(registry.TABLE["data"], "clips", "tiny:Clips")
     shutil.copytree(models["teacher"], tmp_path / "teacher")
     keys: dict[str, Any] = dict(steps=4, batch_size=2, workers=0, save_every=2, sample_every=4)
     return TrainConfig(

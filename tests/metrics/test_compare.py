@@ -300,5 +300,8 @@ def test_the_command_refuses_and_shows(tmp_path, capsys, monkeypatch):
     assert "LPC art" in capsys.readouterr().err
     assert main(["--config", config, "--art", "x", "--rows", "typo"]) == 2
     assert "no row 'typo'" in capsys.readouterr().err
+    for row in ("consistency tuning", "consistency tuning, seed 1"):
+        assert main(["--config", config, "--art", "x", "--rows", row]) != 0
+        assert "no row" not in capsys.readouterr().err
     assert main(["--table", config]) == 2
     assert "cannot read" in capsys.readouterr().err

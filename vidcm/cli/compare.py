@@ -21,7 +21,12 @@ def parser() -> Parser:
         "--plot docs/images/comparison.png",
     )
     p.add_argument("--config", type=existing_file, metavar="YAML", help="train and measure these")
-    p.add_argument("--rows", nargs="+", metavar="ROW", help="some of its rows (default: all)")
+    p.add_argument(
+        "--rows",
+        nargs="+",
+        metavar="ROW",
+        help="some of its rows (default: all); one of several seeds: 'NAME, seed 1'",
+    )
     add_art(p)
     p.add_argument("--table", type=existing_file, metavar="JSON", help="numbers measured before")
     p.add_argument(
@@ -62,12 +67,13 @@ def _compare(args: argparse.Namespace) -> None:
 
 def _measure(args: argparse.Namespace) -> tuple[dict, VidcmError | None]:
     """The results, and what to end with when some rows failed."""
-    from vidcm.compare import RowsFailed, compare, read
+    from vidcm.compare import RowsFailed, compare, entries, read
     from vidcm.data.lpc import LPC
 
     asked = read(args.config)
     art = art_of(args)
-    if unknown := sorted(set(args.rows or ()) - set(asked.rows)):
+    known = {*asked.rows, *(key for key, _, _ in entries(asked))}
+    if unknown := sorted(set(args.rows or ()) - known):
         raise UsageError(f"no row {unknown[0]!r} in {args.config}; it has {', '.join(asked.rows)}")
     try:
         return compare(asked, LPC(art), args.rows), None

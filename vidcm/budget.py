@@ -24,15 +24,20 @@ def steps_within(budget: float, seconds_per_step: float) -> int:
 
 
 def train_within(
-    budget: float, config: str | Path, overrides: list[str], batch_size: int, run: Path
+    budget: float,
+    config: str | Path,
+    overrides: list[str],
+    batch_size: int,
+    run: Path,
+    timing: Path,
 ) -> dict:
     """Train what a config with overrides describes into `run/student` for `budget` seconds.
 
-    Some steps are timed first, and how many fit is written down, so that a training that was
-    interrupted goes on to the same number. Gives steps, batch size, seconds an iteration as
-    measured over the whole run, and peak memory as of `peak_memory`. Raises VidcmError with the
-    training's own reason when it fails."""
-    timing, student = run / "timing.json", run / "student"
+    Some steps are timed first, which `timing` keeps, so that a training that was interrupted, or
+    another of the same cost, goes on to the same number. Gives steps, batch size, seconds an
+    iteration as measured over the whole run, and peak memory as of `peak_memory`. Raises VidcmError
+    with the training's own reason when it fails."""
+    student = run / "student"
     if not timing.exists():
         probe = run / "probe"
         shutil.rmtree(probe, ignore_errors=True)

@@ -158,13 +158,15 @@ def _refuse_stale(run: Path, now: dict[str, Any]) -> None:
 
 
 def train_row(asked: Comparison, job: Job) -> dict:
-    """Train a row for the budget; what `budget.train_within` says of it."""
+    """Train a row for the budget; what `budget.train_within` says of it. All seeds of a row train as
+    many steps."""
     config, row = job.config, job.row
     assert config is not None and row.config is not None
     told = [*row.overrides, f"seed={job.seed}", f"codec={asked.codec}"]
     told += [f"teacher={asked.teacher}"] if config.teacher else []
     told += [f"init={asked.teacher}"] if config.init else []
-    return train_within(asked.budget, row.config, told, config.batch_size, job.run)
+    timing = Path(asked.output) / folder_name(job.name) / "timing.json"
+    return train_within(asked.budget, row.config, told, config.batch_size, job.run, timing)
 
 
 def measure_row(asked: Comparison, job: Job, truth: Truth) -> dict[str, dict]:

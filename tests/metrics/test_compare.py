@@ -128,6 +128,17 @@ def test_several_seeds_are_several_rows(world, tmp_path):
     assert found == [("tuning, seed 3", 3), ("tuning, seed 5", 5)]
 
 
+def test_seeds_of_a_row_train_as_many_steps(world, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(compare, "train_within", lambda *told: seen.append(told[-2:]) or {})
+    rows = {"tuning": {"config": str(world / "student.yaml"), "seeds": [3, 5]}}
+    comparison = compare.read(asked(world, tmp_path, rows=rows))
+    for job in compare._jobs(comparison):
+        compare.train_row(comparison, job)
+    (run, timing), (another, same) = seen
+    assert run != another and timing == same == Path(comparison.output) / "tuning" / "timing.json"
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [

@@ -182,6 +182,9 @@ class VideoPipeline:
         steps: int | None = None,
         guidance: float | None = None,
         seed: int | Sequence[int] = 0,
+        frames: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
         teacher: bool = False,
         zero_shot: bool = False,
         progress: Callable[[int, int], None] | None = None,
@@ -192,13 +195,16 @@ class VideoPipeline:
         task: a name ("extend"), a name with options ({"name": "inpaint", "mask": mask}), or several
         to do at once; `vidcm edit --help` lists them. clips: as many as the task takes, of the size
         it asks for. prompts: one result each, with seeds that count up from `seed` or one each; two
-        of them are the ends of the task interpolate. zero_shot: not to show given frames to a model
-        that was trained with them, as with any other. The other options are those of a call.
+        of them are the ends of the task interpolate. frames: how many the model makes, given ones
+        among them (default: the checkpoint's); of tasks along a whole clip, which make as many as
+        it has, the most. height, width: of the result (default: the checkpoint's). zero_shot: not
+        to show given frames to a model that was trained with them, as with any other. The other
+        options are those of a call.
         Raises UsageError for tasks, clips and numbers that do not fit."""
         from vidcm.editing.edit import How, edit
 
         how = How(steps, guidance, teacher, progress, zero_shot)
-        return edit(self, task, clips, prompts, seed, how)
+        return edit(self, task, clips, prompts, seed, how, frames, height, width)
 
     @property
     def trained(self) -> list[list[int]]:

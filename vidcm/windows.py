@@ -104,7 +104,7 @@ class Windowed:
         one back: it would blend two different moments of what windows show."""
         length, step = self.window[0], self.window[0] - 1 - self.overlap[0]
         beyond = max(frames - length, 0)
-        return frames if not beyond else length + math.ceil(beyond / step) * step
+        return length + math.ceil(beyond / step) * step if beyond and step else frames
 
     def recurring(self, rng: SampleRng) -> "Recurring":
         """Draws of whole clips that come round from window to window."""

@@ -106,7 +106,13 @@ def test_any_size_and_rate_is_resampled_and_said_so(world, tmp_path, capsys):
         capsys, *words, world / "pipeline", "--output", tmp_path / "x.gif", "--scale", 1
     )
     assert code == 0, error
-    said = "wide.mp4: 40x30 at 16 fps, resampled to 24x16 at 8 fps, cut to 5 of 6 frames"
+    said = "wide.mp4: 40x30 at 16 fps, resampled to 24x16 at 8 fps"
+    assert error.count("\n") == 1 and error.strip().endswith(said)
+    few = ["--frames", 5, "--overwrite"]
+    code, out, error = main(
+        capsys, *words, world / "pipeline", "--output", tmp_path / "x.gif", "--scale", 1, *few
+    )
+    said += ", cut to 5 of 6 frames"
     assert error.count("\n") == 1 and error.strip().endswith(said)
     assert out.splitlines()[0] == str(tmp_path / "x.gif")
 

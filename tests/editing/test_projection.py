@@ -23,6 +23,8 @@ SHAPE = (3, 5, 4, 6)  # c t h w
 class Identity:
     """A codec whose latents are the pixels."""
 
+    time_stride = 1
+
     def encode(self, video: torch.Tensor) -> torch.Tensor:
         return video
 

@@ -3,12 +3,22 @@
 import argparse
 import inspect
 import json
+import math
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vidcm.cli.common import Parser, did_you_mean, number, positive_int, run, seed, whole_number
+from vidcm.cli.common import (
+    Parser,
+    did_you_mean,
+    number,
+    positive_int,
+    run,
+    seed,
+    sides,
+    whole_number,
+)
 from vidcm.cli.generate import bar
 from vidcm.errors import UsageError
 from vidcm.registry import TABLE, lookup
@@ -21,6 +31,7 @@ if TYPE_CHECKING:
     from vidcm.pipeline import VideoPipeline
 
 STARTED = time.perf_counter()
+SECONDS = 10.0  # of a clip that are edited if nobody says how many frames
 OPTIONS = ("mask", "place", "factor", "given", "at", "strength", "noise", "count")
 
 
@@ -73,6 +84,20 @@ def parser(tasks: list[str] | None = None) -> argparse.ArgumentParser:
     what.add_argument("--count", type=whole_number(2, 64), help="clips from end to end")
     what.add_argument(
         "--start", type=number(0), default=0.0, metavar="SECONDS", help="skip so much of the input"
+    )
+    what.add_argument(
+        "--frames",
+        type=whole_number(1, 100_000),
+        metavar="COUNT",
+        help="of a clip edited from end to end, at most so many of the result (default: all of the "
+        f"first {SECONDS:g} seconds); for other tasks, how many the model makes in one go, the given "
+        "ones counted (default: the checkpoint's)",
+    )
+    what.add_argument(
+        "--size",
+        type=sides("HEIGHTxWIDTH"),
+        metavar="HxW",
+        help="height and width of the result, as 64x128 (default: the checkpoint's)",
     )
     how = p.add_argument_group("how")
     how.add_argument("--steps", type=whole_number(1, 1000), help="network evaluations")
@@ -149,8 +174,9 @@ def _edit(args: argparse.Namespace) -> None:
         if check_output(args.preview, args.overwrite) in targets:
             raise UsageError(f"--preview and --output are both {args.preview}; name two files")
     pipe = VideoPipeline.from_pretrained(args.checkpoint, args.device)
-    read = _read(args, pipe, specs, stand_ins, canvas_of(pipe))
-    pipe.model("teacher" if args.teacher else "student")
+    height, width = args.size or (None, None)
+    canvas = canvas_of(pipe, "teacher" if args.teacher else "student", height, width)
+    read = _read(args, pipe, specs, stand_ins, canvas)
     loaded = time.perf_counter()
     several = len(seeds) > 1 or "interpolate" in specs
     with bar(args) as progress:
@@ -161,6 +187,9 @@ def _edit(args: argparse.Namespace) -> None:
             steps=args.steps,
             guidance=args.guidance,
             seed=seeds if several else seeds[0],
+            frames=args.frames,
+            height=height,
+            width=width,
             teacher=args.teacher,
             progress=progress,
         )
@@ -252,13 +281,24 @@ def _read(
     canvas: "Canvas",
 ) -> _Inputs:
     """The inputs, fitted to the model; puts the mask into `specs`."""
+    from dataclasses import replace
+
     import numpy as np
 
-    from vidcm.editing.files import describe, fit, fit_mask, read_film, read_mask
-    from vidcm.editing.scene import input_size, most_frames, pace
+    from vidcm.editing.files import at_once, describe, fit, fit_mask, read_film, read_mask
+    from vidcm.editing.scene import grown, grows, input_size, most_frames, pace
 
-    fps = pipe.settings["fps"] / pace(tasks)
-    size, most = input_size(tasks, canvas), most_frames(tasks, canvas)
+    fps, size, held = pipe.settings["fps"] / pace(tasks), input_size(tasks, canvas), math.inf
+    if not grows(tasks):
+        canvas = grown(tasks, [], canvas, args.frames)
+    elif args.frames is not None:
+        canvas = replace(canvas, frames=args.frames)
+    else:
+        seconds = round(SECONDS * pipe.settings["fps"])
+        canvas = replace(canvas, frames=max(canvas.frames, min(seconds, canvas.most)))
+        held = at_once(args.input[0])
+    most = most_frames(tasks, canvas)
+    most = most if most is None else int(min(most, held))
     films: list[Film] = [read_film(path, fps, most, args.start) for path in args.input]
     clips = [fit(film.frames, size) for film in films]
     shown = [clip.copy() for clip in clips]
@@ -266,7 +306,11 @@ def _read(
         mask = fit_mask(read_mask(args.mask, films[0], fps, args.start), size)
         specs["inpaint"]["mask"] = mask
         shown[0][np.broadcast_to(mask, shown[0].shape[:3])] = 48
-    notes = [describe(film, clip, fps) for film, clip in zip(films, clips, strict=True)]
+    more = "" if args.frames else " (--frames takes more)"
+    notes = [
+        describe(film, clip, fps, more * grows(tasks))
+        for film, clip in zip(films, clips, strict=True)
+    ]
     timed = (len(clips[0]) - 1) * pace(tasks) + 1 if clips else 0
     return _Inputs(clips, shown, [note for note in notes if note], timed)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vidcm.codecs.causal_vae import CausalVAE
+from vidcm.codecs.pieces import encode_in_pieces
 from vidcm.denoiser import Cond
 from vidcm.editing.projection import Student
 from vidcm.editing.scene import Scene
@@ -92,4 +93,4 @@ def given_latents(scene: Scene, codec: CausalVAE, device: torch.device) -> Given
     video = to_video(torch.from_numpy(scene.frames)[nearest][None])
     held = torch.cat([given[:1], given[1:].repeat_interleave(codec.time_stride)])
     beyond = scene.ring or bool(scene.seen[~held.numpy()].any())
-    return GivenLatents(codec.encode(video.to(device)), given.to(device), not beyond)
+    return GivenLatents(encode_in_pieces(codec, video.to(device)), given.to(device), not beyond)

@@ -1,5 +1,6 @@
 """Editing: tasks and clips to a scene, a scene to clips."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -8,10 +9,11 @@ import torch
 from torch import Tensor
 
 from vidcm.codecs.causal_vae import CausalVAE
+from vidcm.codecs.pieces import encode_in_pieces
 from vidcm.editing.between import interpolate
 from vidcm.editing.conditioned import shown_to
-from vidcm.editing.operators import Operator, Ring
-from vidcm.editing.projection import Chain, LatentPrefix, Project, ThroughPixels
+from vidcm.editing.operators import Operator, Ring, drawn_to_start
+from vidcm.editing.projection import Chain, LatentPrefix, Project, ThroughPixels, decoded
 from vidcm.editing.scene import Canvas, Scene, Task, check, compose
 from vidcm.editing.tasks import Interpolate
 from vidcm.editing.walk import How, text, walk
@@ -28,6 +30,7 @@ Asked = str | Mapping[str, Any]
 # How alike a guess errs in neighbouring frames. Of 0, 0.6, 0.9, 0.97 and 1, the best PSNR of what
 # the bundled model fills in between, after and before given frames.
 CARRY = 0.9
+MOST = 2**25  # pixels of all frames of an edit, unless the model makes more by itself
 
 
 def tasks_of(asked: Asked | Sequence[Asked]) -> dict[str, Task]:
@@ -47,10 +50,25 @@ def tasks_of(asked: Asked | Sequence[Asked]) -> dict[str, Task]:
     return tasks
 
 
-def canvas_of(pipe: "VideoPipeline") -> Canvas:
-    """What a pipeline was trained to make."""
-    frames, height, width = (pipe.settings[k] for k in ("frames", "height", "width"))
-    return Canvas(frames, height, width, pipe.codec.time_stride)
+def canvas_of(
+    pipe: "VideoPipeline",
+    role: str = "student",
+    height: int | None = None,
+    width: int | None = None,
+) -> Canvas:
+    """What a pipeline makes, of its own size or another. Raises UsageError for a size that the
+    strides of codec and network do not divide."""
+    stride, whole = pipe.codec.time_stride, pipe.windowed(role)
+    pipe.latent_shape(role, None, height, width)
+    frames, *own = (pipe.settings[k] for k in ("frames", "height", "width"))
+    size = height or own[0], width or own[1]
+    most = max(MOST, frames * math.prod(own)) // math.prod(size)
+
+    def fit(frames: int) -> int:
+        latents = math.ceil((frames - 1) / stride) + 1
+        return (whole.room(latents) - 1) * stride + 1
+
+    return Canvas(frames, *size, stride, fit, most)
 
 
 class Known:
@@ -78,12 +96,12 @@ class Known:
         if self.operators:
             parts.append(ThroughPixels(self.codec, self.operators))
         if self.prefix is not None:
-            parts.append(LatentPrefix(self.codec.encode(self.prefix)))
+            parts.append(LatentPrefix(encode_in_pieces(self.codec, self.prefix)))
         return Chain(*parts)
 
     def start(self) -> Tensor:
         """Latents `(1 c t h w)` of what the first operator knows, mid-grey elsewhere."""
-        return self.codec.encode(self.operators[0].start())
+        return encode_in_pieces(self.codec, self.operators[0].start())
 
     def finish(self, video: Tensor) -> Tensor:
         """Decoded clips to uint8 `(b t h w 3)` that keep what is known exactly."""
@@ -104,7 +122,8 @@ def _share(scene: Scene) -> Tensor:
             f"a loop whose first and last frames are both given cannot close ({both} pixels of "
             "each); give a clip some frames shorter than what the model makes, or loop it alone"
         )
-    return (1 - seen[0].float() + seen[-1].float()) / 2
+    free = (1 - seen[0].float() + seen[-1].float()) / 2
+    return free.square()  # 1/4 of what is known at neither: the first is the crisper, alone in a latent
 
 
 def _prefix(scene: Scene, stride: int) -> int:
@@ -122,6 +141,9 @@ def edit(
     prompts: str | Sequence[str],
     seed: int | Sequence[int],
     how: How,
+    frames: int | None = None,
+    height: int | None = None,
+    width: int | None = None,
 ) -> "Clips":
     """See `VideoPipeline.edit`."""
     if not how.teacher and (phases := pipe.settings["student"].get("phases")):
@@ -141,6 +163,11 @@ def edit(
                     f"interpolate stands alone, without {', '.join(others)}; do one, then the other "
                     "with its result"
                 )
+            if (frames, height, width) != (None, None, None):
+                raise UsageError(
+                    "interpolate makes clips of the model's own frames and size; leave frames, "
+                    "height and width out"
+                )
             check(tasks, len(clips))
             return interpolate(
                 pipe, task, clips, texts, [seed] if isinstance(seed, int) else list(seed), how
@@ -148,7 +175,8 @@ def edit(
     seeds = [seed + i for i in range(len(texts))] if isinstance(seed, int) else list(seed)
     if len(seeds) != len(texts):
         raise UsageError(f"{len(seeds)} seeds for {len(texts)} prompts; give one, or one for each")
-    return render(pipe, *compose(tasks, clips, canvas_of(pipe)), texts, seeds, how)
+    own = canvas_of(pipe, how.role, height, width)
+    return render(pipe, *compose(tasks, clips, own, frames), texts, seeds, how)
 
 
 def check_texts(prompts: list[str]) -> None:
@@ -174,25 +202,29 @@ def render(
     clock = Clock(device)
     cond = text(pipe, how, prompts)
     clock("text")
-    known = Known(scene, codec, device)
+    known, whole = Known(scene, codec, device), pipe.windowed(how.role)
     shape = codec.latent_shape(canvas.frames, canvas.height, canvas.width)
-    rng, until = SampleRngs(seeds, device), 1.0
+    rng, until = whole.recurring(SampleRngs(seeds, device)), 1.0
     noise = rng.normal(*shape)
     begin = known.start() if known.operators else torch.zeros(1, *shape, device=device)
     if scene.strength is not None:
-        begin, until = codec.encode(_given(scene).to(device)), scene.strength
+        begin, until = encode_in_pieces(codec, _given(scene).to(device)), scene.strength
     elif scene.noise is not None:
         video = _given(scene).to(device)
         ratio = _ratio(codec, video, scene.noise)
-        begin, until, noise = codec.encode(video), ratio / (1 + ratio), torch.zeros_like(noise)
+        begin, until = encode_in_pieces(codec, video), ratio / (1 + ratio)
+        noise = torch.zeros_like(noise)
     shown = shown_to(pipe, how, scene)
     project = shown if shown and shown.all else known.project
     clock("encode")
     x = walk(pipe, how, cond, begin.expand_as(noise), noise, until, project, rng, shown)
     clock("denoise")
-    made = known.finish(codec.decode(x)).cpu().numpy()
+    made = known.finish(decoded(codec, x)).cpu().numpy()
     clock("decode")
-    frames, evaluations = _assemble(scene, made), how.evaluations(pipe)
+    frames = _assemble(scene, made)
+    if scene.closes:
+        frames = to_frames(drawn_to_start(to_video(torch.from_numpy(frames)))).numpy()
+    evaluations = how.evaluations(pipe) * len(whole.windows(*shape[1:]))
     return Clips(frames, prompts, seeds, pipe.settings["fps"], evaluations, clock.seconds)
 
 
@@ -206,7 +238,8 @@ def _ratio(codec: CausalVAE, video: Tensor, noise: float) -> float:
     """sigma / alpha of latents whose pixels hold so many grey levels of noise: what more of the
     same noise does to them."""
     more = SampleRng(0, [0], video.device).normal(*video.shape[1:]) * (noise / 127.5)
-    return float((codec.encode(video + more) - codec.encode(video)).square().mean().sqrt())
+    off = encode_in_pieces(codec, video + more) - encode_in_pieces(codec, video)
+    return float(off.square().mean().sqrt())
 
 
 def _assemble(scene: Scene, made: np.ndarray) -> np.ndarray:

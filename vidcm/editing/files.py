@@ -1,5 +1,6 @@
 """Clips, pictures and masks from files, in the size and at the rate of a model."""
 
+import math
 import re
 import time
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import torch
 
 from vidcm.data.clips import SLACK_SECONDS
 from vidcm.data.demux import MAX_PIXELS, opened, regular_file
-from vidcm.data.read import probe, read_frames
+from vidcm.data.read import VideoInfo, probe, read_frames
 from vidcm.data.transforms import resize_crop
 from vidcm.errors import UsageError
 from vidcm.video import read_png
@@ -38,15 +39,35 @@ def read_film(path: Path, fps: float, most: int | None, start: float = 0.0) -> F
 
     fps: at which to take frames. most: how many at most (None: all). start: seconds to leave out.
     Raises UsageError and BadClip."""
-    if path.is_dir() or path.suffix.lower() == ".png":
+    if _is_pictures(path):
         return _pictures(path, fps, most, start)
-    last = probe(path).last_seconds
+    info = probe(path)
+    last = info.last_seconds
     if start > last + SLACK_SECONDS:
         raise UsageError(f"{path} ends at {last:.2f} s; start before that, not at {start:g} s")
     total = int((last - start) * fps + 1e-3) + 1
-    times = start + np.arange(min(total, most or total)) / fps
+    count, held = min(total, most or total), _at_once(info)
+    if count > held:
+        raise UsageError(
+            f"{path}: {count} frames of {info.width}x{info.height} are more than memory should "
+            f"hold; take at most {held}, or a smaller video"
+        )
+    times = start + np.arange(count) / fps
     frames = read_frames(path, times.clip(max=last), max_pixels=MAX_PIXELS).frames
     return Film(path, frames, total, _rate(path))
+
+
+def at_once(path: Path) -> float:
+    """How many frames of a video memory should hold; of pictures any number. Raises BadClip."""
+    return math.inf if _is_pictures(path) else _at_once(probe(path))
+
+
+def _at_once(info: VideoInfo) -> int:
+    return MAX_PIXELS // (info.height * info.width)
+
+
+def _is_pictures(path: Path) -> bool:
+    return path.is_dir() or path.suffix.lower() == ".png"
 
 
 def _rate(path: Path) -> float:
@@ -99,7 +120,8 @@ def read_mask(text: str, film: Film, fps: float, start: float = 0.0) -> np.ndarr
         raise UsageError(
             f"the mask {text!r} is no file, no x,y,width,height and no colour such as #ff00ff"
         )
-    drawn = read_film(path, fps, None, start if path.suffix.lower() != ".png" else 0.0)
+    most = len(film.frames)
+    drawn = read_film(path, fps, most, start if path.suffix.lower() != ".png" else 0.0)
     if drawn.frames.shape[1:3] != film.frames.shape[1:3]:
         raise UsageError(
             f"the mask {path} is {_size(drawn.frames)} and the clip {_size(film.frames)}; draw it in "
@@ -110,7 +132,7 @@ def read_mask(text: str, film: Film, fps: float, start: float = 0.0) -> np.ndarr
             f"the mask {path} has {drawn.total} frames and the clip {film.total} at {fps:g} a "
             "second; give one frame or as many"
         )
-    return drawn.frames[: len(film.frames)].mean(-1) > 127
+    return drawn.frames.mean(-1) > 127
 
 
 def _boxed(text: str, film: Film, fps: float) -> np.ndarray:
@@ -159,8 +181,8 @@ def _keyed(colour: str, film: Film) -> np.ndarray:
     return mask
 
 
-def describe(film: Film, clip: np.ndarray, fps: float) -> str | None:
-    """What became of a film to fit the model, in words; None when nothing did.
+def describe(film: Film, clip: np.ndarray, fps: float, more: str = "") -> str | None:
+    """What became of a film to fit the model, in words; None when nothing did. more: said of a cut.
 
     "clip.mp4: 320x240 at 30 fps, resampled to 64x64 at 8 fps, cut to 9 of 40 frames"."""
     before, after = _size(film.frames), _size(clip)
@@ -169,7 +191,7 @@ def describe(film: Film, clip: np.ndarray, fps: float) -> str | None:
         before, after = before + was, f"{after} at {fps:g} fps"
     changes = [f"{before}, resampled to {after}"] if before != after else []
     if len(clip) < film.total:
-        changes.append(f"cut to {len(clip)} of {film.total} frames")
+        changes.append(f"cut to {len(clip)} of {film.total} frames{more}")
     return f"{film}: {', '.join(changes)}" if changes else None
 
 

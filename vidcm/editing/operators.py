@@ -56,7 +56,7 @@ class Operator(ABC):
 class Pixels(Operator):
     """Some pixels. frames: uint8 `(t h w 3)`. seen: bool `(t h w)`, where they are known.
 
-    carry: 0..1, how alike the errors of a guess are in neighbouring frames; those d frames apart
+    carry: how alike errors of a guess are in neighbouring frames, below 1; those d frames apart
     are taken to correlate by carry^d. A+ then corrects a pixel by what is known of it at other
     times, as the mean of a Gaussian process does: C A' (A C A')^-1. At 0 it corrects nothing but
     what is known."""
@@ -65,16 +65,16 @@ class Pixels(Operator):
         self.frames, self.seen = frames, seen
         self.mask = seen[None, None].float()
         self.y = to_video(frames[None]) * self.mask
-        self.carried = _carried(seen, carry) if carry else []
+        self.carried = _carried(seen, carry) if carry else None
 
     def observe(self, video: Tensor) -> Tensor:
         return video * self.mask
 
     def restore(self, y: Tensor) -> Tensor:
-        clip = y.flatten(3).clone()
-        for places, weights in self.carried:
-            clip[..., places] = weights @ clip[..., places]
-        return clip.view_as(y)
+        if self.carried is None:
+            return y
+        one, two = (w * y.gather(2, at.expand_as(y)) for at, w in self.carried)
+        return one + two
 
     def exact(self, frames: Tensor) -> Tensor:
         return torch.where(self.seen[..., None], self.frames, frames)
@@ -159,7 +159,7 @@ class BlockMean(Operator):
 
 class Ring(Operator):
     """The last frame is the first one again. share: `(h w)` in 0..1, how much of a difference the
-    first frame gives way to the last: 0 where the first is known, 1 where the last is, else 1/2."""
+    first frame gives way to the last: 0 where the first is known, 1 where the last is."""
 
     def __init__(self, share: Tensor, frames: int):
         self.share, self.count = share, frames
@@ -175,6 +175,37 @@ class Ring(Operator):
     def exact(self, frames: Tensor) -> Tensor:
         ends = torch.where((self.share < 1)[..., None], frames[:, 0], frames[:, -1])
         return torch.cat([ends[:, None], frames[:, 1:-1], ends[:, None]], 1)
+
+    def blend(self, video: Tensor) -> Tensor:
+        """Closed, and its end drawn to its beginning as far as it must."""
+        ends = torch.where(self.share < 1, video[:, :, :1], video[:, :, -1:])
+        return torch.cat([drawn_to_start(torch.cat([ends, video[:, :, 1:-1]], 2)), ends], 2)
+
+
+def drawn_to_start(video: Tensor) -> Tensor:
+    """A loop `(b 3 t h w)`, t at least 3, whose last frame is mixed with its first: as little of it
+    as makes the step between them no larger than the mean of the steps beside it, by 1 / 256. None
+    where it is no larger. The more is mixed in the better, as a step that is taken off the wrap
+    adds no more than itself to the one before; at the whole no wrap is left."""
+    first, second, before, last = (video[:, :, i] for i in (0, 1, -2, -1))
+    wrap, beside = _step(last, first), _step(first, second)
+
+    def joins(share: Tensor) -> Tensor:
+        moved = last + share.view(-1, 1, 1, 1) * (first - last)
+        return 2 * (1 - share) * wrap <= beside + _step(before, moved)
+
+    low, share = torch.zeros_like(wrap), torch.ones_like(wrap)
+    for _ in range(8):
+        middle = (low + share) / 2
+        enough = joins(middle)
+        low, share = torch.where(enough, low, middle), torch.where(enough, middle, share)
+    share = torch.where(joins(torch.zeros_like(wrap)), 0.0, share).view(-1, 1, 1, 1)
+    return torch.cat([video[:, :, :-1], (last + share * (first - last))[:, :, None]], 2)
+
+
+def _step(one: Tensor, two: Tensor) -> Tensor:
+    """Mean absolute difference of pictures `(b 3 h w)`: `(b,)`."""
+    return (one - two).abs().mean((1, 2, 3))
 
 
 def luminance(frames: Tensor) -> Tensor:
@@ -196,20 +227,22 @@ def _in_range(wanted: Tensor, mean: Tensor, over: tuple[int, ...]) -> Tensor:
     return mean + off * room.amin(over, keepdim=True).clamp(max=1)
 
 
-def _carried(seen: Tensor, carry: float) -> list[tuple[Tensor, Tensor]]:
-    """For every history that pixels have, known at some times only: the places `(n,)` of those
-    pixels, and weights `(t t)` from what they are known to be to what they should be."""
-    history, which = torch.unique(seen.flatten(1).T, dim=0, return_inverse=True)
-    time = torch.arange(len(seen), dtype=torch.float64, device=seen.device)
-    alike = carry ** (time[:, None] - time).abs()
-    found = []
-    for number, known in enumerate(history):
-        if known.any() and not known.all():
-            weights = torch.zeros_like(alike)
-            weights[:, known] = alike[:, known] @ torch.linalg.inv(alike[known][:, known])
-            weights[known] = torch.eye(len(seen), dtype=time.dtype, device=seen.device)[known]
-            found.append(((which == number).nonzero()[:, 0], weights.float()))
-    return found
+def _carried(seen: Tensor, carry: float) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """For every pixel the last time up to now and the first one after at which it is known, each
+    `(t h w)`, with the weights of what is known then. No other times count: errors that correlate
+    so are a Markov chain."""
+    count = len(seen)
+    time = torch.arange(count, device=seen.device).view(-1, 1, 1)
+    before = torch.where(seen, time, -1).cummax(0).values
+    after = torch.where(seen, time, count).flip(0).cummin(0).values.flip(0)
+    after = torch.cat([after[1:], torch.full_like(after[:1], count)])
+    one = torch.where(before < 0, 0.0, carry ** (time - before).double())
+    two = torch.where(after == count, 0.0, carry ** (after - time).double())
+    rest = 1 - (one * two).square()
+    return (
+        (before.clamp(min=0), (one * (1 - two.square()) / rest).float()),
+        (after.clamp(max=count - 1), (two * (1 - one.square()) / rest).float()),
+    )
 
 
 def _blur(video: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vidcm.codecs.causal_vae import CausalVAE
+from vidcm.codecs.pieces import decode_in_pieces, encode_in_pieces
 from vidcm.denoiser import Cond
 from vidcm.editing.operators import Operator
 from vidcm.sampling import Consistent, Flow, Jumping
@@ -37,6 +38,11 @@ class LatentPrefix:
         return torch.cat([known, x0[:, :, known.shape[2] :]], 2)
 
 
+def decoded(codec: CausalVAE, latents: Tensor) -> Tensor:
+    """`codec.decode(latents)` of clips of any length, a piece at a time."""
+    return torch.cat(list(decode_in_pieces(codec, latents)), 2)
+
+
 class ThroughPixels:
     """Operators on pixels, one after the other, for latents: decode, project, encode."""
 
@@ -44,10 +50,10 @@ class ThroughPixels:
         self.codec, self.operators = codec, tuple(operators)
 
     def __call__(self, x0: Tensor) -> Tensor:
-        video = self.codec.decode(x0)
+        video = decoded(self.codec, x0)
         for operator in self.operators:
             video = operator.project(video)
-        return self.codec.encode(video)
+        return encode_in_pieces(self.codec, video)
 
 
 class Chain:

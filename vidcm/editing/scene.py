@@ -3,7 +3,7 @@
 Needs no torch, so that commands can explain the tasks at once.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,12 +13,16 @@ from vidcm.errors import UsageError
 
 @dataclass(frozen=True)
 class Canvas:
-    """What the model makes: so many frames of that size, in pixels. stride: frames of a latent."""
+    """What the model makes: so many frames of that size, in pixels. stride: frames of a latent.
+    fit: from a number of frames to the next, itself or a larger one, that latent frames and the
+    windows of a long clip fill. most: frames that memory holds."""
 
     frames: int
     height: int
     width: int
-    stride: int = 4
+    stride: int
+    fit: Callable[[int], int]
+    most: int
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,8 @@ class Scene:
     keeps: the operator that says what is known of a seen pixel. ring: the last frame is the first
     again. What is made begins from noise; with `strength` (0..1) from the given frames noised so
     far; with `noise` from the given frames, which have that many grey levels of it. before, after:
-    frames around what is made. last: how many frames of that the result holds."""
+    frames around what is made. last: how many frames of that the result holds. closes: the last of
+    them leads to the first of the result."""
 
     frames: np.ndarray
     seen: np.ndarray
@@ -55,6 +60,7 @@ class Scene:
     before: np.ndarray | None = None
     after: np.ndarray | None = None
     last: int | None = None
+    closes: bool = False
 
 
 TIMING = "where the given frames go in time"
@@ -68,11 +74,13 @@ class Task:
     first line is what `vidcm edit --help` says of it.
 
     clips: the least and the most clips it takes. least: the fewest frames in one, None for those of
-    a latent frame. decides: what only one task of several may say. example: what follows `vidcm
+    a latent frame. grows: whether the model makes as many frames as the clip asks for; if all of
+    several tasks do. decides: what only one task of several may say. example: what follows `vidcm
     edit`."""
 
     clips: tuple[int, int] = (1, 1)
     least: int | None = None
+    grows: bool = False
     decides: frozenset[str] = frozenset()
     example: str = ""
 
@@ -128,17 +136,20 @@ def blank(given: Given, canvas: Canvas) -> Scene:
 
 
 def compose(
-    tasks: Mapping[str, Task], clips: Sequence[np.ndarray], canvas: Canvas
+    tasks: Mapping[str, Task],
+    clips: Sequence[np.ndarray],
+    canvas: Canvas,
+    frames: int | None = None,
 ) -> tuple[Canvas, Scene]:
     """What several tasks ask of the model, and what is known of it from clips uint8 `(t h w 3)`.
 
     tasks: by name, in any order. Of several tasks the result is what the model makes, without the
-    frames of a clip that it does not see. Raises UsageError for tasks that contradict each other
-    and for clips that do not fit them."""
+    frames of a clip that it does not see. frames: how many the model makes; None for as many as a
+    clip asks for, or the canvas has. Raises UsageError for tasks that contradict each other and for
+    clips that do not fit them."""
     check(tasks, len(clips))
     alone = len(tasks) == 1
-    for task in tasks.values():
-        canvas = task.canvas(canvas)
+    canvas = grown(tasks, [len(clip) for clip in clips], canvas, frames)
     height, width = input_size(tasks, canvas)
     least = min((t.least for t in tasks.values() if t.least), default=canvas.stride)
     given = []
@@ -186,6 +197,47 @@ def check(tasks: Mapping[str, Task], clips: int) -> None:
     if not low <= clips <= high:
         wanted = str(low) if low == high else f"{low} or {high}"
         raise UsageError(f"{names} takes {wanted} input clips, not {clips}")
+
+
+def grown(
+    tasks: Mapping[str, Task], lengths: Sequence[int], canvas: Canvas, frames: int | None
+) -> Canvas:
+    """The canvas of tasks, from what the model makes by itself: for tasks along whole clips, of
+    `lengths`, as long as they ask for; else of the number of `frames`, if one is given.
+
+    Raises UsageError where tasks do not make so many."""
+    made = canvas
+    for task in tasks.values():
+        made = task.canvas(made)
+    names, needed = ", ".join(tasks), frames or made.frames
+    if grows(tasks):
+        longest = max(lengths)
+        needed = (longest - 1) * pace(tasks) + 1
+        if frames is not None and needed > frames:
+            raise UsageError(
+                f"{names} of {longest} frames makes {needed} and frames is {frames}; ask for more, "
+                "or give a shorter clip"
+            )
+        made = replace(made, frames=max(made.frames, made.fit(needed)))
+    elif frames is not None:
+        if made.frames != canvas.frames:
+            raise UsageError(f"{names} always makes {made.frames} frames; leave frames out")
+        if (more := made.fit(frames)) != frames:
+            less = max((n for n in range(1, frames) if made.fit(n) == n), default=more)
+            raise UsageError(f"{names} cannot make {frames} frames; use {less} or {more}")
+        made = replace(made, frames=frames)
+    if needed > made.most:
+        limit = f"take at most {made.most} at a time" if made.most else "use a smaller size"
+        raise UsageError(
+            f"{needed} frames of {made.width}x{made.height} are more than memory should hold; "
+            + limit
+        )
+    return made
+
+
+def grows(tasks: Mapping[str, Task]) -> bool:
+    """Whether the model makes as many frames as the clip of tasks asks for."""
+    return all(task.grows for task in tasks.values())
 
 
 def input_size(tasks: Mapping[str, Task], canvas: Canvas) -> tuple[int, int]:

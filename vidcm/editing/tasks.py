@@ -14,6 +14,7 @@ class Inpaint(Task):
     mask: bool or uint8 `(h w)` or `(t h w)`, in the size of the clip; what is not 0 is filled."""
 
     example = '--task inpaint --input clip.mp4 --mask 20,8,24,16 --prompt "a woman with blue hair"'
+    grows = True
 
     def __init__(self, mask: np.ndarray):
         self.mask = np.asarray(mask) != 0
@@ -43,7 +44,7 @@ class Outpaint(Task):
     place: `(x, y, width, height)`, where in the picture the clip goes, in pixels."""
 
     example = '--task outpaint --input clip.mp4 --place 16,16,32,32 --prompt "an orc walks left"'
-
+    grows = True
     decides = frozenset({SIZE})
 
     def __init__(self, place: tuple):
@@ -73,7 +74,7 @@ class Colorize(Task):
     """colour a grey clip; its luminance stays"""
 
     example = '--task colorize --input grey.mp4 --prompt "a man with red hair in a green shirt"'
-
+    grows = True
     decides = frozenset({KEEPS})
 
     def finish(self, scene: Scene, canvas: Canvas) -> Scene:
@@ -86,7 +87,7 @@ class Upscale(Task):
     factor: how many times, 2 or more."""
 
     example = '--task upscale --input small.gif --factor 4 --prompt "a woman walks left"'
-
+    grows = True
     decides = frozenset({KEEPS, SIZE})
 
     def __init__(self, factor: int = 4):
@@ -113,6 +114,7 @@ class Variation(Task):
     strength: 0..1, how much noise is put on it: 0 gives it back, 1 forgets it."""
 
     example = '--task variation --input clip.mp4 --strength 0.7 --prompt "a skeleton walks left"'
+    grows = True
     decides = frozenset({BEGIN})
 
     def __init__(self, strength: float = 0.7):
@@ -130,6 +132,7 @@ class Denoise(Task):
     noise: its standard deviation in grey levels, above 0 and at most 255."""
 
     example = '--task denoise --input noisy.mp4 --noise 30 --prompt "a man walks right"'
+    grows = True
     decides = frozenset({BEGIN})
 
     def __init__(self, noise: float):

@@ -82,7 +82,7 @@ class Loop(Overlapping):
         scene = _bridge(given[0], given[0], self.given, canvas)
         assert scene.after is not None
         seen_again = len(given[0]) - len(scene.after)
-        return replace(scene, after=None, last=canvas.frames - seen_again)
+        return replace(scene, after=None, last=canvas.frames - seen_again, closes=True)
 
     def finish(self, scene: Scene, canvas: Canvas) -> Scene:
         """Unless a clip was bridged to itself: the last frame is the first again, and left out."""
@@ -129,6 +129,7 @@ class InterpolateFrames(Task):
 
     example = '--task interpolate_frames --input slow.gif --factor 2 --prompt "an orc walks right"'
     least = 2
+    grows = True
     decides = frozenset({TIMING})
 
     def __init__(self, factor: int = 2):

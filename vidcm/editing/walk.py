@@ -61,7 +61,8 @@ def walk(
     rng: SampleRng,
     shown: GivenLatents | None = None,
 ) -> Tensor:
-    """Clean latents `(b c t h w)`, projected.
+    """Clean latents `(b c t h w)`, projected; of clips beyond what the network was trained on, it
+    sees windows.
 
     begin: latents noised with `noise`, up to `until` in 0..1, a share of the way to noise in
     rectified-flow time; 0 is data. noise: unit; or zero, if `begin` holds it already, and then no
@@ -69,14 +70,15 @@ def walk(
     assert how.steps is not None and how.guidance is not None
     if until == 0:
         return project(begin)
-    model, report = pipe.model(how.role), how.progress or (lambda step, steps: None)
+    model, report = pipe.windowed(how.role), how.progress or (lambda step, steps: None)
     calm = not how.teacher and not noise.any()
     times = pipe.times(how.teacher, how.steps, 1.0 if calm else until)
     if calm:
         times = _lowered(model.path, times, until)
     t = torch.full((len(noise),), times[0], device=noise.device)
     if how.teacher:
-        flow = Guided(model, how.guidance, model.encode([""] * len(noise)))
+        empty = pipe.model(how.role).encode([""] * len(noise))
+        flow = Guided(model, how.guidance, empty)
         x = model.path.noise(begin, noise, t)
         steer = sampling.SOLVERS[solver(pipe)]
         seeing = ConditionedFlow(flow, shown) if shown else flow

@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import pairwise
 
 import pytest
 import tiny
@@ -9,7 +10,7 @@ import torch
 
 from vidcm.cli.tune import main
 from vidcm.errors import UsageError
-from vidcm.metrics.search import RATIOS, Bench, Trial, keep, search
+from vidcm.metrics.search import HIGHEST, Bench, Trial, keep, ratios_from, search
 from vidcm.pipeline import VideoPipeline
 from vidcm.times import NEARLY_NOISE
 
@@ -38,9 +39,15 @@ def test_ties_go_to_fidelity():
     assert search(flat, [2])[0].times == pytest.approx((NEARLY_NOISE, 0.75))
 
 
-def test_more_times_than_there_are_ratios_are_refused():
-    with pytest.raises(UsageError, match="9 times need more ratios"):
-        search(measure, [len(RATIOS) + 2])
+@pytest.mark.parametrize("lowest, steps", [(1.5, 4), (1.5, 8), (6.0, 3), (6.0, 8), (90.0, 5)])
+def test_there_are_ratios_for_every_number_of_steps(lowest, steps):
+    ratios = ratios_from(lowest, steps)
+    assert len(set(ratios)) >= steps - 1 and sorted(ratios, reverse=True) == ratios
+    assert ratios[0] == HIGHEST and ratios[-1] >= lowest * (1 - 1e-9)
+    gaps = [a / b for a, b in pairwise(ratios)]
+    assert max(gaps) <= 2 + 1e-9 and max(gaps) == pytest.approx(min(gaps))
+    found = search(measure, [steps], lowest)[0]
+    assert len(set(found.times)) == steps
 
 
 @pytest.fixture
@@ -77,11 +84,12 @@ def test_refusals(puppets, folder, capsys, monkeypatch):
         Bench(pipe, puppets, 2, 0, 2)
 
 
-def test_no_stop_lies_below_the_lowest(puppets, folder, capsys, monkeypatch):
+def test_no_stop_lies_below_the_lowest(puppets, folder, monkeypatch):
     monkeypatch.setattr("vidcm.data.lpc.LPC", lambda *_, **__: puppets)
     words = ["--checkpoint", str(folder), "--art", "x", "--count", "2", "--lowest", "90", "--steps"]
     assert main([*words, "2"]) == 0
     times = VideoPipeline.from_pretrained(folder).settings["student"]["times"]
     assert times["2"] == pytest.approx([NEARLY_NOISE, 96 / 97])
-    assert main([*words, "3"]) == 2
-    assert "3 times need more ratios" in capsys.readouterr().err
+    assert main([*words, "3"]) == 0
+    times = VideoPipeline.from_pretrained(folder).settings["student"]["times"]
+    assert times["3"] == pytest.approx([NEARLY_NOISE, 96 / 97, 90 / 91])

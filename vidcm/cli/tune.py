@@ -21,7 +21,7 @@ def parser() -> Parser:
     p.add_argument("--count", type=whole_number(2), default=64, help="prompts tried (64)")
     p.add_argument(
         "--lowest",
-        type=number(0, 200),
+        type=number(0.1, 90),
         default=1.5,
         help="the lowest sigma / alpha to stop at (%(default)g); for a student whose steps go "
         "straight to the data below a level, that level: stops below it only add grain",
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _tune(args: argparse.Namespace) -> None:
     from vidcm.data.lpc import LPC
-    from vidcm.metrics.search import RATIOS, Bench, Trial, keep, search
+    from vidcm.metrics.search import Bench, Trial, keep, search
     from vidcm.pipeline import VideoPipeline
 
     art = art_of(args)
@@ -54,7 +54,7 @@ def _tune(args: argparse.Namespace) -> None:
         print(f"{shown}: adherence {100 * trial.adherence:.1f} %, {trial.psnr:.2f} dB", flush=True)
         return trial
 
-    found = search(measure, args.steps, [r for r in RATIOS if r >= args.lowest])
+    found = search(measure, args.steps, args.lowest)
     for trial in found:
         print(f"best of {len(trial.times)}: {' '.join(f'{t:.4f}' for t in trial.times)}")
     if not args.dry_run:

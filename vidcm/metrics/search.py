@@ -6,6 +6,7 @@ there, so that a longer list never does worse than a shorter one on the prompts 
 """
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from vidcm.metrics.rows import maker
 from vidcm.pipeline import VideoPipeline
 from vidcm.times import NEARLY_NOISE
 
-RATIOS = (96.0, 48.0, 24.0, 12.0, 6.0, 3.0, 1.5)  # sigma / alpha, an octave apart
+HIGHEST = 96.0  # sigma / alpha
 
 
 @dataclass(frozen=True)
@@ -41,17 +42,26 @@ class Trial:
 Try = Callable[[Sequence[float]], Trial]
 
 
-def extend(best: Trial, measure: Try, ratios: Sequence[float] = RATIOS) -> Trial:
+def ratios_from(lowest: float, steps: int) -> list[float]:
+    """Noise ratios sigma / alpha to choose from, from `HIGHEST` down to `lowest`, below it: an
+    octave apart, or closer where so many steps need more of them."""
+    octaves = math.floor(math.log2(HIGHEST / lowest)) + 1
+    if octaves >= steps - 1:
+        return [HIGHEST / 2**i for i in range(octaves)]
+    return np.geomspace(HIGHEST, lowest, steps - 1).tolist()
+
+
+def extend(best: Trial, measure: Try, ratios: Sequence[float]) -> Trial:
     """The best list of one more time: `best`'s and one of `ratios`."""
     free = [t for r in ratios if (t := r / (1 + r)) not in best.times and t < best.times[0]]
-    if not free:
-        raise UsageError(f"{len(best.times) + 1} times need more ratios to choose from")
     lists = [tuple(sorted((*best.times, t), reverse=True)) for t in free]
     return max(map(measure, lists), key=lambda trial: trial.merit)
 
 
-def search(measure: Try, counts: Sequence[int], ratios: Sequence[float] = RATIOS) -> list[Trial]:
-    """The best trial for each of `counts` numbers of steps, ascending."""
+def search(measure: Try, counts: Sequence[int], lowest: float = 1.5) -> list[Trial]:
+    """The best trial for each of `counts` numbers of steps, ascending; no time but the first has a
+    noise ratio above `HIGHEST` or below `lowest`."""
+    ratios = ratios_from(lowest, max(counts))
     best = measure((NEARLY_NOISE,))
     found = {1: best}
     while len(best.times) < max(counts):

@@ -234,6 +234,7 @@ def parser() -> common.Parser:
     result.add_argument("--frames", type=common.positive_int)
     result.add_argument("--skip", type=common.non_negative_int)
     result.add_argument("--file", type=common.existing_file)
+    result.add_argument("--folder", type=common.output_folder)
     return result
 
 
@@ -273,12 +274,24 @@ def test_no_arguments_where_one_is_required_shows_what_the_command_is(capsys):
         (["--speed", "fast"], "got 'fast', expected a number, 0 or more"),
         (["--file", "/nowhere/clip.mp4"], "no such file '/nowhere/clip.mp4'"),
         (["--file", "/"], "'/' is a folder, expected a file"),
+        (["--folder", " "], "got an empty name, expected that of a folder"),
+        (["--folder", __file__], "test_cli.py' is a file, expected a folder"),
     ],
 )
 def test_bad_arguments_are_one_line_that_teaches(capsys, argv, expected):
     err = refused(capsys, *argv)
     assert err.startswith("error: ") and expected in err
     assert err.count("\n") == 1 and len(err) < 200
+
+
+def test_features_do_not_overwrite_what_is_no_model(tmp_path, capsys):
+    from vidcm.cli import export
+
+    (tmp_path / "thesis.txt").touch()
+    arguments = ["--features", "run", "--output", str(tmp_path), "--overwrite"]
+    assert export.main(arguments) == 2
+    assert "is no model folder, and --overwrite would replace it" in capsys.readouterr().err
+    assert (tmp_path / "thesis.txt").exists()
 
 
 def test_a_misspelt_file_finds_its_neighbour(tmp_path, capsys):

@@ -29,6 +29,18 @@ class OptimizerConfig:
     final: float = 0.05
     clip: float = 1.0
 
+    def __post_init__(self) -> None:
+        for name in ("lr", "clip"):
+            if (value := getattr(self, name)) <= 0:
+                raise UsageError(f"optimizer.{name} is {value}; it must be above 0")
+        for name in ("weight_decay", "warmup"):
+            if (value := getattr(self, name)) < 0:
+                raise UsageError(f"optimizer.{name} is {value}; it must be 0 or above")
+        if not 0 <= self.final <= 1:
+            raise UsageError(f"optimizer.final is {self.final}; it must be in [0, 1]")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UsageError(f"optimizer.betas are {list(self.betas)}; both must be in [0, 1)")
+
 
 @dataclass
 class LoraConfig:
@@ -85,6 +97,8 @@ class TrainConfig:
         for name, low in {**least, "workers": 0, "seed": 0}.items():
             if getattr(self, name) < low:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be at least {low}")
+        if self.seed >= 2**63:
+            raise UsageError(f"seed is {self.seed}; it must be below 2^63")
         if not 0 <= self.ema < 1:
             raise UsageError(f"ema is {self.ema}; it must be in [0, 1)")
         if self.precision not in ("fp32", "bf16"):
@@ -104,10 +118,6 @@ class TrainConfig:
             raise UsageError(
                 "lora freezes the text tower of init, and text would replace it; drop one"
             )
-        for name in ("lr", "clip"):
-            value = getattr(self.optimizer, name)
-            if value <= 0:
-                raise UsageError(f"optimizer.{name} is {value}; it must be above 0")
 
     @property
     def start(self) -> str | None:
@@ -159,8 +169,23 @@ def parse_yaml(text: str, where: str) -> Any:
         raise UsageError(f"{where}{at}: {problem}") from None
     except ValueError as error:  # such as a date in month 13
         raise UsageError(f"{where}: {error}") from None
+    except (LookupError, TypeError, AttributeError):  # such as !!float of nothing
+        raise UsageError(f"{where}: a value does not fit its tag; leave tags (!!) out") from None
     except RecursionError:
         raise UsageError(f"{where}: nested too deeply") from None
+
+
+def read_keys(path: Path) -> dict:
+    """The keys and values of a YAML file. Raises UsageError for a file that holds something else."""
+    try:
+        data = parse_yaml(path.read_text("utf-8"), str(path))
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 text (byte {error.start})") from None
+    if not isinstance(data, dict):
+        raise UsageError(f"{path} holds {type(data).__name__}; expected keys and values")
+    return data
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
@@ -170,13 +195,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     path = Path(path)
     if not path.is_file():
         raise UsageError(f"there is no config file {path}; the ones that ship are in configs/")
-    try:
-        text = path.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not UTF-8 text (byte {error.start})") from None
-    data = parse_yaml(text, str(path))
-    if not isinstance(data, dict):
-        raise UsageError(f"{path} holds {type(data).__name__}; expected keys and values")
+    data = read_keys(path)
     for item in overrides:
         key, equals, value = item.partition("=")
         if not equals or not key:
@@ -190,7 +209,10 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
             if not isinstance(node, dict):
                 raise UsageError(f"cannot set {key}: {parent} is not a group of keys")
         node[leaf] = parse_yaml(value, f"override {item}")
-    return from_dict(TrainConfig, data, str(path))
+    config = from_dict(TrainConfig, data, str(path))
+    if not config.output.strip():
+        raise UsageError(f"{path}: output is empty; name the folder that the run is written to")
+    return config
 
 
 def from_dict(cls: type, data: dict, where: str) -> Any:
@@ -225,6 +247,7 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
     if origin is list and isinstance(value, list):
         return [_convert(args[0], v, where) for v in value]
     if origin is dict and isinstance(value, dict):
+        _check_finite(value, where)
         return value
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         if not math.isfinite(value):
@@ -238,5 +261,15 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         and (kind is bool) == isinstance(value, bool)
     ):
         return value
-    name = getattr(kind, "__name__", str(kind)).replace("typing.", "")
+    name = str(kind).replace("typing.", "") if origin else kind.__name__
     raise UsageError(f"{where}: {value!r} is not {name}")
+
+
+def _check_finite(value: Any, where: str) -> None:
+    """Raises UsageError for a number inside groups and lists that is none."""
+    inner = value.items() if isinstance(value, dict) else ()
+    inner = enumerate(value) if isinstance(value, list) else inner
+    for key, item in inner:
+        _check_finite(item, f"{where}.{key}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UsageError(f"{where}: {value} is not a finite number")

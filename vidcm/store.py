@@ -93,10 +93,9 @@ def read_card(folder: str | Path) -> dict:
         ) from None
     except (OSError, ValueError) as error:
         raise VidcmError(f"cannot read {folder / 'model.json'}: {error}") from None
-    if not isinstance(card, dict) or not isinstance(card.get("spec"), dict):
-        raise VidcmError(f"{folder / 'model.json'} is damaged: it has no `spec`")
-    if not isinstance(card.get("format"), int):
-        raise VidcmError(f"{folder / 'model.json'} is damaged: it has no `format`")
+    for key, kind in {"spec": dict, "format": int, "made": dict, "sha256": str}.items():
+        if not isinstance(card, dict) or not isinstance(card.get(key), kind):
+            raise VidcmError(f"{folder / 'model.json'} is damaged: it has no `{key}`")
     if card["format"] > FORMAT:
         raise VidcmError(
             f"{folder} was made by vidcm {card.get('vidcm')}, newer than {__version__}; upgrade"

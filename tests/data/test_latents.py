@@ -169,6 +169,11 @@ def test_encode_makes_a_cache_that_names_its_codec(codec, videos, tmp_path, caps
     assert encode.main(command) == 2
     assert "exists; give another --output, or --overwrite" in capsys.readouterr().err
     assert encode.main([*command, "--overwrite"]) == 0
+    # --overwrite is for caches: the clips themselves would be gone.
+    swapped = [str(videos) if word == str(tmp_path / "cache") else word for word in command]
+    assert encode.main([*swapped, "--overwrite"]) == 2
+    assert "is no latent cache, and --overwrite would replace it" in capsys.readouterr().err
+    assert len(list(videos.glob("*.mp4"))) == 3
 
 
 @pytest.mark.parametrize(
@@ -177,6 +182,7 @@ def test_encode_makes_a_cache_that_names_its_codec(codec, videos, tmp_path, caps
         (["--data", "folder"], "--data folder needs --root"),
         (["--data", "lpc", "--art", "/none"], "the LPC art was not found at /none"),
         (["--data", "folder", "--root", "x", "--size", "64"], "cannot read --size '64'"),
+        (["--data", "folder", "--root", "x", "--size", "²x24"], "cannot read --size '²x24'"),
         (
             ["--data", "folder", "--root", "x", "--size", "20x24"],
             "height 20 is not a multiple of 8",

@@ -195,6 +195,8 @@ def test_another_config_does_not_resume(tmp_path: Path) -> None:
     assert train(run, Interrupting(5 * ranks.BATCH)) == 143
     with pytest.raises(UsageError, match="seed=5, not 6"):
         train(run, seed=6)
+    with pytest.raises(UsageError, match="holds a run of 5 steps, and steps is 4; raise it"):
+        train(run, steps=4)
     # How the work is shared out, and how often it is looked at, does not make it another run.
     free = dict(workers=1, accumulation=1, log_every=7, sample_every=5, keep=1, max_skipped=3)
     assert train(run, **free) == 0

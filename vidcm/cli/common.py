@@ -172,6 +172,16 @@ def existing_file(text: str) -> Path:
     return path
 
 
+def output_folder(text: str) -> Path:
+    """An argparse type: the path of a folder that is there or will be; nothing else is in its way."""
+    path = Path(text)
+    if not text.strip():
+        raise argparse.ArgumentTypeError("got an empty name, expected that of a folder")
+    if path.exists() and not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{_shown(text)} is a file, expected a folder")
+    return path
+
+
 def add_art(group: argparse._ActionsContainer) -> None:
     """The option `--art`, which `art_of` reads."""
     group.add_argument("--art", help="the LPC layers, folder or tar (default: $VIDCM_LPC_ART)")

@@ -2,7 +2,17 @@
 
 import argparse
 
-from vidcm.cli.common import Parser, add_art, art_of, non_negative_int, positive_int, run, sides
+from vidcm.cli.common import (
+    Parser,
+    add_art,
+    art_of,
+    number,
+    output_folder,
+    positive_int,
+    run,
+    seed,
+    sides,
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -16,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--codec", required=True, help="a codec's model folder (the `final` of its run)")
     p.add_argument("--data", required=True, choices=["lpc", "folder"], help="what to encode")
-    p.add_argument("--output", required=True, help="a new folder for the cache")
+    p.add_argument("--output", required=True, type=output_folder, help="a new folder for the cache")
     add_art(p)
     p.add_argument(
         "--count",
@@ -47,11 +57,12 @@ def parser() -> argparse.ArgumentParser:
         help="folder: a further shape, as 33x64x112, for videos nearer to it; may be repeated",
     )
     p.add_argument(
-        "--fps", type=float, default=8.0, help="folder: frames per second (default: %(default)s)"
+        "--fps",
+        type=number(0.1, 240),
+        default=8.0,
+        help="folder: frames per second (default: %(default)s)",
     )
-    p.add_argument(
-        "--seed", type=non_negative_int, default=0, help="lpc: which clips (default: %(default)s)"
-    )
+    p.add_argument("--seed", type=seed, default=0, help="lpc: which clips (default: %(default)s)")
     p.add_argument(
         "--batch", type=positive_int, default=32, help="clips at a time (default: %(default)s)"
     )
@@ -65,12 +76,15 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _encode(args: argparse.Namespace) -> None:
-    from pathlib import Path
-
     from vidcm.errors import UsageError
 
-    if Path(args.output).exists() and not args.overwrite:
+    if args.output.exists() and not args.overwrite:
         raise UsageError(f"{args.output} exists; give another --output, or --overwrite")
+    if args.output.exists() and not (args.output / "index.json").is_file():
+        raise UsageError(
+            f"{args.output} is no latent cache, and --overwrite would replace it whole; give another "
+            "--output"
+        )
     if args.data == "lpc":
         args.art = art_of(args)
     elif not args.root:
@@ -138,7 +152,7 @@ def _folder(args: argparse.Namespace, device):
     from vidcm.shapes import check_frames, check_size
 
     height, cross, width = args.size.partition("x")
-    if not (cross and height.isdigit() and width.isdigit()):
+    if not (cross and height.isdecimal() and width.isdecimal()):
         raise UsageError(f"cannot read --size {args.size!r}; write HEIGHTxWIDTH, as 64x64")
     size = check_size(int(height), int(width), 8)
     for frames, high, wide in args.bucket:

@@ -3,7 +3,17 @@
 import argparse
 from pathlib import Path
 
-from vidcm.cli.common import Parser, add_art, art_of, number, positive_int, run, sides
+from vidcm.cli.common import (
+    Parser,
+    add_art,
+    art_of,
+    number,
+    output_folder,
+    positive_int,
+    run,
+    sides,
+    whole_number,
+)
 from vidcm.errors import UsageError
 
 
@@ -27,7 +37,9 @@ def parser() -> argparse.ArgumentParser:
         "the network that the Fréchet distance sees clips with, its accuracy in its card",
     )
     add_art(p)
-    p.add_argument("--output", required=True, help="the pipeline folder to write")
+    p.add_argument(
+        "--output", required=True, type=output_folder, help="the pipeline folder to write"
+    )
     p.add_argument(
         "--frames",
         type=positive_int,
@@ -48,14 +60,16 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--fps", type=number(0.1, 240), default=8.0, help="default: %(default)s")
     p.add_argument(
         "--steps",
-        type=positive_int,
+        type=whole_number(1, 1000),
         default=4,
         help="the student's default steps (default: %(default)s)",
     )
     p.add_argument(
         "--guidance", type=number(0, 100), default=3.0, help="default scale (default: %(default)s)"
     )
-    p.add_argument("--teacher-steps", type=positive_int, default=50, help="default: %(default)s")
+    p.add_argument(
+        "--teacher-steps", type=whole_number(1, 1000), default=50, help="default: %(default)s"
+    )
     p.add_argument(
         "--teacher-guidance", type=number(0, 100), help="the teacher's scale (default: --guidance)"
     )
@@ -93,12 +107,15 @@ def _export(args: argparse.Namespace) -> None:
     from vidcm.export import ROLES, export, objective_of, pipeline_settings, refuse_still
     from vidcm.shapes import check_frames, check_size
 
-    output = Path(args.output)
+    output: Path = args.output
     if args.features:
         _export_features(args, output)
         return
     if missing := [f"--{role}" for role in ROLES if getattr(args, role) is None]:
         raise UsageError(f"{', '.join(missing)} missing; give the model folders to put together")
+    for frames, height, width in [(args.frames, args.height, args.width), *args.bucket]:
+        check_frames(frames)
+        check_size(height, width, 8)
     if not args.allow_still:
         refuse_still(args.student)
     settings = pipeline_settings(
@@ -114,9 +131,6 @@ def _export(args: argparse.Namespace) -> None:
         shift=args.shift,
     )
     if args.bucket:
-        for frames, height, width in args.bucket:
-            check_frames(frames)
-            check_size(height, width, 8)
         settings["trained"] = [[args.frames, args.height, args.width], *map(list, args.bucket)]
     phases = settings["student"].get("phases", args.steps)
     if args.steps != phases:
@@ -137,5 +151,10 @@ def _export_features(args: argparse.Namespace, output: Path) -> None:
         raise UsageError("--features is a folder of its own; leave out codec, teacher and student")
     if output.exists() and not args.overwrite:
         raise UsageError(f"{output} exists; give another --output, or --overwrite")
+    if output.exists() and not (output / "model.json").is_file():
+        raise UsageError(
+            f"{output} is no model folder, and --overwrite would replace it whole; give another "
+            "--output"
+        )
     found = release(args.features, output, art_of(args))
     print(f"{output}: names {', '.join(f'{k} {100 * v:.1f} %' for k, v in found.items())}")

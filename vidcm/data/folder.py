@@ -1,7 +1,5 @@
 """Anybody's clips: a folder of videos, captions in one file or beside each video."""
 
-from __future__ import annotations
-
 import logging
 import math
 import os
@@ -51,7 +49,7 @@ class VideoFolder:
 
     def __init__(
         self,
-        root: str | os.PathLike[str],
+        root: str | Path,
         *,
         num_frames: int,
         size: tuple[int, int],

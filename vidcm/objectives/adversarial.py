@@ -19,7 +19,7 @@ from vidcm.denoiser import Denoiser
 from vidcm.errors import UsageError
 from vidcm.objectives.base import Loss, Role, check_period, role_settings, whose_turn
 from vidcm.objectives.rollout import draw_time
-from vidcm.objectives.teaching import Question, check_dropout, check_guidance
+from vidcm.objectives.teaching import Question, check_dropout, check_guidance, check_law
 from vidcm.rng import SampleRng
 from vidcm.times import NEARLY_NOISE, on_path
 
@@ -75,7 +75,8 @@ class Adversarial:
                 f"blocks {list(blocks)}, hidden {hidden}: the critic would see nothing"
             )
         self.teacher, self.blocks, self.hidden = teacher, list(blocks), hidden
-        self.mean, self.std, self.from_noise, self.noise = mean, std, from_noise, tuple(noise)
+        self.mean, self.std = check_law(mean, std)
+        self.from_noise, self.noise = from_noise, tuple(noise)
         self.guidance = check_guidance(guidance)
         self.dropout = check_dropout(dropout, all_empty=True)
         self.every, self.rate, self.betas = every, rate, role_settings(rate, betas)

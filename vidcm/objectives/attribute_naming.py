@@ -19,6 +19,8 @@ class AttributeNaming:
     def __init__(self, altered: float = 0.3, shift: int = 2):
         if not 0 <= altered <= 1:
             raise UsageError(f"altered is {altered}; it must be in [0, 1]")
+        if shift < 0:
+            raise UsageError(f"shift is {shift}; it must be a number of pixels, 0 or above")
         self.altered, self.shift = altered, shift
 
     def __call__(self, model: AttributeNet, batch: Batch, progress: float, rng: SampleRng) -> Loss:

@@ -16,7 +16,8 @@ class Autoencoding:
     """crop: side in pixels of the windows trained on (0: whole frames), multiples of 8; windows:
     how many a clip gives, each the one with most contrast of `tries` random places.
     perceptual, motion, kl: weights beside the reconstruction's 1. decoder_only: leave the encoder
-    as it is, so latents already cached stay true. Raises UsageError for another crop."""
+    as it is, so latents already cached stay true. Raises UsageError for another crop, no window or
+    try, or a negative weight."""
 
     def __init__(
         self,
@@ -28,9 +29,15 @@ class Autoencoding:
         tries: int = 3,
         decoder_only: bool = False,
     ):
-        if crop % CausalVAE.stride:
+        if crop < 0 or crop % CausalVAE.stride:
             raise UsageError(
                 f"crop {crop} is not a multiple of the codec's stride {CausalVAE.stride}"
+            )
+        if min(windows, tries) < 1:
+            raise UsageError(f"windows {windows}, tries {tries}: both must be at least 1")
+        if min(perceptual, motion, kl) < 0:
+            raise UsageError(
+                f"perceptual {perceptual}, motion {motion}, kl {kl}: weights must be 0 or above"
             )
         self.crop, self.windows, self.tries = crop, windows, tries
         self.decoder_only = decoder_only
@@ -57,6 +64,11 @@ class Autoencoding:
     def _windows(self, video: Tensor, rng: SampleRng) -> Tensor:
         """`(b c t h w)` -> `(b * windows, c, t, crop, crop)`, the busy places of each clip."""
         size, stride = self.crop, CausalVAE.stride
+        if size > min(video.shape[3:]):
+            height, width = video.shape[3:]
+            raise UsageError(
+                f"objective.crop is {size}, and the clips are {height}x{width}; crop less, or 0"
+            )
         places = torch.tensor([(n - size) // stride + 1 for n in video.shape[3:]])
         draws = rng.uniform(self.windows, self.tries, 2).cpu() * places
         chosen = []

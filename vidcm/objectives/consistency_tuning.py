@@ -17,7 +17,7 @@ from vidcm.denoiser import Denoiser
 from vidcm.errors import UsageError
 from vidcm.given import GivenFrames, free_mean, hold
 from vidcm.objectives.base import Loss
-from vidcm.objectives.teaching import Question, check_dropout, check_guidance
+from vidcm.objectives.teaching import Question, check_dropout, check_guidance, check_law
 from vidcm.rng import SampleRng
 from vidcm.shapes import like
 from vidcm.times import noise_levels
@@ -57,9 +57,14 @@ class ConsistencyTuning:
             raise UsageError(
                 f"q={q}, stages={stages}: the gap shrinks only with q > 1 and stages >= 1"
             )
+        if huber < 0 or max_weight <= 0:
+            raise UsageError(
+                f"huber {huber}, max_weight {max_weight}: use huber from 0 and max_weight above 0"
+            )
         if straight < 0:
             raise UsageError(f"straight is {straight}; it must be a noise level, 0 or above")
-        self.teacher, self.mean, self.std, self.q, self.stages = teacher, mean, std, q, stages
+        self.mean, self.std = check_law(mean, std)
+        self.teacher, self.q, self.stages = teacher, q, stages
         self.guidance, self.huber = check_guidance(guidance), huber
         self.dropout = check_dropout(dropout, all_empty=True)
         self.tilt, self.max_weight, self.straight = tilt, max_weight, straight

@@ -20,7 +20,7 @@ from vidcm.denoiser import Cond, Denoiser
 from vidcm.derivative import Derivative
 from vidcm.errors import UsageError
 from vidcm.objectives.base import Loss
-from vidcm.objectives.teaching import Question, check_derivative, check_guidance
+from vidcm.objectives.teaching import Question, check_derivative, check_guidance, check_law
 from vidcm.paths import Path
 from vidcm.registry import build
 from vidcm.rng import SampleRng
@@ -60,7 +60,7 @@ class ContinuousConsistency:
                 raise UsageError(f"{name} is {share}; it must be in [0, 1]")
         if not normalise > 0:
             raise UsageError(f"normalise is {normalise}; it must be above 0")
-        self.teacher, self.mean, self.std = teacher, mean, std
+        self.teacher, (self.mean, self.std) = teacher, check_law(mean, std)
         self.guidance, self.dropout = check_guidance(guidance), dropout
         self.warmup, self.normalise = warmup, normalise
         self.derivative: Derivative = build(

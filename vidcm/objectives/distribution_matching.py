@@ -17,7 +17,7 @@ from vidcm.denoiser import Denoiser
 from vidcm.errors import UsageError
 from vidcm.objectives.base import Loss, Role, check_period, role_settings, whose_turn
 from vidcm.objectives.rollout import draw_time, rollout, walks
-from vidcm.objectives.teaching import Question, check_dropout, check_guidance
+from vidcm.objectives.teaching import Question, check_dropout, check_guidance, check_law
 from vidcm.rng import SampleRng
 from vidcm.shapes import like
 
@@ -47,7 +47,8 @@ class DistributionMatching:
     ):
         check_period(every, 1)
         self.teacher, self.make_fake = teacher, make_fake
-        self.mean, self.std, self.walks, self.every = mean, std, walks(steps), every
+        self.mean, self.std = check_law(mean, std)
+        self.walks, self.every = walks(steps), every
         self.guidance = check_guidance(guidance)
         self.dropout = check_dropout(dropout, all_empty=True)
         self.rate, self.betas = rate, role_settings(rate, betas)

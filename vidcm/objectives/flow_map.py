@@ -63,7 +63,9 @@ class FlowMap:
         self.instant, self.whole, self.improved = instant, whole, improved
         self.power, self.floor, self.dropout = power, floor, check_dropout(dropout)
         self.guidance = check_guidance(guidance)
-        self.derivative: Derivative = build("derivative", derivative or {"name": "exact"})
+        self.derivative: Derivative = build(
+            "derivative", {"name": "exact"} if derivative is None else derivative
+        )
 
     def check(self, config: TrainConfig) -> None:
         """Raises UsageError for a student of one time, and where the derivative would fail."""

@@ -5,7 +5,7 @@ from vidcm.data.batch import Batch
 from vidcm.denoiser import Denoiser
 from vidcm.given import GivenFrames, free_mean, hold
 from vidcm.objectives.base import Loss
-from vidcm.objectives.teaching import check_dropout, draw_prompts
+from vidcm.objectives.teaching import check_dropout, check_law, draw_prompts
 from vidcm.rng import SampleRng
 from vidcm.times import log_normal
 
@@ -27,7 +27,8 @@ class FlowMatching:
         dropout: float = 0.1,
         given: dict[str, float] | None = None,
     ):
-        self.mean, self.std, self.dropout = mean, std, check_dropout(dropout)
+        self.mean, self.std = check_law(mean, std)
+        self.dropout = check_dropout(dropout)
         self.given = GivenFrames(given)
 
     def check(self, config: TrainConfig) -> None:

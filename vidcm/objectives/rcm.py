@@ -6,6 +6,7 @@ is SANA-Sprint (Chen et al. 2025, arXiv 2503.09641). Without consistency, and wi
 in full (Yin et al. 2024, arXiv 2405.14867).
 """
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -55,8 +56,10 @@ class RegularisedConsistency:
             self.consistency = build(
                 "objective", _spec("consistency", consistency), teacher=teacher
             )
+            kind = type(self.consistency)
             plain = student_settings(self.consistency)["sampler"] == "consistency"
-            if hasattr(type(self.consistency), "roles") or not plain:
+            plain = plain and "teacher" in inspect.signature(kind).parameters  # it makes students
+            if hasattr(kind, "roles") or not plain:
                 raise UsageError(
                     f"consistency cannot be {consistency['name']}; use one without further networks "
                     "whose students are sampled by noising again, such as consistency_tuning"

@@ -91,6 +91,13 @@ def check_guidance(guidance: Sequence[float]) -> tuple[float, float]:
     return guidance[0], guidance[1]
 
 
+def check_law(mean: float, std: float) -> tuple[float, float]:
+    """Mean and deviation of ln sigma. Raises UsageError for a deviation below 0."""
+    if std < 0:
+        raise UsageError(f"std is {std}; a deviation of ln sigma must be 0 or above")
+    return mean, std
+
+
 def check_dropout(dropout: float, *, all_empty: bool = False) -> float:
     """The share of empty prompts. Raises UsageError outside [0, 1); all_empty: 1 will do too."""
     if not 0 <= dropout <= 1 or (dropout == 1 and not all_empty):

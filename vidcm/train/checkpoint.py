@@ -1,9 +1,11 @@
 """Checkpoints that are whole or absent: written beside, hashed, renamed into place."""
 
+import fcntl
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +52,23 @@ class Base:
         return changed
 
 
+@contextmanager
+def claimed(run: Path) -> Iterator[None]:
+    """A run's folder is made, and this process's alone within the block, which ends with the process
+    whatever ends it. Raises UsageError when another process has it."""
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(
+                f"another process is writing to {run}; wait for it, or choose another output"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+
+
 def folder_of(run: Path, step: int) -> Path:
     """Where the checkpoint of a step lies in a run."""
     return run / "checkpoints" / f"step-{step:08d}"
@@ -59,7 +78,12 @@ def save(run: Path, step: int, state: dict[str, Any], config: dict, *, keep: int
     """Write `state` (tensors and plain data) for `step`, then drop all but the newest `keep`."""
     folder = folder_of(run, step)
     with replacing(folder) as part:
-        torch.save(state, part / "state.pt")
+        try:
+            torch.save(state, part / "state.pt")
+        except RuntimeError:  # torch's writer does not say what the system said
+            raise VidcmError(
+                f"cannot write {folder}: the disk is full, or files may not be as large as this"
+            ) from None
         manifest = {
             "format": FORMAT,
             "vidcm": __version__,
@@ -92,7 +116,14 @@ def load(folder: Path) -> tuple[dict[str, Any], dict]:
     if not _intact(folder):
         raise VidcmError(f"{folder} is truncated or altered; take the checkpoint before it")
     manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
-    return torch.load(folder / "state.pt", map_location="cpu", weights_only=True), manifest
+    try:
+        state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a file that we did not write may raise
+        raise VidcmError(
+            f"{folder / 'state.pt'} holds no state of a run ({type(error).__name__}); delete {folder} "
+            "to go on from the checkpoint before it"
+        ) from None
+    return state, manifest
 
 
 def _complete(folder: Path) -> bool:

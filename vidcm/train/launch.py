@@ -11,6 +11,7 @@ from vidcm.errors import UsageError
 from vidcm.runtime import fast_cpu, pick_device
 from vidcm.store import save_model
 from vidcm.train.engine import Engine, LocalEngine, TrainStep
+from vidcm.train.loader import positions
 from vidcm.train.loop import train
 from vidcm.train.roles import assemble
 from vidcm.train.tasks import make_task
@@ -25,6 +26,8 @@ def launch(config: TrainConfig, device_name: str = "auto") -> int:
         raise UsageError(
             f"zero={config.zero} needs ranks to share; start with: deepspeed --num_gpus N tools/train.py"
         )
+    ranks = int(os.environ.get("WORLD_SIZE", "1")) if distributed else 1
+    positions(0, config.batch_size, ranks * config.accumulation, 0)  # refuses what does not divide
     device = pick_device(device_name)
     if config.precision == "bf16" and device.type == "cpu":
         raise UsageError(

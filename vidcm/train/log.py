@@ -21,7 +21,7 @@ class Log:
     def open(self, start: int) -> None:
         """Drop the lines after the checkpoint, whose steps will run again, and torn ones."""
         if self.path.exists():
-            lines = self.path.read_text("utf-8").splitlines()
+            lines = self.path.read_text("utf-8", errors="replace").splitlines()
             kept = [x for x in lines if (step := step_of(x)) is not None and step <= start]
             part = self.path.with_name(".metrics.jsonl.part")
             part.write_text("".join(x + "\n" for x in kept), "utf-8")

@@ -5,6 +5,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,21 @@ def train(
     checkpoint saved). The last act writes the model folder `<output>/final`.
 
     Ranks act alike: what one alone knows (a signal, a failure) is agreed on before any acts."""
+    with ExitStack() as held:
+
+        def claim() -> None:
+            held.enter_context(checkpoint.claimed(Path(config.output)))
+
+        _on_chief(engine, claim)
+        return _run(config, task, engine, export)
+
+
+def _run(
+    config: TrainConfig,
+    task: Task,
+    engine: Engine,
+    export: Callable[[dict[str, Tensor], Path, dict], None],
+) -> int:
     run, chief = Path(config.output), engine.rank == 0
     start = saved = _resume(run, config, engine, task.base)
     log = Log(run, enabled=chief)
@@ -134,7 +150,6 @@ def _on_chief(engine: Engine, act: Callable[..., int | None], *args: Any) -> int
 
 
 def _prepare(run: Path, config: TrainConfig, log: Log, start: int) -> None:
-    run.mkdir(parents=True, exist_ok=True)
     (run / "config.json").write_text(json.dumps(to_dict(config), indent=1), "utf-8")
     log.open(start)
 
@@ -193,6 +208,11 @@ def _resume(run: Path, config: TrainConfig, engine: Engine, base: checkpoint.Bas
             return 0
         state, manifest = checkpoint.load(folder)
         _refuse_another_run(run, config, manifest["config"])
+        if manifest["step"] > config.steps:
+            raise UsageError(
+                f"{run} holds a run of {manifest['step']} steps, and steps is {config.steps}; raise "
+                "it, or choose another output"
+            )
         if base:
             base.check(state)
         found.append(state)

@@ -1,9 +1,10 @@
 """From a config to a task: which model, objective and data, what to draw, what to export."""
 
+import inspect
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +17,8 @@ from vidcm.denoiser import Denoiser
 from vidcm.errors import UsageError
 from vidcm.models.attribute_net import AttributeNet
 from vidcm.models.caption_reader import CaptionReader
-from vidcm.registry import build
-from vidcm.store import load_weights, read_weights
+from vidcm.registry import build, lookup
+from vidcm.store import load_weights, read_card, read_weights
 from vidcm.train.loop import Task
 from vidcm.train.naming_task import caption_task, naming_task
 from vidcm.video import to_frames, to_video
@@ -28,6 +29,7 @@ PREVIEW_SEED = 2**31  # a stretch of the data that training does not reach
 def make_task(config: TrainConfig, device: torch.device) -> Task:
     """Build everything a config names. Raises UsageError where parts do not fit together."""
     model = build("model", config.model)
+    check_objective(model, config)
     if config.start:
         start_as(model, config.start)
     if config.text:
@@ -52,6 +54,21 @@ def _task(config: TrainConfig, model: Any, device: torch.device) -> Task:
     from vidcm.train.video_task import video_task
 
     return video_task(config, model, data, device)
+
+
+def check_objective(model: nn.Module, config: TrainConfig) -> None:
+    """Raises UsageError where the objective is for other models, as its call is annotated, or where
+    a teacher is named to one that asks none."""
+    name = config.objective.get("name")
+    objective: Any = lookup("objective", name)
+    trains = get_type_hints(objective.__call__).get("model", nn.Module)
+    if not isinstance(model, trains):
+        raise UsageError(
+            f"objective {name} trains a {trains.__name__}, and model {config.model['name']} is a "
+            f"{type(model).__name__}; choose an objective for it, or another model"
+        )
+    if config.teacher is not None and "teacher" not in inspect.signature(objective).parameters:
+        raise UsageError(f"objective {name} asks no teacher; leave out teacher: {config.teacher}")
 
 
 def spare(model: nn.Module, config: TrainConfig) -> None:
@@ -81,7 +98,13 @@ def spare(model: nn.Module, config: TrainConfig) -> None:
 
 def start_as(model: nn.Module, folder: str) -> None:
     """Take a model folder's weights. A student starts as its teacher; the guidance input that it
-    has beyond it starts at zero."""
+    has beyond it starts at zero. Raises UsageError for a folder of another kind of model."""
+    kind = lookup("model", read_card(folder)["spec"].get("name"))
+    if not isinstance(model, kind):
+        raise UsageError(
+            f"init {folder} holds a {kind.__name__}, and the model is a {type(model).__name__}; "
+            "give the folder of such a model"
+        )
     fresh = {
         k: v
         for k, v in model.state_dict().items()
@@ -98,6 +121,8 @@ def _load_text(model: nn.Module, folder: str) -> None:
     weights = {
         k.removeprefix(prefix): v for k, v in read_weights(folder).items() if k.startswith(prefix)
     }
+    if not weights:
+        raise UsageError(f"text {folder} holds no text tower; give a caption reader's folder")
     load_weights(model.conditioner, weights, folder)
 
 
@@ -105,7 +130,12 @@ def _codec_task(config: TrainConfig, model: CausalVAE, data, device: torch.devic
     objective = build("objective", config.objective)
     if objective.decoder_only:
         model.encoder.requires_grad_(False)
-    held: Tensor = data.batch(PREVIEW_SEED, range(8)).frames
+    held: Tensor | None = data.batch(PREVIEW_SEED, range(8)).frames
+    if held is None:
+        raise UsageError(
+            f"a codec is trained on frames, and the data {config.data['name']} have none; use the "
+            "data lpc or folder"
+        )
     video = to_video(held)
     if not config.init:
         model.start_from_data(to_video(data.batch(PREVIEW_SEED + 1, range(128)).frames).to(device))

@@ -1,8 +1,10 @@
 """Training a denoiser, teacher or student: checks that the parts fit, and draws sample sheets."""
 
+import inspect
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +20,7 @@ from vidcm.denoiser import Denoiser, Guided
 from vidcm.errors import UsageError
 from vidcm.objectives.flow_matching import FlowMatching
 from vidcm.objectives.teaching import guidance_of
-from vidcm.registry import build
+from vidcm.registry import build, lookup
 from vidcm.rng import SampleRng
 from vidcm.store import load_model, read_card
 from vidcm.times import SHIFT, few_steps, on_path, uniform_grid
@@ -39,7 +41,8 @@ class Encoded:
     @torch.no_grad()
     def batch(self, seed: int, positions) -> Batch:
         batch = self.data.batch(seed, positions)
-        assert batch.frames is not None
+        if batch.frames is None:
+            raise UsageError("a denoiser is trained on clips; use the data latents, lpc or folder")
         latents = self.codec.encode(to_video(batch.frames.to(self.device)))
         return Batch(batch.captions, latents=latents)
 
@@ -137,9 +140,33 @@ def _teacher(config: TrainConfig, student: Denoiser, device: torch.device) -> De
             f"the teacher's latents have {teacher.channels} channels, the student's "
             f"{student.channels}; use the teacher's codec and channels"
         )
+    if getattr(teacher.backbone, "guidance", None) is not None:
+        raise UsageError(
+            f"teacher {config.teacher} is a student: it takes a guidance scale as an input "
+            "(backbone.guided); set teacher to the model that it was made from"
+        )
+    if getattr(student.backbone, "guidance", None) is None:
+        raise UsageError(
+            "a student of a teacher is told guidance scales, and model.backbone.guided is false; "
+            "set it to true (the weights of an init without stay good)"
+        )
+    before = _text_tower(read_card(config.teacher)["spec"])
+    for option, value in _text_tower(config.model).items():
+        if before.get(option) != value:
+            raise UsageError(
+                f"the teacher's text tower has {option}={before.get(option)}, the student's "
+                f"{value}; set model.conditioner as in {config.teacher}/model.json"
+            )
     if type(teacher.path) is not type(student.path):
         raise UsageError(
             f"the teacher is on the path {type(teacher.path).__name__}, the student on "
             f"{type(student.path).__name__}; give both the same path"
         )
     return teacher
+
+
+def _text_tower(spec: dict) -> dict[str, Any]:
+    """The options of a denoiser's text tower, those that are not given included."""
+    told = spec["conditioner"]
+    options = inspect.signature(lookup("conditioner", told["name"])).parameters
+    return {name: p.default for name, p in options.items()} | told

@@ -3,9 +3,10 @@
 import pytest
 import tiny
 import torch
+from flows import Flow
 from oracle import PATHS, Gaussian
 
-from vidcm.denoiser import Cond, Denoiser, Guided, batched
+from vidcm.denoiser import Cond, Denoiser, Guided, Steered, batched
 from vidcm.errors import UsageError
 from vidcm.registry import build
 
@@ -79,6 +80,41 @@ def test_outputs_are_float32_when_the_network_is_not():
     assert {seen.x0.dtype, seen.eps.dtype, seen.v.dtype} == {torch.float32}
 
 
+@pytest.mark.parametrize("options", [{}, {"guided": True, "two_times": True}])
+def test_passes_of_training_share_whatever_they_drop(options):
+    """Consistency compares two passes: masks that each drew for itself would be an error of theirs.
+    Nothing is drawn in a network."""
+    model, x, t = denoiser(**options).train(), latents(), torch.tensor([0.2, 0.9])
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        cond = model.encode(PROMPTS, torch.tensor([1.5, 4.0]) if options else None)
+        found.append(model.clean(x, t, cond))
+    assert found[0].equal(found[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_networks_are_told_of_time_in_full_and_of_order_one(model, dtype):
+    """As rectified-flow time in [0, 1]: coarse times blur what is close to noise, and times in
+    thousands make derivatives along them blow up."""
+    heard: list[torch.Tensor] = []
+    model.to(dtype).backbone.time.register_forward_pre_hook(lambda _, args: heard.append(args[0]))
+    ratio = torch.tensor([0.3, 7.0])
+    model.predict(latents(), model.path.time_of(ratio), model.encode(PROMPTS))
+    torch.testing.assert_close(heard, [ratio / (1 + ratio)])
+
+
+def test_networks_of_two_times_are_told_how_far_they_jump(model):
+    two, heard = denoiser(two_times=True), []
+    two.path = model.path
+    two.backbone.span.register_forward_pre_hook(lambda _, args: heard.append(args[0]))
+    t, s = (model.path.time_of(torch.tensor(r)) for r in ([0.25, 4.0], [0.0, 1.0]))
+    cond = two.encode(PROMPTS)
+    two.jump(latents(), t, s, cond)
+    two.velocity(latents(), t, cond)
+    torch.testing.assert_close(heard, [torch.tensor([0.2, 0.3]), torch.zeros(2)])
+
+
 # --- conditions -----------------------------------------------------------------------------------
 
 
@@ -100,6 +136,7 @@ def test_batches_keep_the_scales_that_all_were_told():
     assert both.guidance is not None and both.guidance.tolist() == [1.5, 4.0]
     assert both.mask.tolist() == [[True, False, False], [True, True, True]]
     assert batched([told[0], model.encode(["orc"])]).guidance is None
+    assert told[0].stack(told[1]).guidance is None
     assert told[0].at(7) is told[0]
 
 
@@ -145,6 +182,20 @@ def test_guidance_in_the_gaussian_world_moves_the_mean(path):
     guided = Guided(world, scale, world.encode([""] * 3)).velocity(x, t, world.encode(["up"] * 3))
     told = world.encode(["up"] * 3, scale)
     torch.testing.assert_close(guided, world.velocity(x, t, told))
+
+
+@pytest.mark.parametrize("path", PATHS, ids=NAMES)
+def test_steering_in_the_gaussian_world_is_guidance_against_the_negative_prompt(path):
+    """The exact student of guidance against the empty prompt becomes that against another."""
+    world = Flow(path, means={"": 0.2, "up": 1.0, "bad": -0.5})
+    against = Flow(path, means={"": -0.5, "up": 1.0})
+    x = torch.randn(3, 2, 1, 2, 2, dtype=torch.float64)
+    t, s = (path.time_of(torch.tensor(r).double()) for r in ([0.1, 1.0, 30.0], [0.0, 0.3, 2.0]))
+    prompts, scale = ["up"] * 3, torch.full((3,), 4.0)
+    away = Steered(world, world.encode(["bad"] * 3), world.encode([""] * 3), 4.0)
+    said, expected = (w.encode(prompts, scale) for w in (world, against))
+    torch.testing.assert_close(away.clean(x, t, said), against.clean(x, t, expected))
+    torch.testing.assert_close(away.jump(x, t, s, said), against.jump(x, t, s, expected))
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,13 @@ def test_one_tangent_of_zero(moved):
     assert relative(FiniteDifference(1e-5)(function, primals, tangents)[1], found) < 1e-6
 
 
+@pytest.mark.parametrize("way", [Exact(), FiniteDifference()])
+def test_what_does_not_depend_on_its_place_has_no_derivative(way):
+    primals, tangents = place()
+    value, moved = way(lambda x, time: torch.full((2, 3), 7.0), primals, tangents)
+    assert (value == 7).all() and moved.equal(torch.zeros(2, 3))
+
+
 def test_what_precision_costs():
     """float32 is all but exact; bf16 weights cost a few hundredths; a difference of float32
     stays below half of that at its default step, and a difference of bf16 is of no use."""

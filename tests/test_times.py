@@ -4,10 +4,14 @@ import math
 
 import pytest
 import torch
+from oracle import PATHS
 
 from vidcm import times
 from vidcm.errors import UsageError
+from vidcm.paths import VarianceExploding
 from vidcm.rng import SampleRng
+
+every_path = pytest.mark.parametrize("path", PATHS, ids=[type(p).__name__ for p in PATHS])
 
 
 def log_ratio(t: torch.Tensor) -> torch.Tensor:
@@ -33,6 +37,23 @@ def test_log_normal_has_its_moments():
     assert law.mean() == pytest.approx(0.7, abs=0.06) and law.std() == pytest.approx(1.6, rel=0.04)
 
 
+@every_path
+def test_noise_levels_are_kept_where_paths_and_students_go(path):
+    levels = times.noise_levels(path, SampleRng(0, range(500)), 0.0, 6.0)
+    high = 160.0 if isinstance(path, VarianceExploding) else 200.0
+    assert levels.min() == pytest.approx(2e-3) and levels.max() == pytest.approx(high)
+    inside = (levels > 2.1e-3) & (levels < 150)
+    law = times.log_normal(SampleRng(0, range(500)), 0.0, 6.0)
+    assert levels[inside].equal(law[inside]) and 0.5 < inside.float().mean() < 0.7
+
+
+@every_path
+def test_times_on_a_path_have_the_ratio_of_those_in_rectified_flow(path):
+    t = torch.tensor([0.0, 0.1, 0.5, 0.9, 0.99], dtype=torch.float64)
+    torch.testing.assert_close(path.ratio(times.on_path(path, t)), t / (1 - t))
+    assert times.on_path(path, [1.0]).tolist() == pytest.approx([path.t_max])
+
+
 @pytest.mark.parametrize("steps", [1, 3, 50])
 def test_uniform_grid_goes_from_noise_to_data(steps):
     grid = times.uniform_grid(steps, by=5.0)
@@ -54,6 +75,9 @@ def test_few_steps_descend_from_nearly_noise(steps):
     grid = times.few_steps(steps)
     assert len(grid) == steps and grid[0] == times.NEARLY_NOISE
     assert all(a > b > 0 for a, b in zip(grid, grid[1:], strict=False))
+    if steps not in times.STEPS:  # those are even where the grid's shift is undone
+        gaps = times.shift(torch.tensor([*grid, 0.0], dtype=torch.float64), 1 / times.SHIFT).diff()
+        torch.testing.assert_close(gaps, gaps.mean().expand(steps))
 
 
 def test_a_checkpoint_s_own_times_win_and_others_fall_back():

@@ -9,7 +9,7 @@ from torch import nn
 
 from vidcm.data.batch import Batch
 from vidcm.errors import UsageError
-from vidcm.objectives.adversarial import Adversarial
+from vidcm.objectives.adversarial import Adversarial, Critic
 from vidcm.objectives.base import STUDENT
 from vidcm.paths import RectifiedFlow
 from vidcm.registry import build
@@ -108,6 +108,75 @@ def test_the_share_from_noise(share):
     at_noise = [t for t in times if abs(t - NEARLY_NOISE) < 1e-6]
     assert len(at_noise) / 200 == pytest.approx(share, abs=0.1)
     assert all(t < 0.6 for t in times if t not in at_noise)
+
+
+@pytest.mark.parametrize("act", ["__call__", "critic_loss"])
+def test_prompts_and_scales_are_told(act):
+    """The student hears its scale, and teacher and student the same prompts, some of them empty."""
+    told, said = [], []
+
+    class Listening(Learnt):
+        def encode(self, prompts, guidance=None):
+            told.append(guidance)
+            said.append(list(prompts))
+            return super().encode(prompts, guidance)
+
+    class Hearing(Seeing):
+        def encode(self, prompts):
+            said.append(list(prompts))
+
+    hearing, places = Hearing(), range(200)
+    objective = Adversarial(hearing, [0], guidance=[2.0, 3.0], dropout=0.3)
+    getattr(objective, act)(Listening(hearing.path), batch(places, 1), 0.0, SampleRng(1, places))
+    ((scale,), (first, *others)) = told, said
+    assert 2 <= scale.min() < 2.1 and 2.9 < scale.max() < 3
+    assert 0.2 < first.count("") / 200 < 0.4
+    assert others and all(prompts == first for prompts in others)
+
+
+def test_what_starts_from_noise_holds_nothing_of_the_data():
+    inputs = []
+
+    class Watching(Learnt):
+        def clean(self, x_t, t, cond):
+            inputs.append((x_t.flatten(1), t))
+            return super().clean(x_t, t, cond)
+
+    seeing, places = Seeing(), range(60)
+    objective, given = Adversarial(seeing, blocks=[0], mean=-1.0, std=0.3), batch(places)
+    assert given.latents is not None
+    for latents in (given.latents, given.latents + 1):
+        data = Batch(given.captions, latents=latents)
+        objective(Watching(seeing.path), data, 0.0, SampleRng(1, places))
+    (x, t), (y, _) = inputs
+    alone = (t - NEARLY_NOISE).abs() < 1e-6
+    assert 0 < alone.sum() < 60
+    torch.testing.assert_close(y - x, (1 - t)[:, None].where(~alone[:, None], 0).expand_as(x))
+
+
+@pytest.mark.parametrize("act, looks", [("__call__", 1), ("critic_loss", 2)])
+def test_the_critic_looks_through_noise_of_its_own_law(act, looks):
+    """At ln sigma around 4, what is seen of data of mean 0.9 is unit noise."""
+    seen = []
+
+    class Watched(Seeing):
+        def predict(self, x_t, t, cond):
+            seen.append((x_t.detach(), t))
+            super().predict(x_t, t, cond)
+
+    watched, places = Watched(), range(200)
+    objective = Adversarial(watched, [0], noise=(4.0, 0.2))
+    getattr(objective, act)(Learnt(watched.path), batch(places), 0.0, SampleRng(1, places))
+    assert len(seen) == looks
+    for x_t, t in seen:
+        law = torch.logit(t)
+        assert law.mean() == pytest.approx(4, abs=0.1) and law.std() == pytest.approx(0.2, rel=0.2)
+        assert x_t.mean() == pytest.approx(0, abs=0.1) and x_t.std() == pytest.approx(1, abs=0.1)
+
+
+def test_the_size_of_tokens_is_no_verdict():
+    critic, tokens = Critic([4, 4], hidden=8), torch.randn(2, 3, 5, 4)
+    torch.testing.assert_close(critic(7 * tokens + 2), critic(tokens), rtol=1e-3, atol=1e-4)
 
 
 class Moments(nn.Module):

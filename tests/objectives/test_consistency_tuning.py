@@ -211,6 +211,15 @@ def test_at_r_zero_it_is_denoising():
     torch.testing.assert_close(loss(world, objective), expected)
 
 
+@every_path
+def test_the_exact_map_is_left_alone_without_a_teacher(path):
+    """Where data are one point, the noise of a sample is its trajectory, at every stage."""
+    world, given = Gaussian(path, std=0.0, means=MEANS), batch(std=0.0)
+    objective = ConsistencyTuning(None, dropout=0.0)
+    for progress in (0.0, 0.5, 0.99):
+        assert float(objective(world, given, progress, SampleRng(1, PLACES)).total) < 1e-9
+
+
 def test_both_points_share_their_noise():
     """Small steps of the same noise are close to each other; steps of other noise are not."""
     world = Gaussian(RectifiedFlow(), means=MEANS)
@@ -223,9 +232,15 @@ def test_both_points_share_their_noise():
 
 
 def test_the_scale_is_not_told_without_a_teacher():
-    world = Gaussian(RectifiedFlow(), means=MEANS)
-    world.clean = lambda x_t, t, cond: x_t * 0 + (cond.guidance is None)
-    assert float(loss(world, ConsistencyTuning(None, stages=9), 0.99)) == 0
+    told = []
+
+    class Listening(Gaussian):
+        def encode(self, prompts, guidance=None):
+            told.append(guidance)
+            return super().encode(prompts, guidance)
+
+    loss(Listening(RectifiedFlow(), means=MEANS), ConsistencyTuning(None, stages=9), 0.99)
+    assert told == [None, None]
 
 
 @pytest.mark.parametrize("taught", [True, False])

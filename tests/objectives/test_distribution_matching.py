@@ -6,7 +6,7 @@ from objectives.learnt import MEANS, TRUE, Learnt, batch
 from oracle import PATHS, Gaussian
 
 from vidcm import sampling
-from vidcm.denoiser import Cond
+from vidcm.denoiser import Cond, Prediction
 from vidcm.errors import UsageError
 from vidcm.objectives.base import STUDENT
 from vidcm.objectives.distribution_matching import DistributionMatching
@@ -14,6 +14,7 @@ from vidcm.objectives.rollout import rollout, walks
 from vidcm.objectives.teaching import Question
 from vidcm.paths import RectifiedFlow
 from vidcm.rng import SampleRng
+from vidcm.shapes import like
 from vidcm.times import STEPS, on_path
 
 every_path = pytest.mark.parametrize("path", PATHS, ids=[type(p).__name__ for p in PATHS])
@@ -58,6 +59,42 @@ def test_a_fake_score_deaf_to_guidance_does_not_rest():
         found = matching(path, fake)(Learnt(path), batch(PLACES), 0.0, SampleRng(1, PLACES))
         moves.append(float(found.logs["score_gap"]))
     assert moves[0] > 0.1 and moves[1] < 1e-12
+
+
+class Says(Gaussian):
+    """Of all latents, that the clean ones are one number."""
+
+    def __init__(self, path, said: float):
+        super().__init__(path, TRUE, MEANS)
+        self.said = said
+
+    def predict(self, x_t, t, cond):
+        x0 = torch.full_like(x_t, self.said)
+        eps = (x_t - like(self.path.alpha(t), x_t) * x0) / like(self.path.sigma(t), x_t)
+        return Prediction(x0, eps, self.path.velocity(x0, eps, t))
+
+
+@every_path
+def test_the_move_has_its_closed_form(path):
+    """(fake - real) over the mean distance of a sample from the real; the loss is half its square
+    and the gradient on a sample is the move, both as means over latents."""
+
+    class Scaled(Says):
+        """Samples are as large as the scale that was told, times a parameter."""
+
+        by = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
+
+        def clean(self, x_t, t, cond):
+            self.told = cond.guidance.double()
+            return like(self.told * self.by, x_t).expand_as(x_t)
+
+    student, fake = Scaled(path, 0.0), Says(path, 0.25)
+    objective = DistributionMatching(Says(path, -0.5), lambda: fake, steps=[1])
+    found = objective(student, batch(PLACES, 3), 0.0, SampleRng(1, PLACES)).total
+    (gradient,) = torch.autograd.grad(found, student.by)
+    move = (0.25 + 0.5) / (1.5 * student.told + 0.5)
+    assert float(found.detach()) == pytest.approx(float(0.5 * move.square().mean()), rel=1e-6)
+    assert float(gradient) == pytest.approx(float((move * student.told).mean()), rel=1e-6)
 
 
 def test_teacher_and_fake_score_are_not_pulled_on():
@@ -107,6 +144,23 @@ def test_a_rollout_is_what_the_sampler_makes(path):
         grid = on_path(path, times).tolist()
         expected = sampling.consistency(student, noise, grid, question.to(student, True), rng)
         torch.testing.assert_close(found.detach(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_samples_of_a_rollout_go_their_own_ways():
+    """Each by a walk, a prompt and a scale of its own, whatever the others' are."""
+    path, choices = RectifiedFlow(), walks([1, 2, 4])
+    student, noise = Learnt(path, 0.1, 0.8), SampleRng(3, PLACES).normal(1, 1, 1, 3).double()
+    prompts = ["" if p % 3 else "up" for p in PLACES]
+    question = Question(prompts, 1 + 4 * SampleRng(4, PLACES).uniform())
+    found = rollout(student, choices, question, noise, SampleRng(1, PLACES)).detach()
+    for place in PLACES:
+        rng, row = SampleRng(1, [place]), torch.tensor([place])
+        times = choices[int(rng.uniform() * len(choices))]
+        own = question.of(row)
+        assert own.prompts == [prompts[place]] and own.scale.equal(question.scale[row])
+        cond = student.encode([prompts[place]], question.scale[row])
+        alone = sampling.consistency(student, noise[row], times, cond, rng)
+        torch.testing.assert_close(found[row], alone, rtol=1e-5, atol=1e-6)
 
 
 def test_only_the_last_evaluation_takes_a_gradient_and_every_walk_is_taken():

@@ -38,6 +38,20 @@ def test_the_exact_map_is_left_alone(path, improved):
     assert exact(path, improved=improved, derivative=FINITE) < 1e-2
 
 
+@every_path
+@pytest.mark.parametrize("improved", [False, True])
+def test_the_exact_map_is_left_alone_without_a_teacher(path, improved):
+    """Where data are one point, the noise of a sample is its trajectory."""
+    world = Flow(path, std=0.0, means=MEANS)
+    given = Batch(["up"] * len(PLACES), latents=torch.full((len(PLACES), 2, 3, 2, 2), 0.9).double())
+    swap = ("path.velocity(x0, eps, t)", "path.velocity(eps, x0, t)")
+    found = []
+    for kind in (FlowMap, mutant(FlowMap, swap)):
+        objective = kind(None, power=0.0, dropout=0.0, improved=improved)
+        found.append(float(objective(world, given, 0.0, SampleRng(1, PLACES)).total))
+    assert found[0] < 1e-10 < 1e-2 < found[1]
+
+
 MISTAKES = {
     "time stands still": ("torch.ones_like(t))", "torch.zeros_like(t))"),
     "time of another clock": ("torch.ones_like(t))", "torch.ones_like(t) * 2 / torch.pi)"),
@@ -142,6 +156,17 @@ def test_the_loss_pulls_towards_the_exact_map(improved):
     assert slopes[1] < slopes[0] - 0.1
 
 
+WEIGHTED = mutant(FlowMap, ("(errors.detach() + self.floor)", "(errors + self.floor)"))
+
+
+@pytest.mark.parametrize("kind, right", [(FlowMap, True), (WEIGHTED, False)])
+def test_a_weight_is_a_number_to_the_gradient(kind, right):
+    model = Off(RF, means=MEANS)
+    found = loss(model, kind(Flow(RF, means=MEANS), power=1.0, floor=0.5))
+    slope = float(torch.autograd.grad(found, model.by)[0])
+    assert (slope == pytest.approx(2 * 0.3 / (0.3**2 + 0.5), rel=1e-6)) == right
+
+
 def test_a_student_deaf_to_guidance_is_not_left_alone():
     class Deaf(Flow):
         def predict(self, x_t, t, cond, s=None):
@@ -228,11 +253,12 @@ def test_a_batch_split_over_ranks_has_the_same_loss(taught):
 
 
 def test_only_the_prediction_takes_a_gradient_and_scales_are_told_when_taught():
-    graded, told = [], []
+    graded, told, said = [], [], []
 
     class Watching(Flow):
         def encode(self, prompts, guidance=None):
             told.append(guidance)
+            said.append(list(prompts))
             return super().encode(prompts, guidance)
 
         def predict(self, x_t, t, cond, s=None):
@@ -242,12 +268,13 @@ def test_only_the_prediction_takes_a_gradient_and_scales_are_told_when_taught():
     for teacher in (None, Flow(RF, means=MEANS)):
         told.clear()
         graded.clear()
-        FlowMap(teacher, improved=True, guidance=[2.0, 3.0])(
+        FlowMap(teacher, improved=True, guidance=[2.0, 3.0], dropout=0.3)(
             Watching(RF, means=MEANS), batch(), 0.0, SampleRng(1, PLACES)
         )
         assert graded == [(True, True), (False, False)]
         assert all((scale is None) == (teacher is None) for scale in told)
-    assert 2 <= told[0].min() < 2.1 and 2.9 < told[0].max() < 3
+    assert 2 <= told[0].min() < 2.1 and 2.9 < told[0].max() < 3 and told[0].equal(told[1])
+    assert said[0] == said[1] and 0.15 < said[0].count("") / len(said[0]) < 0.45
 
 
 # --- training -------------------------------------------------------------------------------------

@@ -69,6 +69,15 @@ def test_order_of_the_teacher_s_steps(path, solver, order):
     assert math.log2(errors[1] / errors[2]) == pytest.approx(order, abs=0.12) and errors[2] < 0.05
 
 
+def test_where_a_step_ends_at_the_data_it_is_euler_s():
+    """There is no slope at no noise, whatever a teacher would say of it."""
+    world, question = Flow(RF, means=MEANS), Question(["up", ""], torch.tensor([3.0, 2.0]))
+    x, t = batch(range(2)).latents, torch.tensor([0.4, 0.4], dtype=torch.float64)
+    r = torch.tensor([0.0, 0.1], dtype=torch.float64)
+    euler, heun = (question.step(world, x, t, r, solver) for solver in ("euler", "heun"))
+    assert heun[0].equal(euler[0]) and not heun[1].isclose(euler[1]).any()
+
+
 MISTAKES = {
     "guidance as LCM counts it": (
         "t, self.prompts, self.scale)",
@@ -261,6 +270,16 @@ def test_both_points_share_their_noise(kind):
     assert (
         float(loss(world, kind(None, **options))) < float(loss(world, other(None, **options))) / 50
     )
+
+
+@both
+@every_path
+def test_the_exact_map_is_left_alone_without_a_teacher(path, kind):
+    """Where data are one point, the noise of a sample is its trajectory."""
+    world, count = Flow(path, std=0.0, means=MEANS), len(PLACES)
+    given = Batch(["up"] * count, latents=torch.full((count, 2, 3, 2, 2), 0.9).double())
+    objective = kind(None, dropout=0.0)
+    assert float(objective(world, given, 0.0, SampleRng(1, PLACES)).total) < 1e-12
 
 
 @both

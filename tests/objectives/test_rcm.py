@@ -55,6 +55,7 @@ def test_weight_0_is_consistency_to_the_bit(context, spec):
 def test_before_the_start_it_is_consistency_to_the_bit(context):
     rcm = RegularisedConsistency(**context, consistency=TUNING, matching={}, start=0.6)
     assert_same(outcome(rcm), outcome(build("objective", TUNING, **context)))
+    assert not torch.equal(outcome(rcm, 0.6)[0], outcome(rcm, 0.59)[0])
     assert {rcm.turn(step, 0.59) for step in range(9)} == {STUDENT}
     assert [rcm.turn(step, 0.6) for step in range(5)] == ["fake"] * 4 + [STUDENT]
 

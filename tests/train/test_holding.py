@@ -67,6 +67,15 @@ def test_a_snapshot_is_the_student_as_the_part_began() -> None:
 
 
 @every_kind
+def test_buffers_go_along_with_the_weights(kind: str) -> None:
+    held, network = ranks.holder(kind).held, ranks.Tiny()
+    held.start(network)
+    network.table += 1
+    held.before_step(network, 1.0)
+    assert held.network.table.equal(network.table)
+
+
+@every_kind
 def test_a_copy_is_neither_trained_nor_exported(kind: str) -> None:
     engine, chosen = start(kind)
     ranks.run(engine, chosen)

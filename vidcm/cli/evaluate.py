@@ -38,7 +38,8 @@ def parser() -> Parser:
         "  vidcm evaluate --sheet sheet.png\n"
         "  vidcm evaluate --editing docs/results/editing.json --count 16 --into docs/editing.md\n"
         "  vidcm evaluate --editing docs/results/editing.json --tasks extend loop --examples images/\n"
-        "  vidcm evaluate --steering docs/results/steering.json --into docs/experiments.md",
+        "  vidcm evaluate --steering docs/results/steering.json --into docs/experiments.md\n"
+        "  vidcm evaluate --long docs/results/long.json --into docs/long-clips.md",
     )
     what = p.add_argument_group("what to write")
     what.add_argument(
@@ -57,19 +58,27 @@ def parser() -> Parser:
     what.add_argument(
         "--sheet", type=Path, metavar="PNG", help=f"clips of {SHEET_PROMPTS} prompts, side by side"
     )
-    what.add_argument(
+    apart = what.add_mutually_exclusive_group()
+    apart.add_argument(
         "--editing",
         type=Path,
         metavar="JSON",
         help="measure edits instead, beside the teacher's and simple ones; --into then fills "
         "<!-- editing:begin --> to <!-- editing:end -->, and --sheet shows edits",
     )
-    what.add_argument(
+    apart.add_argument(
         "--steering",
         type=Path,
         metavar="JSON",
         help="measure instead what guidance and negative prompts do to student and teacher; --into "
         "then fills <!-- steering:begin --> to <!-- steering:end -->",
+    )
+    apart.add_argument(
+        "--long",
+        type=Path,
+        metavar="JSON",
+        help="measure instead clips beyond the trained length and width, and prompts that change; "
+        "--into then fills <!-- long:begin --> to <!-- long:end -->",
     )
     what.add_argument(
         "--examples",
@@ -104,7 +113,7 @@ def parser() -> Parser:
     how.add_argument(
         "--count",
         type=whole_number(2),
-        help="held-out combinations (512; 16 with --editing, 32 with --steering)",
+        help="held-out combinations (512; 16 with --editing, 32 with --steering, 24 with --long)",
     )
     how.add_argument("--seed", type=seed, default=0, help="of the combinations and the noise (0)")
     how.add_argument("--batch", type=positive_int, default=16, help="clips made at a time (16)")
@@ -126,8 +135,8 @@ def _evaluate(args: argparse.Namespace) -> None:
     if args.editing:
         _evaluate_edits(args)
         return
-    if args.steering:
-        _evaluate_steering(args)
+    if args.steering or args.long:
+        _evaluate_apart(args)
         return
     about_edits = {
         "--examples": args.examples,
@@ -206,29 +215,39 @@ def _evaluate_edits(args: argparse.Namespace) -> None:
         print(report(results), end="")
 
 
-def _evaluate_steering(args: argparse.Namespace) -> None:
+def _evaluate_apart(args: argparse.Namespace) -> None:
+    """Steering or long clips: numbers and rows of their own."""
     from vidcm.markdown import block, rewrite
+    from vidcm.metrics import long, steering
     from vidcm.metrics.protocol import Truth
-    from vidcm.metrics.steering import steer, table
 
+    if args.steering:
+        kind, output, count = "steering", args.steering, 32
+        measure, table = steering.steer, steering.table
+    else:
+        kind, output, count = "long", args.long, 24
+        measure, table = long.measure_long, long.table
     others = {"--table": args.table, "--output": args.output, "--sheet": args.sheet}
     others |= {"--rows": args.rows, "--examples": args.examples, "--tasks": args.tasks}
-    for option, given in (others | {"--hand-prompts": args.hand_prompts}).items():
+    others |= {"--zero-shot": args.zero_shot, "--hand-prompts": args.hand_prompts}
+    for option, given in others.items():
         if given:
-            raise UsageError(f"--steering has numbers and rows of its own; leave out {option}")
+            raise UsageError(f"--{kind} has numbers and rows of its own; leave out {option}")
+    if output.is_dir():
+        raise UsageError(f"--{kind} {output} is a folder; give the name of a .json file")
     if args.into:
-        block(args.into, "steering")
+        block(args.into, kind)
     pipe, lpc = _model_and_truth(args)
-    results = steer(
+    results = measure(
         pipe,
-        Truth(lpc, args.count or 32, args.seed),
-        args.steering,
+        Truth(lpc, args.count or count, args.seed),
+        output,
         name=Path(args.checkpoint).name,
         batch=args.batch,
         overwrite=args.overwrite,
     )
     if args.into:
-        rewrite(args.into, "steering", table(results))
+        rewrite(args.into, kind, table(results))
     else:
         print(table(results), end="")
 

@@ -9,9 +9,11 @@ import torch
 from editing.test_command import frames as frames_of
 from editing.test_command import main
 from editing.test_edit import INPAINT, MASK, PLACE, PROMPT, H, W, film, grey
+from metrics.conftest import small
 
 from vidcm import VideoPipeline
 from vidcm.cli import edit as command
+from vidcm.data.lpc import LPC
 from vidcm.editing import edit, files
 from vidcm.editing.operators import Pixels
 from vidcm.errors import UsageError
@@ -124,6 +126,27 @@ def test_tasks_in_time_make_as_many_frames_as_they_are_asked_for(pipe):
     made = pipe.edit(["colorize", "extend"], [clip], PROMPT, frames=17).frames[0]
     np.testing.assert_array_equal(grey(made[:7]), grey(clip))
     assert len(made) == 17
+
+
+def test_windows_fill_in_no_worse_than_pieces_edited_alone(lpc_art):
+    """A person whose middle is covered, twice as long as the bundled model's clips."""
+    data = small(LPC(lpc_art))
+    rng = np.random.default_rng(4)
+    combination = data.sample(rng)
+    clip = data.render([combination])[0].numpy()[[0, *(1 + i % 7 for i in range(16))]]
+    mask = np.zeros((64, 64), bool)
+    mask[16:48, 16:48] = True
+    bundled, asked = (
+        VideoPipeline.from_pretrained("lpc-64", "cpu"),
+        {"name": "inpaint", "mask": mask},
+    )
+    caption = data.caption(combination, rng, full=True)
+    long = bundled.edit(asked, [clip], caption, steps=1).frames[0]
+    pieces = [
+        bundled.edit(asked, [part], caption, steps=1).frames[0] for part in (clip[:9], clip[9:])
+    ]
+    off = [np.square(made.astype(float) - clip).mean() for made in (long, np.concatenate(pieces))]
+    assert off[0] < 1.1 * off[1]
 
 
 # --- large ----------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ from vidcm.codecs.causal_vae import CausalVAE
 from vidcm.codecs.pieces import encode_in_pieces
 from vidcm.editing.between import interpolate
 from vidcm.editing.conditioned import shown_to
-from vidcm.editing.operators import Operator, Ring, drawn_to_start
+from vidcm.editing.joins import drawn_to_start
+from vidcm.editing.operators import Operator, Ring
 from vidcm.editing.projection import Chain, LatentPrefix, Project, ThroughPixels, decoded
 from vidcm.editing.scene import Canvas, Scene, Task, check, compose
 from vidcm.editing.tasks import Interpolate
@@ -30,7 +31,7 @@ Asked = str | Mapping[str, Any]
 # How alike a guess errs in neighbouring frames. Of 0, 0.6, 0.9, 0.97 and 1, the best PSNR of what
 # the bundled model fills in between, after and before given frames.
 CARRY = 0.9
-MOST = 2**25  # pixels of all frames of an edit, unless the model makes more by itself
+MOST = 2**25  # pixels of all frames of an edit, 200 bytes each; more if the model itself makes more
 
 
 def tasks_of(asked: Asked | Sequence[Asked]) -> dict[str, Task]:
@@ -123,7 +124,7 @@ def _share(scene: Scene) -> Tensor:
             "each); give a clip some frames shorter than what the model makes, or loop it alone"
         )
     free = (1 - seen[0].float() + seen[-1].float()) / 2
-    return free.square()  # 1/4 of what is known at neither: the first is the crisper, alone in a latent
+    return free.square()  # 1/4 where neither is: the first, in a latent of its own, is the crisper
 
 
 def _prefix(scene: Scene, stride: int) -> int:

@@ -1,10 +1,11 @@
 """Golden loss curves: twenty steps of every objective, on tiny models, from fixed seeds.
 
 A change that should not change numbers leaves them alone; one that should writes them anew with
-`python tests/test_golden.py`, and the difference of tests/golden/*.json is part of its review.
+`python tests/test_golden.py`, or some by their names after it, and the difference of tests/golden/*.json is part of its review.
 """
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -164,7 +165,7 @@ def test_losses_are_what_they_were(run):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for run in CURVES:
+    for run in [run for run in CURVES if run.__name__ in (sys.argv[1:] or [run.__name__])]:
         text = json.dumps([float(f"{loss:.8g}") for loss in run()], indent=1) + "\n"
         (FOLDER / f"{run.__name__}.json").write_text(text, "utf-8")
         print(run.__name__)

@@ -56,6 +56,26 @@ def test_order_of_convergence(path, sampler, order, coarse):
     assert rates[-1] == pytest.approx(order, abs=0.12) and errors[-1] < 0.05
 
 
+@every_path
+def test_dpm_extrapolates_as_the_paper_has_it_over_intervals_that_differ(path):
+    """Lu et al. 2022, algorithm 2, in its own words; a ratio of intervals upside down would keep
+    the order and magnify the error."""
+    world, x = Gaussian(path), torch.linspace(-2, 2, 5, dtype=torch.float64).view(1, 5, 1, 1, 1)
+    times, cond = (
+        path.time_of(torch.tensor([9.0, 4.0, 0.5], dtype=torch.float64)),
+        world.encode([""]),
+    )
+    alpha, sigma = path.alpha(times), path.sigma(times)
+    h = (alpha / sigma).log().diff()
+    data = [world.predict(x, times[:1], cond).x0]
+    first = sigma[1] / sigma[0] * x - alpha[1] * torch.expm1(-h[0]) * data[0]
+    data.append(world.predict(first, times[1:2], cond).x0)
+    r = h[0] / h[1]
+    ahead = (1 + 1 / (2 * r)) * data[1] - 1 / (2 * r) * data[0]
+    second = sigma[2] / sigma[1] * first - alpha[2] * torch.expm1(-h[1]) * ahead
+    torch.testing.assert_close(dpm(world, x, times, cond), second)
+
+
 def test_order_holds_with_guidance():
     world = Gaussian(RectifiedFlow(), means={"": 0.2, "up": 1.0})
     x = torch.randn(1, 3, 1, 2, 2, dtype=torch.float64)

@@ -2,7 +2,8 @@
 low-rank updates, checkpointing, compilation.
 
 `cells.py MODE FOLDER`, run as one of several ranks, writes what it found to
-`FOLDER/MODE-rank<N>.pt`. MODE is eager or compiled.
+`FOLDER/MODE-rank<N>.pt`. MODE is eager or compiled. Cells are compiled once, not each: networks of
+one class share their graphs, of which there are few.
 """
 
 import sys
@@ -148,11 +149,20 @@ def on_rank(mode: str, folder: Path) -> None:
     from vidcm.train.launch import start_on_ranks
 
     ours.PERSISTENT = 1500  # else all stays whole at stage 3; below are vectors and small matrices
+    if mode == "compiled":
+        from torch._dynamo import config as limits
+
+        # Of all cells together. Past the usual limit what is left would run uncompiled, unnoticed.
+        limits.recompile_limit, limits.fail_on_recompile_limit_hit = 64, True
     results: dict[tuple, Steps] = {}
     for row, zero, lora in product(ROWS, STAGES, updates()):
         with suppress(UsageError):
             config = settings(row, folder / "teacher", zero, lora, compile=mode == "compiled")
             results[row, zero, lora] = Cell(config, start_on_ranks).run(again=True)
+    if mode == "compiled":
+        from torch._dynamo.utils import counters
+
+        assert counters["stats"]["unique_graphs"] > 0, "nothing was compiled"
     torch.save(results, folder / f"{mode}-rank{dist.get_rank()}.pt")
     dist.destroy_process_group()
 

@@ -172,7 +172,10 @@ def test_overrides(file, overrides, name, value):
         ("model={a: 1, a: 2}", "override model.*: the key 'a' stands twice"),
         ("seed=9223372036854775808", r"seed is 9223372036854775808; it must be below 2\^63"),
         ("output=''", "output is empty; name the folder"),
-        ("optimizer.betas=[0.9, 1.0]", r"optimizer.betas are \[0.9, 1.0\]; both must be in \[0, 1\)"),
+        (
+            "optimizer.betas=[0.9, 1.0]",
+            r"optimizer.betas are \[0.9, 1.0\]; both must be in \[0, 1\)",
+        ),
         ("optimizer.betas=[-0.1, 0.9]", "optimizer.betas are"),
         ("optimizer.weight_decay=-1", "optimizer.weight_decay is -1.0; it must be 0 or above"),
         ("optimizer.warmup=-1", "optimizer.warmup is -1; it must be 0 or above"),

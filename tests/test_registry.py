@@ -47,12 +47,37 @@ def test_every_name_imports_and_its_options_are_explained(kind, name):
         ("objective", {"name": "consistency_tuning", "teacher": None}, "no option 'teacher'"),
         ("data", {"name": "latents", "path": 3}, r"path: 3 is not str \| "),
         ("data", {"name": "lpc"}, "needs the option 'art'"),
+        (
+            "objective",
+            {"name": "flow_map", "guidance": 3},
+            r"guidance: 3 is not tuple\[float, float",
+        ),
+        ("objective", {"name": "flow_map", "guidance": ["a", 3]}, r"guidance: \['a', 3\] is not"),
+        ("objective", {"name": "flow_map", "guidance": [True, 3]}, "guidance: .* is not tuple"),
+        ("objective", {"name": "adversarial", "blocks": [0.5]}, r"\[0.5\] is not Sequence\[int\]"),
+        ("data", {"name": "folder", "root": "x", "num_frames": 5, "size": 16}, "size: 16 is not"),
+        ("model", {"name": "causal_vae", "widths": [48]}, r"widths \[48\], .*: use three of each"),
+        ("model", {"name": "causal_vae", "channels": 0}, "channels 0, .* above 0"),
+        ("conditioner", {"name": "hashed_words", "heads": 0}, "heads 0, max_words 64"),
+        ("conditioner", {"name": "hashed_words", "width": 33, "heads": 2}, "width 33 over 2 heads"),
     ],
 )
 def test_refusals(kind, spec, message):
     context = {"teacher": None} if kind == "objective" else {}
     with pytest.raises(UsageError, match=message):
         build(kind, spec, **context)
+
+
+@pytest.mark.parametrize("options", [{"heads": 0}, {"depth": 0}, {"ratio": -1.0}, {"width": 0}])
+def test_a_backbone_of_nothing_is_refused(options):
+    with pytest.raises(UsageError, match="all must be above 0"):
+        build("backbone", {"name": "dit", **options}, channels=5, context=32)
+
+
+@pytest.mark.parametrize("patch", [[1, 2], [0, 1, 1]])
+def test_a_patch_is_three_numbers(patch):
+    with pytest.raises(UsageError, match=r"is not \[frames, height, width\]"):
+        build("backbone", {"name": "dit", "patch": patch}, channels=5, context=32)
 
 
 def test_whole_numbers_pass_for_floats_and_context_reaches_whoever_takes_it():

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vidcm.config import from_dict, load, parse_yaml
+from vidcm.config import from_dict, load, read_keys
 from vidcm.errors import UsageError
 from vidcm.sampling import SOLVERS
 
@@ -87,11 +87,7 @@ class Comparison:
 
 def read(path: Path) -> Comparison:
     """Raises UsageError for what is unknown or does not fit."""
-    try:
-        text = path.read_text("utf-8")
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from None
-    asked = from_dict(Comparison, parse_yaml(text, str(path)), str(path))
+    asked = from_dict(Comparison, read_keys(path), str(path))
     for row in asked.rows.values():
         if row.config is not None:
             load(row.config, row.overrides)  # what is wrong with a late row is said at once

@@ -19,7 +19,8 @@ from vidcm.store import read_card, read_weights, save_model
 from vidcm.times import SHIFT
 from vidcm.train.health import LEAST_MOTION, logged_motion
 
-ROLES = ("codec", "teacher", "student")
+KINDS = {"codec": "causal_vae", "teacher": "denoiser", "student": "denoiser"}
+ROLES = tuple(KINDS)
 MOST_STEPS = 8  # beyond, more steps of a consistency student rarely help
 
 
@@ -89,6 +90,10 @@ def export(
     if (output / "pipeline.json").exists() and not overwrite:
         raise UsageError(f"{output} holds a pipeline; give another --output, or --overwrite")
     cards = {role: read_card(models[role]) for role in ROLES}
+    for role, card in cards.items():
+        kind, holds = KINDS[role], card["spec"].get("name")
+        if not issubclass(lookup("model", holds), lookup("model", kind)):
+            raise UsageError(f"{models[role]} is not a {role}: it holds a {holds}, not a {kind}")
     for role in ("teacher", "student"):
         told = cards[role]["spec"].get("backbone", {}).get("guided", False)
         if told != (role == "student"):

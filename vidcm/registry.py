@@ -3,7 +3,7 @@
 import difflib
 import inspect
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import NoneType, UnionType
@@ -119,14 +119,28 @@ def build(kind: str, spec: Mapping[str, Any], **context: Any) -> Any:
 
 
 _REST = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-_PLAIN = {float: int | float} | {k: k for k in (int, bool, str, Path, NoneType)}
+_PLAIN = {float: int | float, Path: str | Path} | {k: k for k in (int, bool, str, NoneType)}
 
 
 def _check_plain(where: str, value: Any, kind: Any) -> None:
-    """Refuse a value of another type where the constructor asks for a plain one, or one of some."""
-    kinds = typing.get_args(kind) if isinstance(kind, UnionType) else (kind,)
-    if not all(k in _PLAIN for k in kinds):
-        return
-    flag = isinstance(value, bool) and bool not in kinds  # True is an int to Python
-    if flag or not any(isinstance(value, _PLAIN[k]) for k in kinds):
-        raise UsageError(f"{where}: {value!r} is not {getattr(kind, '__name__', kind)}")
+    """Refuse a value of another type where the constructor asks for plain values, or for lists."""
+    if not _fits(value, kind):
+        name = kind.__name__ if isinstance(kind, type) else str(kind)
+        raise UsageError(f"{where}: {value!r} is not {name.replace('collections.abc.', '')}")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of a kind; what is neither plain nor a list, its owner checks."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is UnionType:
+        return any(_fits(value, k) for k in args)
+    if origin in (tuple, list, Sequence):
+        kinds = args if origin is tuple else args * len(value) if isinstance(value, _LIST) else ()
+        return (
+            isinstance(value, _LIST) and len(value) == len(kinds) and all(map(_fits, value, kinds))
+        )
+    flag = isinstance(value, bool) and kind is not bool  # True is an int to Python
+    return kind not in _PLAIN or isinstance(value, _PLAIN[kind]) and not flag
+
+
+_LIST = list | tuple

@@ -120,7 +120,8 @@ class CausalVAE(nn.Module):
     """video `(b 3 t h w)` in [-1, 1] <-> scaled latents `(b c (t-1)/4+1 h/8 w/8)`.
 
     channels: of the latent. widths: channels at stride 4, 8, and at the latent grid. depths:
-    residual blocks at the same three places, the encoder's and the decoder's.
+    residual blocks at the same three places, the encoder's and the decoder's. Raises UsageError for
+    sizes that make no codec.
     """
 
     time_stride, stride = 4, 8
@@ -134,6 +135,12 @@ class CausalVAE(nn.Module):
     ):
         super().__init__()
         self.channels = channels
+        three = (widths, encoder_depths, decoder_depths)
+        if any(len(sizes) != 3 for sizes in three) or min(channels, *widths) < 1:
+            raise UsageError(
+                f"channels {channels}, widths {list(widths)}, depths {list(encoder_depths)} and "
+                f"{list(decoder_depths)}: use three of each, channels and widths above 0"
+            )
         a, b, c = widths
         pixels = 3 * PATCH**2
         if a < pixels:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from vidcm.errors import UsageError
 from vidcm.models.attention import Attention
 from vidcm.models.rope import rotary
 
@@ -38,6 +39,7 @@ def ngrams(word: str, buckets: int, limit: int = 24) -> tuple[int, ...]:
 class HashedWords(nn.Module):
     """prompts -> tokens `(b, n, width)` and mask `(b, n)`; n is the longest prompt's words, at
     most `max_words` (the rest of a prompt is left out). A prompt of no words is one learnt token.
+    Raises UsageError for sizes that make no tower.
     """
 
     def __init__(
@@ -49,6 +51,15 @@ class HashedWords(nn.Module):
         max_words: int = 64,
     ):
         super().__init__()
+        if min(width, heads, max_words) < 1 or depth < 0 or buckets < 2:
+            raise UsageError(
+                f"width {width}, heads {heads}, max_words {max_words}, depth {depth}, buckets "
+                f"{buckets}: use at least 1, 1, 1, 0 and 2"
+            )
+        if width % (2 * heads):
+            raise UsageError(
+                f"width {width} over {heads} heads: a head must be an even number wide"
+            )
         self.width, self.heads, self.buckets, self.max_words = width, heads, buckets, max_words
         self.pieces = nn.EmbeddingBag(buckets, width, mode="mean", padding_idx=0)
         self.empty = nn.Parameter(torch.randn(width) * 0.02)

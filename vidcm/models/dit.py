@@ -63,8 +63,8 @@ class DiT(nn.Module):
     two_times: takes a second time, that which a jump ends at; starts deaf to it. The attribute
     `checkpointing`: compute blocks anew in the backward pass rather than keep what is inside them.
 
-    Raises UsageError when heads do not divide width, the head is not a multiple of 16, or a shape
-    does not divide into patches.
+    Raises UsageError for a size that is not above 0, when heads do not divide width, the head is not
+    a multiple of 16, or a shape does not divide into patches.
     """
 
     checkpointing = False
@@ -82,6 +82,13 @@ class DiT(nn.Module):
         two_times: bool = False,
     ):
         super().__init__()
+        if min(width, depth, heads, channels) < 1 or ratio <= 0:
+            raise UsageError(
+                f"width {width}, depth {depth}, heads {heads}, channels {channels}, ratio {ratio}: "
+                "all must be above 0"
+            )
+        if len(patch) != 3 or min(patch) < 1:
+            raise UsageError(f"patch {list(patch)} is not [frames, height, width], each at least 1")
         if width % heads or width // heads % 16:
             raise UsageError(
                 f"width {width} over {heads} heads: a head must be a multiple of 16 wide"

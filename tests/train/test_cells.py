@@ -45,12 +45,14 @@ def on_two_ranks(mode: str, folder: Path, seconds: float) -> list[dict]:
     rank_of = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     before = filter(None, [os.environ.get("PYTHONPATH")])
     places = {"PYTHONPATH": os.pathsep.join([str(REPO), str(REPO / "tests"), *before])}
+    # Of its own: a compilation that was killed leaves half a library in the one that all share.
+    cache = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")}
     log = folder / f"{mode}.log"
     with log.open("wb") as output:
         ranks = [
             subprocess.Popen(
                 [sys.executable, cells.__file__, mode, str(folder)],
-                env={**os.environ, **rank_of, **places, "RANK": r, "LOCAL_RANK": r}
+                env={**os.environ, **rank_of, **places, **cache, "RANK": r, "LOCAL_RANK": r}
                 | {"OMP_NUM_THREADS": "1"},
                 stdout=output,
                 stderr=subprocess.STDOUT,

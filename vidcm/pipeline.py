@@ -197,7 +197,8 @@ class VideoPipeline:
         it asks for. prompts: one result each, with seeds that count up from `seed` or one each; two
         of them are the ends of the task interpolate. frames: how many the model makes, given ones
         among them (default: the checkpoint's); of tasks along a whole clip, which make as many as
-        it has, the most. height, width: of the result (default: the checkpoint's). zero_shot: not
+        it has, the most. height, width: of the result (default: the checkpoint's). guidance: default
+        1 for a student where something of the clip is given, else the checkpoint's. zero_shot: not
         to show given frames to a model that was trained with them, as with any other. The other
         options are those of a call.
         Raises UsageError for tasks, clips and numbers that do not fit."""

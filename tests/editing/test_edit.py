@@ -272,6 +272,30 @@ def test_the_teacher_walks_with_its_own_solver(pipe, monkeypatch):
         pipe.edit(INPAINT, [film()], PROMPT, teacher=True)
 
 
+@pytest.mark.parametrize(
+    "task, given, teacher, scale",
+    [
+        (INPAINT, True, False, 1.0),
+        ({"name": "variation", "strength": 0.5}, True, False, 1.0),
+        ({"name": "denoise", "noise": 20.0}, True, False, 1.0),
+        ("loop", False, False, 3.0),
+        (INPAINT, True, True, 2.0),
+    ],
+)
+def test_a_student_that_is_given_something_works_without_guidance(
+    pipe, monkeypatch, task, given, teacher, scale
+):
+    monkeypatch.setitem(pipe.settings["student"], "guidance", 3.0)
+    monkeypatch.setitem(pipe.settings["student"], "guidance_range", [1.0, 5.0])
+    monkeypatch.setitem(pipe.settings["teacher"], "guidance", 2.0)
+    clips, told = [film()] * given, dict(steps=2, teacher=teacher)
+    by_itself = pipe.edit(task, clips, PROMPT, **told).frames
+    np.testing.assert_array_equal(
+        by_itself, pipe.edit(task, clips, PROMPT, guidance=scale, **told).frames
+    )
+    assert (by_itself != pipe.edit(task, clips, PROMPT, guidance=5, **told).frames).any()
+
+
 def test_numbers_out_of_range(pipe):
     with pytest.raises(UsageError, match="steps is 0"):
         pipe.edit("image", [], PROMPT, steps=0)

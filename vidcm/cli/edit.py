@@ -101,7 +101,12 @@ def parser(tasks: list[str] | None = None) -> argparse.ArgumentParser:
     )
     how = p.add_argument_group("how")
     how.add_argument("--steps", type=whole_number(1, 1000), help="network evaluations")
-    how.add_argument("--guidance", type=number(0, 100), help="how strictly to follow the prompt")
+    how.add_argument(
+        "--guidance",
+        type=number(0, 100),
+        help="how strictly to follow the prompt (default: the checkpoint's own; 1, which is without, "
+        "for a student that is given something of the clip)",
+    )
     how.add_argument(
         "--seed",
         action="append",

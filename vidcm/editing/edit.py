@@ -199,7 +199,8 @@ def render(
     """Clips of a scene, one for each prompt and seed."""
     from vidcm.pipeline import Clips, Clock, SampleRngs
 
-    how, codec, device = how.settled(pipe), pipe.codec, pipe.device
+    given = bool(scene.seen.any()) or scene.strength is not None or scene.noise is not None
+    how, codec, device = how.settled(pipe, given), pipe.codec, pipe.device
     clock = Clock(device)
     cond = text(pipe, how, prompts)
     clock("text")

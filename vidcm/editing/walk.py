@@ -33,9 +33,14 @@ class How:
     progress: Callable[[int, int], None] | None = None
     zero_shot: bool = False
 
-    def settled(self, pipe: "VideoPipeline") -> "How":
-        """With numbers for what is left open. Raises UsageError when one is out of range."""
+    def settled(self, pipe: "VideoPipeline", given: bool = False) -> "How":
+        """With numbers for what is left open. given: whether something of the clip is; a student is
+        then left to guess without guidance, which would only add grain to what follows from it.
+        Raises UsageError when one is out of range."""
         steps, guidance = pipe.numbers(self.teacher, self.steps, self.guidance)
+        if given and self.guidance is None and not self.teacher:
+            lowest, _ = pipe.settings["student"].get("guidance_range", (1.0, 1.0))
+            guidance = min(guidance, max(1.0, lowest))
         return replace(self, steps=steps, guidance=guidance)
 
     def evaluations(self, pipe: "VideoPipeline") -> int:

@@ -32,10 +32,8 @@ class Oracle:
     def edit(self, spec, clips, prompts, *, steps, seed):
         (clip,), slow = clips, spec["name"] == "interpolate_frames"
         frames = 2 * len(clip) - 1 if slow else len(clip)
-        if frames == FRAMES:
-            self.at, whole = 0, True
-        else:
-            whole = False
+        if whole := frames == FRAMES:
+            self.at = 0
         place = seed - self.truth.seed
         true = come_round(self.truth.frames[place].numpy(), FRAMES, False)
         made = clip if spec["name"] == "inpaint" else true[self.at : self.at + frames]
@@ -113,7 +111,7 @@ def test_steps_are_those_where_pieces_join_and_something_is_filled_in():
 
 
 @pytest.mark.parametrize("task", sorted({row.task for row in ROWS}))
-def test_the_pipeline_edits_what_pieces_are_given(task, tmp_path_factory, pipeline):
+def test_the_pipeline_edits_what_pieces_are_given(task, pipeline):
     """Every piece as if it were alone; a whole clip is one piece."""
     rng = np.random.default_rng(0)
     height, width = tiny.SIZE["height"], tiny.SIZE["width"]
@@ -123,9 +121,7 @@ def test_the_pipeline_edits_what_pieces_are_given(task, tmp_path_factory, pipeli
     whole = edit_pieces(pipeline, case, 9, **asked)
     assert pieces.shape == whole.shape == (9, height, width, 3)
     np.testing.assert_array_equal(pieces[case.kept], case.given[case.kept])
-    np.testing.assert_array_equal(
-        whole, pipeline.edit(case.spec, case.clips, **asked).frames[0]
-    )
+    np.testing.assert_array_equal(whole, pipeline.edit(case.spec, case.clips, **asked).frames[0])
     if task == "interpolate_frames":
         last = pipeline.edit(case.spec, [case.clips[0][2:]], **asked).frames[0]
         np.testing.assert_array_equal(pieces[4:], last)

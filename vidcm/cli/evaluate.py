@@ -39,7 +39,8 @@ def parser() -> Parser:
         "  vidcm evaluate --editing docs/results/editing.json --count 16 --into docs/editing.md\n"
         "  vidcm evaluate --editing docs/results/editing.json --tasks extend loop --examples images/\n"
         "  vidcm evaluate --steering docs/results/steering.json --into docs/experiments.md\n"
-        "  vidcm evaluate --long docs/results/long.json --into docs/long-clips.md",
+        "  vidcm evaluate --long docs/results/long.json --into docs/long-clips.md\n"
+        "  vidcm evaluate --long-edits docs/results/long_edits.json --into docs/editing.md",
     )
     what = p.add_argument_group("what to write")
     what.add_argument(
@@ -80,6 +81,13 @@ def parser() -> Parser:
         help="measure instead clips beyond the trained length and width, and prompts that change; "
         "--into then fills <!-- long:begin --> to <!-- long:end -->",
     )
+    apart.add_argument(
+        "--long-edits",
+        type=Path,
+        metavar="JSON",
+        help="measure instead edits of long clips, whole and in pieces; --into then fills "
+        "<!-- long-edits:begin --> to <!-- long-edits:end -->",
+    )
     what.add_argument(
         "--examples",
         type=Path,
@@ -113,10 +121,13 @@ def parser() -> Parser:
     how.add_argument(
         "--count",
         type=whole_number(2),
-        help="held-out combinations (512; 16 with --editing, 32 with --steering, 24 with --long)",
+        help="held-out combinations (512; 16 with --editing, 32 with --steering, 24 with --long, "
+        "3 with --long-edits)",
     )
     how.add_argument("--seed", type=seed, default=0, help="of the combinations and the noise (0)")
-    how.add_argument("--batch", type=positive_int, default=16, help="clips made at a time (16)")
+    how.add_argument(
+        "--batch", type=positive_int, default=16, help="clips made at a time (16); edits one by one"
+    )
     how.add_argument(
         "--hand-prompts", action="store_true", help="also measure 50 prompts written by hand"
     )
@@ -135,15 +146,11 @@ def _evaluate(args: argparse.Namespace) -> None:
     if args.editing:
         _evaluate_edits(args)
         return
-    if args.steering or args.long:
+    if args.steering or args.long or args.long_edits:
         _evaluate_apart(args)
         return
-    about_edits = {
-        "--examples": args.examples,
-        "--tasks": args.tasks,
-        "--zero-shot": args.zero_shot,
-    }
-    for option, given in about_edits.items():
+    about_edits = {"--examples": args.examples, "--tasks": args.tasks}
+    for option, given in (about_edits | {"--zero-shot": args.zero_shot}).items():
         if given:
             raise UsageError(f"{option} is about edits; give --editing too, or leave it out")
     if args.table and (args.output or args.sheet):
@@ -216,17 +223,19 @@ def _evaluate_edits(args: argparse.Namespace) -> None:
 
 
 def _evaluate_apart(args: argparse.Namespace) -> None:
-    """Steering or long clips: numbers and rows of their own."""
+    """Steering, long clips or long edits: numbers and rows of their own."""
     from vidcm.markdown import block, rewrite
-    from vidcm.metrics import long, steering
+    from vidcm.metrics import long, long_edits, steering
     from vidcm.metrics.protocol import Truth
 
-    if args.steering:
-        kind, output, count = "steering", args.steering, 32
-        measure, table = steering.steer, steering.table
-    else:
-        kind, output, count = "long", args.long, 24
-        measure, table = long.measure_long, long.table
+    kinds = {
+        "steering": (args.steering, 32, steering.steer, steering.table),
+        "long": (args.long, 24, long.measure_long, long.table),
+        "long-edits": (args.long_edits, 3, long_edits.measure_long_edits, long_edits.table),
+    }
+    kind = next(kind for kind, (output, *_) in kinds.items() if output)
+    output, count, measure, table = kinds[kind]
+    batch = {} if args.long_edits else {"batch": args.batch}
     others = {"--table": args.table, "--output": args.output, "--sheet": args.sheet}
     others |= {"--rows": args.rows, "--examples": args.examples, "--tasks": args.tasks}
     others |= {"--zero-shot": args.zero_shot, "--hand-prompts": args.hand_prompts}
@@ -238,14 +247,9 @@ def _evaluate_apart(args: argparse.Namespace) -> None:
     if args.into:
         block(args.into, kind)
     pipe, lpc = _model_and_truth(args)
-    results = measure(
-        pipe,
-        Truth(lpc, args.count or count, args.seed),
-        output,
-        name=Path(args.checkpoint).name,
-        batch=args.batch,
-        overwrite=args.overwrite,
-    )
+    truth = Truth(lpc, args.count or count, args.seed)
+    name = Path(args.checkpoint).name
+    results = measure(pipe, truth, output, name=name, overwrite=args.overwrite, **batch)
     if args.into:
         rewrite(args.into, kind, table(results))
     else:

@@ -261,7 +261,7 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         and (kind is bool) == isinstance(value, bool)
     ):
         return value
-    name = str(kind).replace("typing.", "") if origin else kind.__name__
+    name = str(kind).replace("typing.", "") if origin else getattr(kind, "__name__", kind)
     raise UsageError(f"{where}: {value!r} is not {name}")
 
 

@@ -59,7 +59,7 @@ def _task(config: TrainConfig, model: Any, device: torch.device) -> Task:
 def check_objective(model: nn.Module, config: TrainConfig) -> None:
     """Raises UsageError where the objective is for other models, as its call is annotated, or where
     a teacher is named to one that asks none."""
-    name = config.objective.get("name")
+    name = config.objective.get("name", "")
     objective: Any = lookup("objective", name)
     trains = get_type_hints(objective.__call__).get("model", nn.Module)
     if not isinstance(model, trains):

@@ -247,6 +247,23 @@ def test_given_frames_are_kept_to_the_bit(pipe, name):
     assert (other[-9:] != made).any(), "the frames shown change the others"
 
 
+@pytest.mark.parametrize("teacher", [False, True], ids=["student", "teacher"])
+@pytest.mark.parametrize("given", [4, 1], ids=["whole latent frames", "a picture at the end"])
+def test_what_the_network_says_of_given_frames_is_overruled(pipe, teacher, given, monkeypatch):
+    """At time 0 its answer for them says nothing of the noise that the sampler holds there."""
+    kind, name = (ConditionedFlow, "velocity") if teacher else (Conditioned, "clean")
+    answer = getattr(kind, name)
+
+    def louder(self, *args):
+        said = answer(self, *args)
+        return torch.where(self.frames.given.view(-1, 1, 1), said + 100, said)
+
+    ask = ({"name": "inbetween", "given": given}, [TWO[:4], TWO[4:]], "an orc")
+    made = pipe.edit(*ask, steps=3, teacher=teacher).frames
+    monkeypatch.setattr(kind, name, louder)
+    np.testing.assert_array_equal(pipe.edit(*ask, steps=3, teacher=teacher).frames, made)
+
+
 @pytest.mark.parametrize(
     "task, clips, all",
     [

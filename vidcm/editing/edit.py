@@ -217,7 +217,9 @@ def render(
         begin, until = encode_in_pieces(codec, video), ratio / (1 + ratio)
         noise = torch.zeros_like(noise)
     shown = shown_to(pipe, how, scene)
-    project = shown if shown and shown.all else known.project
+    project = (
+        known.project if shown is None else shown if shown.all else Chain(shown, known.project)
+    )
     clock("encode")
     x = walk(pipe, how, cond, begin.expand_as(noise), noise, until, project, rng, shown)
     clock("denoise")

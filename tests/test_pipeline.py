@@ -326,7 +326,7 @@ def test_exported_teachers_have_a_scale_and_a_grid_of_their_own(made, copy):
             "teacher is not a student: a student takes a guidance scale",
         ),
         ({"teacher": "student"}, [], 2, "student is not a teacher"),
-        ({"codec": "student"}, [], 2, "holds a Denoiser; expected a CausalVAE"),
+        ({"codec": "student"}, [], 2, "is not a codec: it holds a denoiser, not a causal_vae"),
         ({"codec": "none"}, [], 2, "none is not a model folder"),
         ({}, ["--frames", "6"], 2, "6 frames do not fit"),
         ({}, ["--width", "20"], 2, "width 20 is not a multiple of 8"),

@@ -7,6 +7,11 @@ from pathlib import Path
 from vidcm.errors import UsageError, VidcmError
 
 
+def commit_of(environment: dict) -> str:
+    """The commit that an `environment` of results names, as the line below a table has it."""
+    return (environment["commit"] or "unknown")[:10] + (", changed" if environment["dirty"] else "")
+
+
 def grid(head: list[str], lines: list[list[str]]) -> str:
     """A table whose first column is text and the others numbers."""
     bars = ["---", *["---:"] * (len(head) - 1)]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from vidcm.cli.common import Parser, existing_file, positive_int, run, seed
 from vidcm.errors import UsageError, VidcmError
-from vidcm.markdown import block, grid, rewrite
+from vidcm.markdown import block, commit_of, grid, rewrite
 
 if TYPE_CHECKING:
     from vidcm.benchmark import Row
@@ -230,7 +230,7 @@ def table(results: dict) -> str:
 def _method(results: dict) -> str:
     recipe, made_on, clip = results["recipe"], results["environment"], results["recipe"]["clip"]
     row = next(iter(results["rows"].values()))
-    commit = (made_on["commit"] or "unknown")[:10] + (", changed" if made_on["dirty"] else "")
+    commit = commit_of(made_on)
     where = (
         made_on["cpu"] if recipe["device"] == "cpu" else f"{made_on['device']}, {made_on['cpu']}"
     )

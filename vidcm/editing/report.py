@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from vidcm.markdown import grid
+from vidcm.markdown import commit_of, grid
 
 Rows = Mapping[str, Mapping[str, Any]]
 
@@ -183,7 +183,7 @@ def _list(names: list[str]) -> str:
 
 def _note(results: Mapping[str, Any]) -> str:
     made, protocol = results["environment"], results["protocol"]
-    commit = (made["commit"] or "unknown")[:10] + (", changed" if made["dirty"] else "")
+    commit = commit_of(made)
     return (
         f"{protocol['count']} held-out combinations, seed {protocol['seed']}, full captions. Model "
         f"{results['model']['name']}, commit {commit}; {made['cpu']}, {made['threads']} threads, "

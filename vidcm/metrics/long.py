@@ -22,7 +22,7 @@ from vidcm.data.lpc import LPC, Combination
 from vidcm.editing.cases import animate
 from vidcm.editing.scores import about_filled
 from vidcm.errors import UsageError
-from vidcm.markdown import grid, write_text
+from vidcm.markdown import commit_of, grid, write_text
 from vidcm.metrics import adherence, diversity, motion
 from vidcm.metrics.environment import environment
 from vidcm.metrics.protocol import Truth, describe_model, plain
@@ -239,7 +239,7 @@ def table(results: dict) -> str:
     """Markdown: long clips, clips whose prompt changes, how they were measured."""
     protocol, rows = results["protocol"], list(results["rows"].values())
     made = rows[0]["environment"]
-    commit = (made["commit"] or "unknown")[:10] + (", changed" if made["dirty"] else "")
+    commit = commit_of(made)
     told = {"all, first, %": ("first", "score"), "all, last, %": ("last", "score")}
     action = {"action before, %": ("first", "action"), "action after, %": ("last", "action")}
     return "\n\n".join(

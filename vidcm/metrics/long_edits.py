@@ -15,7 +15,7 @@ from tqdm import tqdm
 from vidcm.editing.cases import CASES, Case
 from vidcm.editing.scores import Pair, score
 from vidcm.errors import UsageError
-from vidcm.markdown import grid, write_text
+from vidcm.markdown import commit_of, grid, write_text
 from vidcm.metrics.environment import environment
 from vidcm.metrics.protocol import Truth, describe_model, plain
 
@@ -136,7 +136,7 @@ def _shared(case: Case) -> int:
 def table(results: dict) -> str:
     """Markdown: the rows, and how they were measured."""
     protocol, made = results["protocol"], results["environment"]
-    commit = (made["commit"] or "unknown")[:10] + (", changed" if made["dirty"] else "")
+    commit = commit_of(made)
     head = ["", *(f"PSNR, {way}" for way in WAYS), *(f"step, {way}" for way in WAYS)]
     lines = [
         [name, *(f"{row[w]['psnr']:.1f}" for w in WAYS), *(f"{row[w]['step']:.2f}" for w in WAYS)]

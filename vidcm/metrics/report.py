@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from vidcm.errors import UsageError
-from vidcm.markdown import grid
+from vidcm.markdown import commit_of, grid
 
 
 def read_results(path: Path) -> dict:
@@ -83,7 +83,7 @@ def _method(results: dict) -> str:
     protocol = results["protocol"]
     first = next(row["heldout"] for row in results["rows"].values() if "heldout" in row)
     made_on = first["environment"]
-    commit = (made_on["commit"] or "unknown")[:10] + (", changed" if made_on["dirty"] else "")
+    commit = commit_of(made_on)
     return (
         f"{protocol['count']} held-out combinations, seed {protocol['seed']}, full captions; "
         f"guessing would score {_percent(first['adherence']['chance'])} %. Model "

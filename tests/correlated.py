@@ -11,10 +11,10 @@ import torch
 from oracle import Gaussian
 from torch import Tensor, nn
 
-from vidcm.denoiser import Cond, Prediction
-from vidcm.paths import Path
+from vidcm.diffusion.base import Cond, Prediction
+from vidcm.diffusion.paths import ProbPath
+from vidcm.diffusion.shapes import like
 from vidcm.rng import SampleRng
-from vidcm.shapes import like
 
 MEANS = {"": 0.2, "up": 0.9}
 
@@ -39,7 +39,7 @@ class Clips(Gaussian):
     trained with given frames, its `clean` and `jump` a perfect student's. Times are `(b,)` or
     `(b, t)`; `clean` and `jump` want equal times of the frames that are not at 0."""
 
-    def __init__(self, path: Path, cov: Tensor | None = None):
+    def __init__(self, path: ProbPath, cov: Tensor | None = None):
         super().__init__(path, means=MEANS)
         self.cov = covariance() if cov is None else cov
 
@@ -64,7 +64,7 @@ class Clips(Gaussian):
             [self._one(*one) for one in zip(x_t, t, s, self.mean(cond), strict=True)]
         )
 
-    def jump(self, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond) -> Tensor:
+    def flow_map(self, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond) -> Tensor:
         return self.flow(x_t, t, s, cond)
 
     def _one(self, x: Tensor, t: Tensor, s: Tensor, mu: Tensor) -> Tensor:

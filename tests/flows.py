@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from vidcm import registry
 from vidcm.data.batch import Batch
-from vidcm.denoiser import Cond, Denoiser, Prediction
-from vidcm.objectives.base import Objective, held_of
-from vidcm.paths import RectifiedFlow
+from vidcm.diffusion.base import Cond, Prediction
+from vidcm.diffusion.denoiser import Denoiser
+from vidcm.diffusion.paths import RectifiedFlow
+from vidcm.diffusion.shapes import like
+from vidcm.objectives.base import Objective, target_network_of
 from vidcm.rng import SampleRng
-from vidcm.shapes import like
 
 MEANS = {"": 0.2, "up": 0.9}
 PLACES = range(64)
@@ -40,7 +41,7 @@ class Flow(Gaussian):
     def velocity(self, x_t: Tensor, t: Tensor, cond: Cond, s: Tensor | None = None) -> Tensor:
         return self.predict(x_t, t, cond, s).v
 
-    def jump(self, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond) -> Tensor:
+    def flow_map(self, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond) -> Tensor:
         return self.flow(x_t, t, s, cond)
 
 
@@ -55,10 +56,10 @@ class Watching(Flow):
         self.told.append((list(prompts), guidance))
         return super().encode(prompts, guidance)
 
-    def jump(self, x_t, t, s, cond):
+    def flow_map(self, x_t, t, s, cond):
         self.seen.append((t, s))
         self.graded.append(torch.is_grad_enabled())
-        return super().jump(x_t, t, s, cond)
+        return super().flow_map(x_t, t, s, cond)
 
 
 class Pointwise(nn.Module):
@@ -96,7 +97,7 @@ def trained(model: Denoiser, objective: Objective, steps: int) -> Denoiser:
     """Adam over fresh batches of N(0.9, 0.5^2), which the prompt "0.9" names."""
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    if held := held_of(objective):
+    if held := target_network_of(objective):
         held.start(model)
     for step in range(steps):
         if held:

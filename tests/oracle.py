@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from vidcm.denoiser import Cond, Prediction
-from vidcm.paths import Path, RectifiedFlow, TrigFlow, VarianceExploding
-from vidcm.shapes import like
+from vidcm.diffusion.base import Cond, Prediction
+from vidcm.diffusion.paths import ProbPath, RectifiedFlow, TrigFlow, VarianceExploding
+from vidcm.diffusion.shapes import like
 
 PATHS = [RectifiedFlow(), TrigFlow(), VarianceExploding()]
 
@@ -27,7 +27,7 @@ class Gaussian:
     `clean` is a perfect student's, which obeys the guidance scale it is told.
     """
 
-    def __init__(self, path: Path, std: float = 0.5, means: dict[str, float] | None = None):
+    def __init__(self, path: ProbPath, std: float = 0.5, means: dict[str, float] | None = None):
         self.path, self.std, self.means = path, std, means or {"": 0.7}
 
     def encode(self, prompts: Sequence[str], guidance: Tensor | None = None) -> Cond:
@@ -61,7 +61,7 @@ class Gaussian:
     def velocity(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         return self.predict(x_t, t, cond).v
 
-    def clean(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+    def predict_x0(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """The consistency function f(x_t, t)."""
         return self.flow(x_t, t, torch.zeros_like(t), cond)
 
@@ -95,7 +95,7 @@ class Pointwise(nn.Module):
 class Said(nn.Module):
     """A conditioner for prompts that are numbers: the token is the number."""
 
-    width = 1
+    hidden_size = 1
 
     def forward(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         numbers = torch.tensor([float(p or 0) for p in prompts])

@@ -17,13 +17,15 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import vidcm
-from vidcm import benchmark, sampling
-from vidcm.benchmark import Plan, Row, measure
 from vidcm.cli import benchmark as command
 from vidcm.codecs.causal_vae import CausalVAE
-from vidcm.denoiser import Cond, Denoiser
+from vidcm.diffusion import samplers
+from vidcm.diffusion.base import Cond
+from vidcm.diffusion.denoiser import Denoiser
 from vidcm.errors import UsageError, VidcmError
-from vidcm.metrics.cost import flops_per_evaluation, ratios, summary, tokens_of
+from vidcm.evaluation import benchmark
+from vidcm.evaluation.benchmark import Plan, Row, measure
+from vidcm.evaluation.cost import flops_per_evaluation, ratios, summary, tokens_of
 from vidcm.models.dit import DiT
 from vidcm.store import save_model
 
@@ -37,7 +39,13 @@ def pipeline(tmp_path_factory) -> Path:
     """A pipeline folder of tiny random models."""
     folder = tmp_path_factory.mktemp("bench") / "tiny"
     torch.manual_seed(0)
-    words = {"name": "hashed_words", "width": 32, "depth": 1, "heads": 2, "buckets": 64}
+    words = {
+        "name": "hashed_words",
+        "hidden_size": 32,
+        "num_layers": 1,
+        "num_heads": 2,
+        "buckets": 64,
+    }
     codec = {
         "channels": 4,
         "widths": [48, 8, 16],
@@ -46,8 +54,14 @@ def pipeline(tmp_path_factory) -> Path:
     }
     specs = {"codec": {"name": "causal_vae", **codec}}
     for role in ("teacher", "student"):
-        dit = {"name": "dit", "width": 32, "depth": 2, "heads": 2, "patch": [1, 1, 1]}
-        dit["guided"] = role == "student"
+        dit = {
+            "name": "dit",
+            "hidden_size": 32,
+            "num_layers": 2,
+            "num_heads": 2,
+            "patch_size": [1, 1, 1],
+        }
+        dit["guidance_embed"] = role == "student"
         specs[role] = {"name": "denoiser", "channels": 4, "backbone": dit, "conditioner": words}
     for part, spec in specs.items():
         options = {k: v for k, v in spec.items() if k != "name"}
@@ -135,7 +149,7 @@ def test_evaluations_are_those_of_the_network(measured):
 
 
 def test_a_sampler_that_evaluates_more_is_found_out(pipeline, monkeypatch):
-    monkeypatch.setitem(sampling.SOLVERS, "euler", sampling.heun)
+    monkeypatch.setitem(samplers.SOLVERS, "euler", samplers.heun)
     rows = measure(pipeline, "cpu", ROWS[:1], Plan(warmup=1, repeats=1))["rows"]
     assert rows["teacher-3"]["forwards"] == 5 and rows["teacher-3"]["evaluations"] == 10
 
@@ -189,7 +203,16 @@ def test_watching_ends_with_the_measurement(pipeline, monkeypatch):
 @pytest.mark.parametrize("patch, shape", [((1, 1, 1), (2, 3, 5, 7)), ((1, 2, 2), (5, 3, 22, 26))])
 def test_analytic_flops_are_those_torch_counts(guided, patch, shape):
     context, words = 48, 11
-    dit = DiT(shape[0], context, width=32, depth=3, heads=2, patch=patch, ratio=2.5, guided=guided)
+    dit = DiT(
+        shape[0],
+        context,
+        hidden_size=32,
+        num_layers=3,
+        num_heads=2,
+        patch_size=patch,
+        mlp_ratio=2.5,
+        guidance_embed=guided,
+    )
     cond = Cond(
         torch.randn(1, words, context),
         torch.ones(1, words, dtype=torch.bool),

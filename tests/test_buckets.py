@@ -17,17 +17,17 @@ from vidcm.cli import encode
 from vidcm.config import TrainConfig
 from vidcm.data.folder import VideoFolder
 from vidcm.data.latents import LatentShards, write_shards
+from vidcm.data.loader import batches
 from vidcm.data.order import Order
 from vidcm.errors import UsageError
+from vidcm.media.write import write_clip
 from vidcm.registry import build
 from vidcm.store import read_card
 from vidcm.train import loop
 from vidcm.train.checkpoint import folder_of
+from vidcm.train.denoiser_task import video_task
 from vidcm.train.launch import start_alone
-from vidcm.train.loader import batches
 from vidcm.train.roles import assemble
-from vidcm.train.video_task import video_task
-from vidcm.video import write_clip
 
 CPU = torch.device("cpu")
 SHAPES = {(5, 2, 2, 3): 11, (5, 3, 1, 2): 6}  # latents (c t h w): how many

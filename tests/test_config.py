@@ -117,7 +117,7 @@ def test_numbers_are_numbers(text, value):
         (["teacher=runs/t", "lora={}", "init=runs/i"], "start", "runs/i"),
         (["teacher=runs/t", "lora.rank=3"], "lora", LoraConfig(rank=3)),
         (["teacher=runs/t"], "start", None),
-        (["checkpointing=true"], "checkpointing", True),
+        (["activation_checkpointing=true"], "activation_checkpointing", True),
         (["steps=3", "steps=5"], "steps", 5),
     ],
 )

@@ -7,8 +7,9 @@ import tiny
 import torch
 from torch import Tensor
 
-from vidcm.denoiser import Cond, Denoiser
-from vidcm.derivative import Exact, FiniteDifference
+from vidcm.diffusion.base import Cond
+from vidcm.diffusion.denoiser import Denoiser
+from vidcm.diffusion.derivative import Exact, FiniteDifference
 from vidcm.errors import UsageError
 from vidcm.models.dit import DiT
 from vidcm.registry import build
@@ -23,8 +24,14 @@ def relative(found: Tensor, expected: Tensor) -> float:
 def network(dtype: torch.dtype = torch.float64, **options) -> Callable[..., Tensor]:
     """A DiT whose gates are open, seen as a function of latents and time; text stays as it is."""
     torch.manual_seed(0)
-    options = {"width": 32, "heads": 2, "patch": (1, 1, 1), "guided": True, **options}
-    model = tiny.shaken(DiT(3, 11, depth=2, **options)).to(dtype)
+    options = {
+        "hidden_size": 32,
+        "num_heads": 2,
+        "patch_size": (1, 1, 1),
+        "guidance_embed": True,
+        **options,
+    }
+    model = tiny.shaken(DiT(3, 11, num_layers=2, **options)).to(dtype)
     mask = torch.arange(7) < torch.tensor([[7], [2]])
     cond = Cond(torch.randn(2, 7, 11).to(dtype), mask, torch.tensor([1.5, 4.0]))
     return lambda x, time: model(x, time, cond)
@@ -39,7 +46,7 @@ def place(dtype: torch.dtype = torch.float64, frames: int | None = None) -> tupl
 
 
 @pytest.mark.parametrize(
-    "options, frames", [({}, None), ({"patch": (2, 1, 3), "two_times": True}, 4)]
+    "options, frames", [({}, None), ({"patch_size": (2, 1, 3), "two_times": True}, 4)]
 )
 def test_exact_is_the_limit_of_differences_through_a_whole_network(options, frames):
     """Self- and cross-attention with padded words, rotary, norms, modulation by time and scale."""
@@ -87,7 +94,7 @@ WAYS = (Exact(), FiniteDifference())
 
 
 def denoiser() -> Denoiser:
-    return tiny.shaken(build("model", tiny.denoiser(guided=True)), 0.05)
+    return tiny.shaken(build("model", tiny.denoiser(guidance_embed=True)), 0.05)
 
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "autocast"])

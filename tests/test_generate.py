@@ -13,7 +13,7 @@ import tiny
 
 import vidcm
 from vidcm.cli import generate
-from vidcm.video import read_png
+from vidcm.media.write import read_png
 
 REPO = Path(vidcm.__file__).parents[1]
 PROMPT = "a woman with purple hair walks left"

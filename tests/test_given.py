@@ -5,9 +5,9 @@ import tiny
 import torch
 
 from vidcm.config import TrainConfig
-from vidcm.denoiser import Denoiser
+from vidcm.diffusion.denoiser import Denoiser
+from vidcm.diffusion.given_frames import KINDS, GivenFrames, free_mean, hold, kinds_of, trained_with
 from vidcm.errors import UsageError
-from vidcm.given import KINDS, GivenFrames, free_mean, hold, kinds_of, trained_with
 from vidcm.registry import build
 from vidcm.rng import SampleRng
 
@@ -133,13 +133,13 @@ def denoiser(path: str, **options) -> Denoiser:
 def test_given_frames_come_back_as_they_are_and_shape_the_others(path, two_times):
     model, x = denoiser(path, two_times=two_times), torch.randn(2, 5, 3, 2, 4)
     given = torch.tensor([[True, False, False], [False, True, True]])
-    t = hold(model.path.time_of(torch.tensor([0.3, 7.0])), given)
+    t = hold(model.path.t_from_sigma(torch.tensor([0.3, 7.0])), given)
     cond = model.encode(["an orc", ""])
-    made = model.clean(x, t, cond)
+    made = model.predict_x0(x, t, cond)
     kept = given[:, None, :, None, None].expand_as(x)
     assert made[kept].equal(x[kept]) and not made[~kept].isclose(x[~kept]).all()
     other = torch.where(kept, x + 1, x)
-    assert not model.clean(other, t, cond)[~kept].allclose(made[~kept], atol=1e-3)
+    assert not model.predict_x0(other, t, cond)[~kept].allclose(made[~kept], atol=1e-3)
 
 
 @torch.no_grad()
@@ -169,12 +169,12 @@ def config(**changes) -> TrainConfig:
 def test_runs_in_which_given_frames_go_unseen_are_refused(tmp_path):
     frames = GivenFrames({"first": 0.3, "last": 0.1, "both": 0.0})
     frames.check(config())
-    with pytest.raises(UsageError, match=r"patch is \[2, 1, 1\]; let it begin with 1"):
-        frames.check(config(model=tiny.denoiser(patch=[2, 1, 1])))
+    with pytest.raises(UsageError, match=r"patch_size is \[2, 1, 1\]; let it begin with 1"):
+        frames.check(config(model=tiny.denoiser(patch_size=[2, 1, 1])))
     teacher = str(tiny.save(tmp_path / "teacher", tiny.denoiser()))
     with pytest.raises(UsageError, match="first, last, which the teacher .* was not trained with"):
         frames.check(config(teacher=teacher))
-    GivenFrames(None).check(config(teacher=teacher, model=tiny.denoiser(patch=[2, 1, 1])))
+    GivenFrames(None).check(config(teacher=teacher, model=tiny.denoiser(patch_size=[2, 1, 1])))
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,10 @@ import tiny
 import torch
 
 from vidcm.config import TrainConfig
-from vidcm.data.batch import Batch
+from vidcm.data.batch import Batch, MicroBatch
 from vidcm.objectives.base import Objective
 from vidcm.registry import build
 from vidcm.rng import SampleRng
-from vidcm.train.engine import MicroBatch
 from vidcm.train.launch import start_alone
 from vidcm.train.roles import assemble
 
@@ -59,7 +58,7 @@ def flow_matching() -> list[float]:
 
 def _consistency_tuning(teacher) -> list[float]:
     objective = build("objective", {"name": "consistency_tuning", "stages": 4}, teacher=teacher)
-    return curve(tiny.denoiser(guided=True), objective, latents)
+    return curve(tiny.denoiser(guidance_embed=True), objective, latents)
 
 
 def consistency_tuning_taught() -> list[float]:
@@ -73,7 +72,7 @@ def consistency_tuning_alone() -> list[float]:
 
 def _continuous_consistency(teacher) -> list[float]:
     objective = build("objective", {"name": "continuous_consistency"}, teacher=teacher)
-    return curve(tiny.denoiser(guided=True), objective, latents)
+    return curve(tiny.denoiser(guidance_embed=True), objective, latents)
 
 
 def continuous_consistency_taught() -> list[float]:
@@ -92,10 +91,10 @@ def _in_turns(spec: dict) -> list[float]:
     teacher = tiny.shaken(build("model", tiny.denoiser())).requires_grad_(False)
 
     def make_fake():
-        return tiny.shaken(build("model", tiny.denoiser(guided=True)), seed=2)
+        return tiny.shaken(build("model", tiny.denoiser(guidance_embed=True)), seed=2)
 
     objective = build("objective", spec, teacher=teacher, make_fake=make_fake)
-    return curve(tiny.denoiser(guided=True), objective, latents)
+    return curve(tiny.denoiser(guidance_embed=True), objective, latents)
 
 
 def distribution_matching() -> list[float]:
@@ -116,7 +115,7 @@ def _taught(name: str, **backbone) -> list[float]:
     torch.manual_seed(1)
     teacher = tiny.shaken(build("model", tiny.denoiser())).requires_grad_(False)
     objective = build("objective", {"name": name}, teacher=teacher)
-    return curve(tiny.denoiser(guided=True, **backbone), objective, latents)
+    return curve(tiny.denoiser(guidance_embed=True, **backbone), objective, latents)
 
 
 def latent_consistency() -> list[float]:

@@ -12,13 +12,13 @@ import torch
 from vidcm import VideoPipeline
 from vidcm.cli import export
 from vidcm.config import TrainConfig, from_dict
-from vidcm.denoiser import Denoiser
+from vidcm.diffusion.denoiser import Denoiser
+from vidcm.diffusion.samplers import euler, flow_map, student_settings
+from vidcm.diffusion.times import student_timesteps
 from vidcm.errors import UsageError, VidcmError
 from vidcm.registry import build
 from vidcm.rng import SampleRng
-from vidcm.sampling import euler, jump, student_settings
 from vidcm.store import read_card, read_weights, save_model
-from vidcm.times import few_steps
 
 NAMES = ["rectified_flow", "trig_flow", "variance_exploding"]
 PROMPTS = ["a woman walks left", "an orc"]
@@ -44,21 +44,21 @@ def latents() -> torch.Tensor:
 @every_path
 def test_nowhere_and_all_the_way_are_known_whatever_the_weights(path, two_times):
     model, x = denoiser(path, two_times=two_times), latents()
-    t, cond = model.path.time_of(RATIOS), model.encode(PROMPTS)
-    torch.testing.assert_close(model.jump(x, t, t, cond), x, rtol=1e-4, atol=1e-5)
-    assert model.jump(x, t, torch.zeros(2), cond).equal(model.clean(x, t, cond))
-    assert not model.jump(x, t, t / 2, cond).allclose(x, atol=1e-2)
+    t, cond = model.path.t_from_sigma(RATIOS), model.encode(PROMPTS)
+    torch.testing.assert_close(model.flow_map(x, t, t, cond), x, rtol=1e-4, atol=1e-5)
+    assert model.flow_map(x, t, torch.zeros(2), cond).equal(model.predict_x0(x, t, cond))
+    assert not model.flow_map(x, t, t / 2, cond).allclose(x, atol=1e-2)
 
 
 @both
 @pytest.mark.parametrize("path", ["rectified_flow", "variance_exploding"])
 def test_on_straight_paths_it_is_the_average_velocity(path, two_times):
     model, x = denoiser(path, two_times=two_times), latents()
-    t, s = (model.path.time_of(r) for r in (RATIOS, ENDS))
+    t, s = (model.path.t_from_sigma(r) for r in (RATIOS, ENDS))
     cond = model.encode(PROMPTS)
     gap = (t - s).view(-1, 1, 1, 1, 1)
     straight = x - gap * model.velocity(x, t, cond, s)
-    torch.testing.assert_close(model.jump(x, t, s, cond), straight, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model.flow_map(x, t, s, cond), straight, rtol=1e-4, atol=1e-4)
 
 
 @both
@@ -66,8 +66,8 @@ def test_all_paths_show_the_network_the_same_jump(two_times):
     x0, eps, found = latents(), latents(), []
     for name in NAMES:
         model = denoiser(name, two_times=two_times)
-        t, s = (model.path.time_of(r) for r in (RATIOS, ENDS))
-        x_s = model.jump(model.path.noise(x0, eps, t), t, s, model.encode(PROMPTS))
+        t, s = (model.path.t_from_sigma(r) for r in (RATIOS, ENDS))
+        x_s = model.flow_map(model.path.add_noise(x0, eps, t), t, s, model.encode(PROMPTS))
         size = torch.hypot(model.path.alpha(s), model.path.sigma(s))
         found.append(x_s / size.view(-1, 1, 1, 1, 1))
     for other in found[1:]:
@@ -76,25 +76,25 @@ def test_all_paths_show_the_network_the_same_jump(two_times):
 
 @both
 def test_equal_times_per_frame_are_one_time(two_times):
-    model, x = denoiser(two_times=two_times, patch=[1, 1, 2]), latents()
+    model, x = denoiser(two_times=two_times, patch_size=[1, 1, 2]), latents()
     cond = model.encode(PROMPTS)
-    t, s = (model.path.time_of(r) for r in (RATIOS, ENDS))
+    t, s = (model.path.t_from_sigma(r) for r in (RATIOS, ENDS))
     frames = [u[:, None].expand(-1, 3) for u in (t, s)]
-    torch.testing.assert_close(model.jump(x, *frames, cond), model.jump(x, t, s, cond))
+    torch.testing.assert_close(model.flow_map(x, *frames, cond), model.flow_map(x, t, s, cond))
 
 
 # --- two times ------------------------------------------------------------------------------------
 
 
 def test_a_fresh_student_of_two_times_is_its_teacher_wherever_it_goes():
-    teacher, student = denoiser(), denoiser(shake=False, two_times=True, guided=True)
+    teacher, student = denoiser(), denoiser(shake=False, two_times=True, guidance_embed=True)
     missing = student.load_state_dict(teacher.state_dict(), strict=False)
     assert all(k.startswith(("backbone.span.", "backbone.guidance.")) for k in missing.missing_keys)
     assert any(k.startswith("backbone.span.") for k in missing.missing_keys)
     x, cond, t = latents(), teacher.encode(PROMPTS), torch.tensor([0.3, 0.9])
     for s in (t, t / 3, torch.zeros(2)):
         assert student.velocity(x, t, cond, s).equal(teacher.velocity(x, t, cond))
-        assert student.jump(x, t, s, cond).equal(teacher.jump(x, t, s, cond))
+        assert student.flow_map(x, t, s, cond).equal(teacher.flow_map(x, t, s, cond))
 
 
 def test_the_second_time_is_heard_and_the_velocity_is_its_limit():
@@ -114,11 +114,13 @@ def test_a_denoiser_of_one_time_does_not_hear_it():
 
 
 def test_on_a_straight_path_ddim_is_euler():
-    model, times = denoiser(), few_steps(4)
+    model, times = denoiser(), student_timesteps(4)
     rng = SampleRng(3, range(2))
     noise, cond = rng.normal(5, 3, 2, 4), model.encode(PROMPTS)
     walked = euler(model, noise * times[0], [*times, 0.0], cond)
-    torch.testing.assert_close(jump(model, noise, times, cond, rng), walked, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        flow_map(model, noise, times, cond, rng), walked, rtol=1e-3, atol=1e-4
+    )
 
 
 # --- from an objective to a clip ------------------------------------------------------------------
@@ -138,7 +140,7 @@ def models(tmp_path_factory) -> dict[str, Path]:
 
 def exported(models: dict[str, Path], name: str, folder: Path, steps: int = 2) -> int:
     """Export a student whose card says that it was trained by an objective."""
-    spec = tiny.denoiser(guided=True, **({"two_times": True} if name == "flow_map" else {}))
+    spec = tiny.denoiser(guidance_embed=True, **({"two_times": True} if name == "flow_map" else {}))
     shaken = tiny.save(folder / "shaken", spec, seed=5)
     made = {"config": {"objective": OBJECTIVES[name]}}
     save_model(folder / "student", spec, read_weights(shaken), made=made)
@@ -151,7 +153,9 @@ def exported(models: dict[str, Path], name: str, folder: Path, steps: int = 2) -
 def test_students_are_sampled_as_they_were_trained(models, tmp_path, name, steps):
     assert exported(models, name, tmp_path, steps) == 0
     settings = json.loads((tmp_path / "pipeline" / "pipeline.json").read_text())["student"]
-    assert settings["sampler"] == "jump" and settings.get("phases") == (3 if steps == 3 else None)
+    assert settings["sampler"] == "flow_map" and settings.get("phases") == (
+        3 if steps == 3 else None
+    )
     pipe = VideoPipeline.from_pretrained(tmp_path / "pipeline", "cpu")
     clip = pipe("an orc", seed=4)
     assert clip.evaluations == steps and clip.frames.std() > 1
@@ -159,10 +163,10 @@ def test_students_are_sampled_as_they_were_trained(models, tmp_path, name, steps
     model = pipe.model("student")
     rng = SampleRng(4, [0])
     noise = rng.normal(*pipe.codec.latent_shape(5, 16, 24))
-    times = few_steps(steps, {int(k): v for k, v in settings["times"].items()})
+    times = student_timesteps(steps, {int(k): v for k, v in settings["times"].items()})
     with torch.no_grad():
         cond = model.encode(["an orc"], torch.full((1,), float(settings["guidance"])))
-        video = pipe.codec.decode(jump(model, noise, times, cond, rng))
+        video = pipe.codec.decode(flow_map(model, noise, times, cond, rng))
     by_hand = ((video.clamp(-1, 1) + 1) * 127.5).round()[0].permute(1, 2, 3, 0)
     assert (by_hand - torch.from_numpy(clip.frames[0])).abs().max() <= 1
     away = pipe("an orc", seed=4, negative_prompt="a man in red")
@@ -191,14 +195,14 @@ def test_an_unknown_sampler_is_refused(models, tmp_path):
     settings["student"]["sampler"] = "leap"
     path.write_text(json.dumps(settings))
     with pytest.raises(
-        VidcmError, match="the sampler 'leap'; this version knows consistency, jump"
+        VidcmError, match="the sampler 'leap'; this version knows consistency, flow_map"
     ):
         VideoPipeline.from_pretrained(tmp_path / "pipeline")
 
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory) -> Path:
-    from vidcm.video import write_clip
+    from vidcm.media.write import write_clip
 
     folder = tmp_path_factory.mktemp("clips")
     lines = []
@@ -212,7 +216,7 @@ def clips(tmp_path_factory) -> Path:
 def config(name: str, models: dict[str, Path], clips: Path, output: Path, **options) -> TrainConfig:
     data = {"name": "folder", "root": str(clips), "num_frames": 5, "size": [16, 24], "fps": 8}
     keys = {
-        "model": tiny.denoiser(guided=True, **options),
+        "model": tiny.denoiser(guidance_embed=True, **options),
         "objective": OBJECTIVES[name],
         "data": data,
         "output": str(output),

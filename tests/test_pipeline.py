@@ -11,11 +11,12 @@ import torch
 
 from vidcm import VideoPipeline
 from vidcm.cli import export
+from vidcm.diffusion.times import SHIFT, STEPS
 from vidcm.errors import UsageError, VidcmError
-from vidcm.pipeline import BUNDLED, Clips, numbered
+from vidcm.media.clips import Clips, numbered
+from vidcm.media.write import read_png
+from vidcm.pipeline import BUNDLED
 from vidcm.store import read_card, read_weights
-from vidcm.times import SHIFT, STEPS
-from vidcm.video import read_png
 
 PROMPT = "a woman with purple hair walks left"
 

@@ -58,8 +58,12 @@ def test_every_name_imports_and_its_options_are_explained(kind, name):
         ("data", {"name": "folder", "root": "x", "num_frames": 5, "size": 16}, "size: 16 is not"),
         ("model", {"name": "causal_vae", "widths": [48]}, r"widths \[48\], .*: use three of each"),
         ("model", {"name": "causal_vae", "channels": 0}, "channels 0, .* above 0"),
-        ("conditioner", {"name": "hashed_words", "heads": 0}, "heads 0, max_words 64"),
-        ("conditioner", {"name": "hashed_words", "width": 33, "heads": 2}, "width 33 over 2 heads"),
+        ("conditioner", {"name": "hashed_words", "num_heads": 0}, "num_heads 0, max_words 64"),
+        (
+            "conditioner",
+            {"name": "hashed_words", "hidden_size": 33, "num_heads": 2},
+            "hidden_size 33 over 2 heads",
+        ),
     ],
 )
 def test_refusals(kind, spec, message):
@@ -68,7 +72,9 @@ def test_refusals(kind, spec, message):
         build(kind, spec, **context)
 
 
-@pytest.mark.parametrize("options", [{"heads": 0}, {"depth": 0}, {"ratio": -1.0}, {"width": 0}])
+@pytest.mark.parametrize(
+    "options", [{"num_heads": 0}, {"num_layers": 0}, {"mlp_ratio": -1.0}, {"hidden_size": 0}]
+)
 def test_a_backbone_of_nothing_is_refused(options):
     with pytest.raises(UsageError, match="all must be above 0"):
         build("backbone", {"name": "dit", **options}, channels=5, context=32)
@@ -77,7 +83,7 @@ def test_a_backbone_of_nothing_is_refused(options):
 @pytest.mark.parametrize("patch", [[1, 2], [0, 1, 1]])
 def test_a_patch_is_three_numbers(patch):
     with pytest.raises(UsageError, match=r"is not \[frames, height, width\]"):
-        build("backbone", {"name": "dit", "patch": patch}, channels=5, context=32)
+        build("backbone", {"name": "dit", "patch_size": patch}, channels=5, context=32)
 
 
 def test_whole_numbers_pass_for_floats_and_context_reaches_whoever_takes_it():

@@ -11,8 +11,8 @@ import pytest
 import yaml
 from tiny import CODEC, denoiser
 
-from vidcm.data.read import read_frames
-from vidcm.video import write_clip
+from vidcm.media.read import read_frames
+from vidcm.media.write import write_clip
 
 REPO = Path(__file__).parents[1]
 
@@ -77,7 +77,7 @@ def test_from_clips_to_a_clip(clips, tmp_path):
     walk("train", *teacher)
     student = config(
         "student",
-        model=denoiser(guided=True),
+        model=denoiser(guidance_embed=True),
         objective={"name": "consistency_tuning", "stages": 2},
         init=final("teacher"),
         teacher=final("teacher"),

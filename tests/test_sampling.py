@@ -6,11 +6,11 @@ import pytest
 import torch
 from oracle import PATHS, Gaussian
 
-from vidcm.denoiser import Guided
-from vidcm.paths import RectifiedFlow
+from vidcm.diffusion.guidance import CFGDenoiser
+from vidcm.diffusion.paths import RectifiedFlow
+from vidcm.diffusion.samplers import consistency, dpm, euler, flow_map, heun
+from vidcm.diffusion.times import shifted_timesteps, student_timesteps
 from vidcm.rng import SampleRng, mix
-from vidcm.sampling import consistency, dpm, euler, heun, jump
-from vidcm.times import few_steps, uniform_grid
 
 NAMES = [type(p).__name__ for p in PATHS]
 every_path = pytest.mark.parametrize("path", PATHS, ids=NAMES)
@@ -26,22 +26,22 @@ class Calls:
         self.count += 1
         return self.world.velocity(x_t, t, cond)
 
-    def clean(self, x_t, t, cond):
+    def predict_x0(self, x_t, t, cond):
         self.count += 1
-        return self.world.clean(x_t, t, cond)
+        return self.world.predict_x0(x_t, t, cond)
 
 
 class PosteriorMean(Gaussian):
     """What a diffusion model's one-step guess is: right on average, and nothing but averages."""
 
-    def clean(self, x_t, t, cond):
+    def predict_x0(self, x_t, t, cond):
         return self.predict(x_t, t, cond).x0
 
 
 def error(sampler, world: Gaussian, steps: int, start: float = 20.0, stop: float = 0.1) -> float:
     """Distance to the exact flow between two noise ratios, in equal steps of the path's own time."""
     x = torch.linspace(-2, 2, 5, dtype=torch.float64).view(1, 5, 1, 1, 1)
-    ends = world.path.time_of(torch.tensor([start, stop], dtype=torch.float64))
+    ends = world.path.t_from_sigma(torch.tensor([start, stop], dtype=torch.float64))
     times = torch.linspace(float(ends[0]), float(ends[1]), steps + 1, dtype=torch.float64)
     cond = world.encode([""])
     exact = world.flow(x, ends[:1], ends[1:], cond)
@@ -62,7 +62,7 @@ def test_dpm_extrapolates_as_the_paper_has_it_over_intervals_that_differ(path):
     the order and magnify the error."""
     world, x = Gaussian(path), torch.linspace(-2, 2, 5, dtype=torch.float64).view(1, 5, 1, 1, 1)
     times, cond = (
-        path.time_of(torch.tensor([9.0, 4.0, 0.5], dtype=torch.float64)),
+        path.t_from_sigma(torch.tensor([9.0, 4.0, 0.5], dtype=torch.float64)),
         world.encode([""]),
     )
     alpha, sigma = path.alpha(times), path.sigma(times)
@@ -84,7 +84,9 @@ def test_order_holds_with_guidance():
         x, torch.ones(1), torch.zeros(1), world.encode(["up"], torch.full((1,), 4.0))
     )
     errors = [
-        float((euler(Guided(world, 4.0, none), x, uniform_grid(n), up) - exact).abs().max())
+        float(
+            (euler(CFGDenoiser(world, 4.0, none), x, shifted_timesteps(n), up) - exact).abs().max()
+        )
         for n in (50, 100)
     ]
     assert errors[0] / errors[1] == pytest.approx(2, rel=0.1)
@@ -94,7 +96,9 @@ def test_order_holds_with_guidance():
 def test_evaluations_and_progress(sampler, evaluations):
     world, seen = Calls(Gaussian(RectifiedFlow())), []
     x = torch.randn(2, 1, 1, 1, 1)
-    sampler(world, x, uniform_grid(7), world.world.encode(["", ""]), lambda *at: seen.append(at))
+    sampler(
+        world, x, shifted_timesteps(7), world.world.encode(["", ""]), lambda *at: seen.append(at)
+    )
     assert world.count == evaluations  # Heun's last interval has no slope at its end
     assert seen == [(i, 7) for i in range(1, 8)]
 
@@ -109,7 +113,9 @@ def test_progress_may_cancel():
 
     world = Calls(Gaussian(RectifiedFlow()))
     with pytest.raises(Stop):
-        euler(world, torch.randn(1, 1, 1, 1, 1), uniform_grid(9), world.world.encode([""]), stop)
+        euler(
+            world, torch.randn(1, 1, 1, 1, 1), shifted_timesteps(9), world.world.encode([""]), stop
+        )
     assert world.count == 2
 
 
@@ -125,14 +131,14 @@ def sample(world: Gaussian, times: list[float], count: int = 400) -> torch.Tenso
 def on(path, times: list[float]) -> list[float]:
     """Rectified-flow times on another path."""
     t = torch.tensor(times, dtype=torch.float64)
-    return path.time_of(t / (1 - t)).clamp(max=path.t_max).tolist()
+    return path.t_from_sigma(t / (1 - t)).clamp(max=path.t_max).tolist()
 
 
 @every_path
 @pytest.mark.parametrize("steps", [1, 2, 4, 7])
 def test_the_exact_map_gives_the_data_in_any_number_of_steps(path, steps):
     world = Gaussian(path, std=0.5)
-    x = sample(world, on(path, few_steps(steps)))
+    x = sample(world, on(path, student_timesteps(steps)))
     assert x.mean() == pytest.approx(0.7, abs=0.015)
     assert x.std() == pytest.approx(0.5, rel=0.02)
 
@@ -140,7 +146,7 @@ def test_the_exact_map_gives_the_data_in_any_number_of_steps(path, steps):
 def test_a_posterior_mean_is_no_consistency_map():
     """One step from noise gives the mean of everything; only re-noising brings back some spread."""
     world = PosteriorMean(RectifiedFlow(), std=0.5)
-    one, four = (sample(world, few_steps(n)) for n in (1, 4))
+    one, four = (sample(world, student_timesteps(n)) for n in (1, 4))
     assert one.mean() == pytest.approx(0.7, abs=0.01) and one.std() < 0.01
     assert one.std() < four.std() < 0.4
 
@@ -151,19 +157,24 @@ def test_as_many_evaluations_as_times(steps):
     cond = world.world.encode([""])
     rng = SampleRng(0, [0])
     consistency(
-        world, rng.normal(1, 1, 1, 1), few_steps(steps), cond, rng, lambda *at: seen.append(at)
+        world,
+        rng.normal(1, 1, 1, 1),
+        student_timesteps(steps),
+        cond,
+        rng,
+        lambda *at: seen.append(at),
     )
     assert world.count == steps and seen == [(i, steps) for i in range(1, steps + 1)]
 
 
 def test_the_same_noise_travels_to_the_same_place():
     """One exact step is the ODE's own map, so student and teacher agree sample by sample, up to the
-    share of data, 1 - NEARLY_NOISE, that the student's first time has and the teacher's has not."""
+    share of data, 1 - T_START, that the student's first time has and the teacher's has not."""
     world = Gaussian(RectifiedFlow())
     rng = SampleRng(3, range(5))
     noise, cond = rng.normal(2, 1, 2, 2).double(), world.encode([""] * 5)
-    jumped = consistency(world, noise, few_steps(1), cond, rng)
-    walked = heun(world, noise, uniform_grid(60), cond)
+    jumped = consistency(world, noise, student_timesteps(1), cond, rng)
+    walked = heun(world, noise, shifted_timesteps(60), cond)
     torch.testing.assert_close(jumped, walked, rtol=0, atol=5e-3)
 
 
@@ -173,7 +184,7 @@ def test_the_same_noise_travels_to_the_same_place():
 class Leaps(Calls):
     """The exact flow map, counted."""
 
-    def jump(self, x_t, t, s, cond):
+    def flow_map(self, x_t, t, s, cond):
         self.count += 1
         return self.world.flow(x_t, t, s, cond)
 
@@ -184,11 +195,11 @@ def test_exact_jumps_follow_the_trajectory_in_any_number_of_steps(path, steps):
     world, seen = Leaps(Gaussian(path)), []
     rng, untouched = (SampleRng(3, range(5)) for _ in range(2))
     noise, _ = rng.normal(2, 1, 2, 2).double(), untouched.normal(2, 1, 2, 2)
-    times, cond = on(path, few_steps(steps)), world.world.encode([""] * 5)
-    x = jump(world, noise, times, cond, rng, lambda *at: seen.append(at))
+    times, cond = on(path, student_timesteps(steps)), world.world.encode([""] * 5)
+    x = flow_map(world, noise, times, cond, rng, lambda *at: seen.append(at))
     first = torch.full((5,), times[0], dtype=torch.float64)
-    start = path.noise(torch.zeros_like(noise), noise, first)
-    torch.testing.assert_close(x, world.world.clean(start, first, cond))
+    start = path.add_noise(torch.zeros_like(noise), noise, first)
+    torch.testing.assert_close(x, world.world.predict_x0(start, first, cond))
     assert world.count == steps and seen == [(i, steps) for i in range(1, steps + 1)]
     assert rng.normal(3).equal(untouched.normal(3))  # deterministic: nothing was drawn
 
@@ -226,7 +237,7 @@ def test_neighbouring_places_are_independent():
 
 
 def test_a_clip_is_the_same_in_any_batch():
-    world, times = Gaussian(RectifiedFlow()), few_steps(4)
+    world, times = Gaussian(RectifiedFlow()), student_timesteps(4)
 
     def clips(positions) -> torch.Tensor:
         rng = SampleRng(5, positions)

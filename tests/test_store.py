@@ -10,18 +10,11 @@ import tiny
 import torch
 
 from vidcm.codecs.causal_vae import CausalVAE
-from vidcm.denoiser import Denoiser
+from vidcm.diffusion.denoiser import Denoiser
 from vidcm.errors import VidcmError
+from vidcm.files import replacing
 from vidcm.registry import build
-from vidcm.store import (
-    FORMAT,
-    load_model,
-    load_weights,
-    read_card,
-    read_weights,
-    replacing,
-    save_model,
-)
+from vidcm.store import FORMAT, load_model, load_weights, read_card, read_weights, save_model
 
 
 @pytest.fixture
@@ -169,17 +162,17 @@ def test_another_kind_is_refused(folder):
 
 
 def test_weights_that_do_not_fit_are_listed(folder):
-    edit(folder, spec=tiny.denoiser(depth=3))
+    edit(folder, spec=tiny.denoiser(num_layers=3))
     message = str(refused(folder))
     assert "do not fit the model" in message and "is missing" in message and "more" in message
     edit(folder, spec=tiny.denoiser(channels=7))
     assert "backbone.embed.weight is (32, 5), not (32, 7)" in str(refused(folder))
-    edit(folder, spec=tiny.denoiser(depth=1))
+    edit(folder, spec=tiny.denoiser(num_layers=1))
     assert "is unknown" in str(refused(folder))
 
 
 def test_a_file_of_nonsense_with_the_right_hash(folder):
-    from vidcm.store import file_hash
+    from vidcm.files import file_hash
 
     path = folder / "model.safetensors"
     path.write_bytes(struct.pack("<Q", 2**40) + b"{}")

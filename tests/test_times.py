@@ -6,9 +6,9 @@ import pytest
 import torch
 from oracle import PATHS
 
-from vidcm import times
+from vidcm.diffusion import times
+from vidcm.diffusion.paths import VarianceExploding
 from vidcm.errors import UsageError
-from vidcm.paths import VarianceExploding
 from vidcm.rng import SampleRng
 
 every_path = pytest.mark.parametrize("path", PATHS, ids=[type(p).__name__ for p in PATHS])
@@ -39,7 +39,7 @@ def test_log_normal_has_its_moments():
 
 @every_path
 def test_noise_levels_are_kept_where_paths_and_students_go(path):
-    levels = times.noise_levels(path, SampleRng(0, range(500)), 0.0, 6.0)
+    levels = times.sample_sigma(path, SampleRng(0, range(500)), 0.0, 6.0)
     high = 160.0 if isinstance(path, VarianceExploding) else 200.0
     assert levels.min() == pytest.approx(2e-3) and levels.max() == pytest.approx(high)
     inside = (levels > 2.1e-3) & (levels < 150)
@@ -50,30 +50,30 @@ def test_noise_levels_are_kept_where_paths_and_students_go(path):
 @every_path
 def test_times_on_a_path_have_the_ratio_of_those_in_rectified_flow(path):
     t = torch.tensor([0.0, 0.1, 0.5, 0.9, 0.99], dtype=torch.float64)
-    torch.testing.assert_close(path.ratio(times.on_path(path, t)), t / (1 - t))
-    assert times.on_path(path, [1.0]).tolist() == pytest.approx([path.t_max])
+    torch.testing.assert_close(path.sigma_ratio(times.to_path_time(path, t)), t / (1 - t))
+    assert times.to_path_time(path, [1.0]).tolist() == pytest.approx([path.t_max])
 
 
 @pytest.mark.parametrize("steps", [1, 3, 50])
 def test_uniform_grid_goes_from_noise_to_data(steps):
-    grid = times.uniform_grid(steps, by=5.0)
+    grid = times.shifted_timesteps(steps, by=5.0)
     assert grid.dtype == torch.float64 and grid.shape == (steps + 1,)
     assert grid[0] == 1 and grid[-1] == 0 and grid.diff().lt(0).all()
     plain = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
-    torch.testing.assert_close(times.uniform_grid(steps), plain)
+    torch.testing.assert_close(times.shifted_timesteps(steps), plain)
 
 
 def test_no_steps_are_refused():
     with pytest.raises(UsageError, match="0 steps.*at least 1"):
-        times.uniform_grid(0)
+        times.shifted_timesteps(0)
     with pytest.raises(UsageError, match="at least 1"):
-        times.few_steps(0)
+        times.student_timesteps(0)
 
 
 @pytest.mark.parametrize("steps", range(1, 13))
 def test_few_steps_descend_from_nearly_noise(steps):
-    grid = times.few_steps(steps)
-    assert len(grid) == steps and grid[0] == times.NEARLY_NOISE
+    grid = times.student_timesteps(steps)
+    assert len(grid) == steps and grid[0] == times.T_START
     assert all(a > b > 0 for a, b in zip(grid, grid[1:], strict=False))
     if steps not in times.STEPS:  # those are even where the grid's shift is undone
         gaps = times.shift(torch.tensor([*grid, 0.0], dtype=torch.float64), 1 / times.SHIFT).diff()
@@ -82,5 +82,5 @@ def test_few_steps_descend_from_nearly_noise(steps):
 
 def test_a_checkpoint_s_own_times_win_and_others_fall_back():
     table = {2: [0.99, 0.5]}
-    assert times.few_steps(2, table) == [0.99, 0.5]
-    assert len(times.few_steps(3, table)) == 3
+    assert times.student_timesteps(2, table) == [0.99, 0.5]
+    assert len(times.student_timesteps(3, table)) == 3

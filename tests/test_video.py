@@ -15,16 +15,11 @@ import numpy as np
 import pytest
 import torch
 
-from vidcm import contact, encoders
 from vidcm.errors import UsageError, VidcmError
-from vidcm.video import (
-    check_output,
-    read_png,
-    to_frames,
-    to_video,
-    write_clip,
-    write_png,
-)
+from vidcm.media import contact_sheet as contact
+from vidcm.media import encoders
+from vidcm.media.pixels import to_frames, to_video
+from vidcm.media.write import check_output, read_png, write_clip, write_png
 
 T, H, W = 11, 37, 53
 ROOT = Path(__file__).parents[1]
@@ -515,7 +510,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     script = f"""
 import resource, numpy as np
 from vidcm.errors import VidcmError
-from vidcm.video import write_clip
+from vidcm.media.write import write_clip
 clip = np.random.default_rng(0).integers(0, 256, (7, 64, 64, 3), dtype=np.uint8)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
 for name in {NAMES}:
@@ -536,7 +531,7 @@ for name in {NAMES}:
 def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
     script = f"""
 import numpy as np
-from vidcm.video import write_clip
+from vidcm.media.write import write_clip
 clip = np.random.default_rng(0).integers(0, 256, (400, 128, 128, 3), dtype=np.uint8)
 write_clip(clip, "{tmp_path}/new/a.webm")
 """

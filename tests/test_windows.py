@@ -5,14 +5,16 @@ import tiny
 import torch
 from oracle import Gaussian
 
-from vidcm.denoiser import Cond, Denoiser, Guided, Steered
+from vidcm.diffusion.base import Cond
+from vidcm.diffusion.denoiser import Denoiser
+from vidcm.diffusion.guidance import CFGDenoiser, NegativePromptStudent
+from vidcm.diffusion.paths import RectifiedFlow
+from vidcm.diffusion.samplers import consistency, dpm, euler, flow_map, heun
+from vidcm.diffusion.times import shifted_timesteps, student_timesteps
+from vidcm.diffusion.windows import Recurring, Schedule, Windowed
 from vidcm.errors import UsageError
-from vidcm.paths import RectifiedFlow
 from vidcm.registry import build
 from vidcm.rng import SampleRng
-from vidcm.sampling import consistency, dpm, euler, heun, jump
-from vidcm.times import few_steps, uniform_grid
-from vidcm.windows import Recurring, Schedule, Windowed
 
 TRAINED = (3, 2, 4)
 SHAPES = [(7, 2, 4), (3, 5, 4), (3, 2, 11), (8, 5, 7), (4, 2, 4)]
@@ -21,7 +23,7 @@ PROMPTS = ["a woman walks left", "an orc"]
 
 def student(**options) -> Denoiser:
     torch.manual_seed(0)
-    return tiny.shaken(build("model", tiny.denoiser(guided=True, **options))).eval()
+    return tiny.shaken(build("model", tiny.denoiser(guidance_embed=True, **options))).eval()
 
 
 def told(model: Denoiser, prompts: list[str]) -> Cond:
@@ -83,9 +85,9 @@ def test_one_window_is_the_denoiser_bit_for_bit(shape):
     model = student(two_times=True)
     whole, cond = Windowed(model, TRAINED), told(model, PROMPTS)
     x, t, s = torch.randn(2, 5, *shape), torch.tensor([0.9, 0.3]), torch.tensor([0.5, 0.1])
-    assert whole.clean(x, t, cond).equal(model.clean(x, t, cond))
+    assert whole.predict_x0(x, t, cond).equal(model.predict_x0(x, t, cond))
     assert whole.velocity(x, t, cond).equal(model.velocity(x, t, cond))
-    assert whole.jump(x, t, s, cond).equal(model.jump(x, t, s, cond))
+    assert whole.flow_map(x, t, s, cond).equal(model.flow_map(x, t, s, cond))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -95,7 +97,7 @@ def test_what_acts_on_every_position_alone_does_not_see_the_windows(shape):
     x, t = torch.randn(2, 3, *shape, dtype=torch.float64), torch.tensor([0.9, 0.3])
     per_frame = torch.rand(2, shape[0], dtype=torch.float64)
     for now in (t.double(), per_frame):
-        torch.testing.assert_close(whole.clean(x, now, cond), world.clean(x, now, cond))
+        torch.testing.assert_close(whole.predict_x0(x, now, cond), world.predict_x0(x, now, cond))
         torch.testing.assert_close(whole.velocity(x, now, cond), world.velocity(x, now, cond))
 
 
@@ -111,7 +113,7 @@ def test_how_many_windows_are_evaluated_at_once_changes_nothing():
 
     model.backbone.forward = counted
     one, all_ = (Windowed(model, TRAINED, rows=n) for n in (1, 1000))
-    parts = one.clean(x, t, cond), all_.clean(x, t, cond)
+    parts = one.predict_x0(x, t, cond), all_.predict_x0(x, t, cond)
     torch.testing.assert_close(*parts, rtol=1e-5, atol=1e-5)
     count = len(one.windows(8, 3, 7))
     assert sizes == [2] * count + [2 * count] and count > 9
@@ -119,18 +121,20 @@ def test_how_many_windows_are_evaluated_at_once_changes_nothing():
 
 def test_every_sampler_of_an_exact_world_is_as_without_windows():
     world = Gaussian(RectifiedFlow(), means={"": 0.2, "up": 1.0})
-    world.jump = world.flow
+    world.flow_map = world.flow
     whole = Windowed(world, TRAINED)
     cond, none = world.encode(["up"] * 2), world.encode([""] * 2)
     noise = torch.randn(2, 3, 8, 3, 7, dtype=torch.float64)
     for solver in (euler, heun, dpm):
         plain, cut = (
-            solver(Guided(w, 3.0, none), noise, uniform_grid(4), cond) for w in (world, whole)
+            solver(CFGDenoiser(w, 3.0, none), noise, shifted_timesteps(4), cond)
+            for w in (world, whole)
         )
         torch.testing.assert_close(cut, plain)
-    for sampler in (consistency, jump):
+    for sampler in (consistency, flow_map):
         plain, cut = (
-            sampler(w, noise, few_steps(3), cond, SampleRng(5, [0, 1])) for w in (world, whole)
+            sampler(w, noise, student_timesteps(3), cond, SampleRng(5, [0, 1]))
+            for w in (world, whole)
         )
         torch.testing.assert_close(cut, plain)
 
@@ -140,14 +144,14 @@ def test_guidance_goes_around_windows_or_inside_them():
     model = tiny.shaken(build("model", tiny.denoiser())).eval()
     x, t = torch.randn(2, 5, 8, 2, 4), torch.tensor([0.9, 0.3])
     cond, negative = model.encode(PROMPTS), model.encode(["", "a cat"])
-    outside = Guided(Windowed(model, TRAINED), 3.0, negative).velocity(x, t, cond)
+    outside = CFGDenoiser(Windowed(model, TRAINED), 3.0, negative).velocity(x, t, cond)
 
     class Each:
         path = model.path
 
         def velocity(self, x_t, t, cond):
             every = model.encode(["", "a cat"] * (len(x_t) // 2))
-            return Guided(model, 3.0, every).velocity(x_t, t, cond)
+            return CFGDenoiser(model, 3.0, every).velocity(x_t, t, cond)
 
     inside = Windowed(Each(), TRAINED).velocity(x, t, cond)
     torch.testing.assert_close(outside, inside, rtol=1e-4, atol=1e-4)
@@ -158,9 +162,11 @@ def test_a_student_is_steered_away_in_windows():
     x, t = torch.randn(2, 5, 7, 2, 4), torch.tensor([0.9, 0.3])
     cond, empty = told(model, PROMPTS), model.encode(["", ""])
     whole = Windowed(model, TRAINED)
-    same = Steered(whole, empty, empty, 3.0).clean(x, t, cond)
-    torch.testing.assert_close(same, whole.clean(x, t, cond))
-    away = Steered(whole, model.encode(["a cat", "a dog"]), empty, 3.0).clean(x, t, cond)
+    same = NegativePromptStudent(whole, empty, empty, 3.0).predict_x0(x, t, cond)
+    torch.testing.assert_close(same, whole.predict_x0(x, t, cond))
+    away = NegativePromptStudent(whole, model.encode(["a cat", "a dog"]), empty, 3.0).predict_x0(
+        x, t, cond
+    )
     assert not away.allclose(same, atol=1e-3)
 
 
@@ -172,7 +178,7 @@ def test_a_schedule_of_one_prompt_is_no_schedule():
     x, t, cond = torch.randn(2, 5, 8, 2, 4), torch.tensor([0.9, 0.3]), told(model, PROMPTS)
     whole = Windowed(model, TRAINED)
     always = Schedule.of(cond, [(3.0, cond), (5.0, cond)])
-    assert whole.clean(x, t, always).equal(whole.clean(x, t, cond))
+    assert whole.predict_x0(x, t, always).equal(whole.predict_x0(x, t, cond))
 
 
 def test_prompts_hold_where_they_should_and_fade_where_windows_overlap():
@@ -183,15 +189,15 @@ def test_prompts_hold_where_they_should_and_fade_where_windows_overlap():
 
     def shown(overlap: int) -> list[float]:
         whole = Windowed(world, (5, 1, 1), (overlap, 0, 0))
-        return (whole.clean(x, t, cond).flatten()).tolist()
+        return (whole.predict_x0(x, t, cond).flatten()).tolist()
 
     assert shown(0) == pytest.approx([1.0] * 5 + [-1.0] * 8)
     faded = shown(2)
     assert faded[:3] == pytest.approx([1] * 3) and faded[7:] == pytest.approx([-1] * 6)
     assert all(a >= b - 1e-12 for a, b in zip(faded, faded[1:], strict=False))
     assert sum(-0.99 < v < 0.99 for v in faded) == 2
-    guided = Guided(Windowed(world, (5, 1, 1), (0, 0, 0)), 2.0, world.encode([""]))
-    x0, _ = world.path.split(x, guided.velocity(x, t, cond), t)
+    guided = CFGDenoiser(Windowed(world, (5, 1, 1), (0, 0, 0)), 2.0, world.encode([""]))
+    x0, _ = world.path.to_x0_eps(x, guided.velocity(x, t, cond), t)
     assert x0.flatten().tolist() == pytest.approx([2.0] * 5 + [-2.0] * 8)
 
 
@@ -218,7 +224,7 @@ def test_windows_without_overlap_repeat_the_short_clip():
     def sample(frames: int) -> torch.Tensor:
         rng = whole.recurring(SampleRng(3, [0, 1]))
         noise = rng.normal(5, frames, 2, 4)
-        return consistency(whole, noise, few_steps(2), cond, rng)
+        return consistency(whole, noise, student_timesteps(2), cond, rng)
 
     short, long = sample(3), sample(7)
     close = {"rtol": 1e-4, "atol": 1e-4}

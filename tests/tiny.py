@@ -20,20 +20,27 @@ CODEC = {
 }
 TEXT = {
     "name": "hashed_words",
-    "width": 32,
-    "depth": 1,
-    "heads": 2,
+    "hidden_size": 32,
+    "num_layers": 1,
+    "num_heads": 2,
     "buckets": 127,
     "max_words": 11,
 }
 SIZE = {"frames": 5, "height": 16, "width": 24}
 
 
-def denoiser(*, guided: bool = False, channels: int = 5, **options) -> dict:
+def denoiser(*, guidance_embed: bool = False, channels: int = 5, **options) -> dict:
     """The spec of a small denoiser; `options` go to its backbone."""
-    backbone = {"name": "dit", "width": 32, "depth": 2, "heads": 2, "patch": [1, 1, 1], **options}
-    if guided:
-        backbone["guided"] = True
+    backbone = {
+        "name": "dit",
+        "hidden_size": 32,
+        "num_layers": 2,
+        "num_heads": 2,
+        "patch_size": [1, 1, 1],
+        **options,
+    }
+    if guidance_embed:
+        backbone["guidance_embed"] = True
     return {"name": "denoiser", "backbone": backbone, "conditioner": TEXT, "channels": channels}
 
 
@@ -51,7 +58,7 @@ def save(folder: Path, spec: dict, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     model = build("model", spec)
     if spec["name"] == "causal_vae":
-        model.start_from_data(torch.rand(4, 3, 9, 32, 32) * 2 - 1)
+        model.init_from_pca(torch.rand(4, 3, 9, 32, 32) * 2 - 1)
     else:
         shaken(model, 0.2, seed)
     save_model(folder, spec, model.state_dict())
@@ -60,7 +67,7 @@ def save(folder: Path, spec: dict, seed: int = 0) -> Path:
 
 def parts(folder: Path) -> dict[str, Path]:
     """Model folders of a codec, a teacher and a student that fit together."""
-    specs = {"codec": CODEC, "teacher": denoiser(), "student": denoiser(guided=True)}
+    specs = {"codec": CODEC, "teacher": denoiser(), "student": denoiser(guidance_embed=True)}
     return {role: save(folder / role, spec, i) for i, (role, spec) in enumerate(specs.items())}
 
 

@@ -81,7 +81,9 @@ class TrainConfig:
     ema: float = 0.999
     precision: str = "fp32"
     zero: int = 0
-    checkpointing: bool = False  # compute blocks twice rather than keep what is inside them
+    activation_checkpointing: bool = (
+        False  # compute blocks twice rather than keep what is inside them
+    )
     compile: bool = False  # torch.compile for the networks that are trained
     workers: int = 1
     max_skipped: int = 10

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
+from vidcm.diffusion.samplers import student_settings
+from vidcm.diffusion.times import SHIFT
 from vidcm.errors import UsageError
-from vidcm.objectives.teaching import guidance_of
+from vidcm.objectives.common import guidance_of
 from vidcm.pipeline import VideoPipeline
 from vidcm.registry import build, lookup
-from vidcm.sampling import student_settings
 from vidcm.store import read_card, read_weights, save_model
-from vidcm.times import SHIFT
 from vidcm.train.health import LEAST_MOTION, logged_motion
 
 KINDS = {"codec": "causal_vae", "teacher": "denoiser", "student": "denoiser"}
@@ -95,11 +95,11 @@ def export(
         if not issubclass(lookup("model", holds), lookup("model", kind)):
             raise UsageError(f"{models[role]} is not a {role}: it holds a {holds}, not a {kind}")
     for role in ("teacher", "student"):
-        told = cards[role]["spec"].get("backbone", {}).get("guided", False)
+        told = cards[role]["spec"].get("backbone", {}).get("guidance_embed", False)
         if told != (role == "student"):
             raise UsageError(
                 f"{models[role]} is not a {role}: a student takes a guidance scale as an input "
-                "(backbone.guided), a teacher does not"
+                "(backbone.guidance_embed), a teacher does not"
             )
     output.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:

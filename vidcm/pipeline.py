@@ -9,26 +9,27 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from vidcm import sampling
-from vidcm.clips import Clips, Clock
-from vidcm.clips import numbered as numbered
 from vidcm.codecs.causal_vae import CausalVAE
-from vidcm.codecs.pieces import decode_in_pieces
-from vidcm.denoiser import Denoiser, Guided, Steered
+from vidcm.codecs.chunked import decode_chunked
+from vidcm.conditioning.text import check_prompts
+from vidcm.diffusion import samplers
+from vidcm.diffusion.denoiser import Denoiser
+from vidcm.diffusion.guidance import CFGDenoiser, NegativePromptStudent
+from vidcm.diffusion.shapes import check_size
+from vidcm.diffusion.times import shifted_timesteps, student_timesteps, to_path_time
+from vidcm.diffusion.windows import Schedule, Windowed, check_then
 from vidcm.errors import UsageError, VidcmError
-from vidcm.rng import SampleRng
+from vidcm.media.clips import Clips, Clock
+from vidcm.media.clips import numbered as numbered
+from vidcm.media.pixels import to_frames
+from vidcm.rng import SampleRngs
 from vidcm.runtime import fast_cpu, pick_device
-from vidcm.shapes import check_size
 from vidcm.store import load_model
-from vidcm.times import few_steps, on_path, uniform_grid
-from vidcm.video import to_frames
-from vidcm.windows import Schedule, Windowed, check_then
 
 if TYPE_CHECKING:
     from vidcm.editing.edit import Asked
 
 BUNDLED = Path(__file__).parent / "pretrained"
-MAX_PROMPT = 2000  # characters
 MAX_STEPS = 1000
 
 
@@ -71,10 +72,10 @@ class VideoPipeline:
                 f"{folder / 'pipeline.json'} lacks {', '.join(missing)}; export it again"
             )
         sampler = settings["student"].get("sampler", "consistency")
-        if sampler not in sampling.SAMPLERS:
+        if sampler not in samplers.SAMPLERS:
             raise VidcmError(
                 f"{folder / 'pipeline.json'} asks for the sampler {sampler!r}; this version knows "
-                f"{', '.join(sampling.SAMPLERS)}"
+                f"{', '.join(samplers.SAMPLERS)}"
             )
         return cls(folder, settings, pick_device(device))
 
@@ -113,7 +114,7 @@ class VideoPipeline:
         the teacher. guidance: its scale. negative_prompt: what to move away from. seed: of the
         first clip, the next ones count up; or one per clip. The same seed gives the same clip in
         any batch. frames, height, width: of the clips (default: the checkpoint's); beyond what the
-        models were trained on, windows share the work (`vidcm/windows.py`). then: (frame, prompt)
+        models were trained on, windows share the work (`vidcm/diffusion/windows.py`). then: (frame, prompt)
         of prompts that take over along a clip of several windows. solver: the teacher's, "euler",
         "heun" or "dpm" (default: the checkpoint's, or euler). progress: called with (step, steps);
         may raise to cancel.
@@ -133,8 +134,8 @@ class VideoPipeline:
         own = self.settings[role]
         steps, scale = self.numbers(teacher, steps, guidance)
         solver = solver or own.get("solver", "euler")
-        if solver not in sampling.SOLVERS:
-            raise UsageError(f"solver is {solver!r}; use {', '.join(sampling.SOLVERS)}")
+        if solver not in samplers.SOLVERS:
+            raise UsageError(f"solver is {solver!r}; use {', '.join(samplers.SOLVERS)}")
         channels, *size = self.latent_shape(role, frames, height, width)
         model, whole = self.model(role), self.windowed(role)
         room = whole.room(size[0])
@@ -157,16 +158,20 @@ class VideoPipeline:
             noise = rng.normal(channels, room, *size[1:])
             report = progress or (lambda step, steps: None)
             if teacher:
-                flow = Guided(whole, scale, negative)
+                flow = CFGDenoiser(whole, scale, negative)
                 times = self.times(True, steps)
                 start = noise * model.path.sigma(torch.tensor(times[0])).float()
-                x = sampling.SOLVERS[solver](flow, start, times, cond, report)
+                x = samplers.SOLVERS[solver](flow, start, times, cond, report)
             else:
-                student = Steered(whole, negative, empty, scale) if negative_prompt else whole
-                sampler = sampling.SAMPLERS[own.get("sampler", "consistency")]
+                student = (
+                    NegativePromptStudent(whole, negative, empty, scale)
+                    if negative_prompt
+                    else whole
+                )
+                sampler = samplers.SAMPLERS[own.get("sampler", "consistency")]
                 x = sampler(student, noise, self.times(False, steps), cond, rng, report)
             clock("denoise")
-            pieces = decode_in_pieces(self.codec, x[:, :, : size[0]])
+            pieces = decode_chunked(self.codec, x[:, :, : size[0]])
             pixels = torch.cat([to_frames(video).cpu() for video in pieces], dim=1).numpy()
             clock("decode")
         slopes = 2 * steps - 1 if teacher and solver == "heun" else steps
@@ -226,7 +231,7 @@ class VideoPipeline:
         UsageError for what the strides of codec and network do not divide."""
         asked = {"frames": frames, "height": height, "width": width}
         frames, height, width = (self.settings[k] if v is None else v for k, v in asked.items())
-        patch = getattr(self.model(role).backbone, "patch", (1, 1, 1))
+        patch = getattr(self.model(role).backbone, "patch_size", (1, 1, 1))
         check_size(height, width, self.codec.stride * math.lcm(*patch[1:]))
         return self.codec.latent_shape(frames, height, width)
 
@@ -258,33 +263,11 @@ class VideoPipeline:
         begins, as a share of the whole way in rectified-flow time; 1 is noise."""
         own = self.settings["teacher" if teacher else "student"]
         if teacher:
-            grid = uniform_grid(steps, by=own.get("shift", 1.0)).tolist()
+            grid = shifted_timesteps(steps, by=own.get("shift", 1.0)).tolist()
         else:
-            grid = few_steps(steps, {int(k): v for k, v in own.get("times", {}).items()} or None)
+            grid = student_timesteps(
+                steps, {int(k): v for k, v in own.get("times", {}).items()} or None
+            )
         if until < 1:
             grid = [until * t / grid[0] for t in grid]
-        return on_path(self.model("teacher" if teacher else "student").path, grid).tolist()
-
-
-class SampleRngs(SampleRng):
-    """The generators of clips by their own seeds: place 0 of each seed."""
-
-    def __init__(self, seeds: Sequence[int], device: torch.device):
-        super().__init__(0, [], device)
-        self.generators = [g for s in seeds for g in SampleRng(s, [0]).generators]
-
-
-def check_prompts(prompts: list[str]) -> list[str]:
-    """Refuse what no text tower should be given. Raises UsageError."""
-    if not prompts:
-        raise UsageError("there is no prompt; give at least one")
-    for prompt in prompts:
-        if not isinstance(prompt, str):
-            raise UsageError(f"a prompt must be text, not {type(prompt).__name__}")
-        if not any(c.isalnum() for c in prompt):
-            raise UsageError("the prompt is empty of words; say what the clip should show")
-        if len(prompt) > MAX_PROMPT:
-            raise UsageError(
-                f"a prompt of {len(prompt)} characters is too long; use at most {MAX_PROMPT}"
-            )
-    return prompts
+        return to_path_time(self.model("teacher" if teacher else "student").path, grid).tolist()

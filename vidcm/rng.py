@@ -1,6 +1,6 @@
 """Randomness as an argument: sample i of seed s is the same whatever the batch or machine."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -41,3 +41,11 @@ class SampleRng:
         """Uniform in [0, 1) `(b, *shape)`, fp32."""
         draws = [torch.rand(shape, generator=g) for g in self.generators]
         return torch.stack(draws).to(self.device)
+
+
+class SampleRngs(SampleRng):
+    """The generators of clips by their own seeds: place 0 of each seed."""
+
+    def __init__(self, seeds: Sequence[int], device: torch.device):
+        super().__init__(0, [], device)
+        self.generators = [g for s in seeds for g in SampleRng(s, [0]).generators]

@@ -1,11 +1,6 @@
 """A model folder: `model.json` (what to build, how it was made) beside `model.safetensors`."""
 
-import hashlib
 import json
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,38 +11,11 @@ from torch import Tensor, nn
 
 from vidcm import __version__
 from vidcm.errors import UsageError, VidcmError
+from vidcm.files import file_hash, replacing
 from vidcm.registry import build
 
 FORMAT = 2  # 2: matrices may be int8 with a scale per row
 SCALE = "::scale"
-
-
-@contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
-    """A temporary sibling that takes the folder's place when the block ends well, or vanishes."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        yield temporary
-        if folder.exists():
-            old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-            os.replace(folder, old)
-            os.replace(temporary, folder)
-            shutil.rmtree(old)
-        else:
-            os.replace(temporary, folder)
-    except OSError as error:
-        raise VidcmError(f"cannot write {folder}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def file_hash(path: Path) -> str:
-    """sha256 of a file, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def save_model(

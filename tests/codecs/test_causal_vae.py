@@ -85,7 +85,7 @@ def test_the_start_is_far_better_than_chance_and_half_whitened():
     """Components keep the square root of their spread, whatever turn of the channels hides them."""
     model, video = codec(), clips(40)
     before = psnr(model.decode(model.encode(video)), video).mean()
-    model.start_from_data(video)
+    model.init_from_pca(video)
     after = psnr(model.decode(model.encode(video)), video).mean()
     assert after > before + 6
     rows = rearrange(model.encode(video), "b c t h w -> (b t h w) c")
@@ -101,9 +101,9 @@ def test_a_second_start_is_the_same():
     video = clips(20)
     first, second = codec(), codec(shake=0.0)
     torch.manual_seed(3)
-    first.start_from_data(video)
+    first.init_from_pca(video)
     torch.manual_seed(3)
-    second.start_from_data(video)
+    second.init_from_pca(video)
     assert first.encode(video).equal(second.encode(video))
 
 
@@ -112,7 +112,7 @@ def test_where_no_level_loses_anything_the_start_is_direct_principal_components(
     torch.manual_seed(0)
     wide = CausalVAE(7, (48, 192, 768), (0, 0, 0), (0, 0, 0)).eval().requires_grad_(False)
     video = clips(12)
-    wide.start_from_data(video)
+    wide.init_from_pca(video)
     raw = wide.posterior(video)[0]
     # The same numbers in one matrix: blocks of 4 frames x 8 x 8 pixels, the first frame repeated.
     filled = torch.cat([video[:, :, :1].expand(-1, -1, 3, -1, -1), video], dim=2)
@@ -136,7 +136,7 @@ def test_settled_latents_lie_on_their_principal_axes_and_decode_as_before():
     mean, logvar = model.posterior(video)
     rebuilt = model.reconstruct(mean)
     width = logvar.exp().mean()
-    model.settle(mean, logvar)
+    model.whiten(mean, logvar)
     latents = model.encode(video)
     rows = rearrange(latents, "b c t h w -> (b t h w) c")
     torch.testing.assert_close(rows.mean(0), torch.zeros(7), atol=1e-4, rtol=0)

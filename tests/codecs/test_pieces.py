@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vidcm.codecs.causal_vae import CausalVAE
-from vidcm.codecs.pieces import CONTEXT, _spans, decode_in_pieces, encode_in_pieces
+from vidcm.codecs.chunked import CONTEXT, _spans, decode_chunked, encode_chunked
 from vidcm.errors import UsageError
 
 
@@ -21,15 +21,15 @@ def codec() -> CausalVAE:
 def test_pieces_equal_one_go(codec, piece):
     video = torch.randn(1, 3, 45, 16, 24)
     latents = codec.encode(video)
-    torch.testing.assert_close(encode_in_pieces(codec, video, piece), latents)
-    rebuilt = torch.cat(list(decode_in_pieces(codec, latents, piece)), dim=2)
+    torch.testing.assert_close(encode_chunked(codec, video, piece), latents)
+    rebuilt = torch.cat(list(decode_chunked(codec, latents, piece)), dim=2)
     torch.testing.assert_close(rebuilt, codec.decode(latents))
 
 
 def test_less_context_would_show(codec, monkeypatch):
     video = torch.randn(1, 3, 45, 16, 24)
-    monkeypatch.setattr("vidcm.codecs.pieces.CONTEXT", CONTEXT - 1)
-    assert (encode_in_pieces(codec, video, 3) - codec.encode(video)).abs().max() > 1e-4
+    monkeypatch.setattr("vidcm.codecs.chunked.CONTEXT", CONTEXT - 1)
+    assert (encode_chunked(codec, video, 3) - codec.encode(video)).abs().max() > 1e-4
 
 
 def test_spans_cover_everything_once():
@@ -38,6 +38,6 @@ def test_spans_cover_everything_once():
 
 def test_refusals(codec):
     with pytest.raises(UsageError, match="use 41 or 45"):
-        encode_in_pieces(codec, torch.randn(1, 3, 44, 16, 24))
+        encode_chunked(codec, torch.randn(1, 3, 44, 16, 24))
     with pytest.raises(UsageError, match="at least 1"):
-        encode_in_pieces(codec, torch.randn(1, 3, 45, 16, 24), 0)
+        encode_chunked(codec, torch.randn(1, 3, 45, 16, 24), 0)

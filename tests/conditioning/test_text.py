@@ -10,7 +10,9 @@ from vidcm.conditioning.text import HashedWords, ngrams, words_of
 @pytest.fixture
 def tower() -> HashedWords:
     torch.manual_seed(0)
-    return tiny.shaken(HashedWords(width=32, depth=2, heads=2, buckets=509, max_words=13)).eval()
+    return tiny.shaken(
+        HashedWords(hidden_size=32, num_layers=2, num_heads=2, buckets=509, max_words=13)
+    ).eval()
 
 
 def tokens(tower: HashedWords, *prompts: str) -> list[torch.Tensor]:

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from vidcm.data.clips import frame_times
 from vidcm.data.folder import VideoFolder
-from vidcm.data.transforms import normalise, resize_crop
 from vidcm.errors import UsageError, VidcmError
+from vidcm.media.timing import frame_times
+from vidcm.media.transforms import normalise, resize_crop
 
 SHAPE = {"num_frames": 5, "size": (23, 29), "fps": 25.0}
 

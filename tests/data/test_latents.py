@@ -15,8 +15,8 @@ from vidcm.codecs.causal_vae import CausalVAE
 from vidcm.data.folder import VideoFolder
 from vidcm.data.latents import LatentShards, write_shards
 from vidcm.errors import UsageError, VidcmError
+from vidcm.media.pixels import to_video
 from vidcm.store import load_model, read_card
-from vidcm.video import to_video
 
 COUNT = 23
 

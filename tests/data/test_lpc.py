@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from vidcm.data import lpc as module
-from vidcm.data.lpc import LPC, held_out, vocabulary
-from vidcm.data.wardrobe import CELL, ROWS, SHEET, Sheets
 from vidcm.errors import UsageError, VidcmError
-from vidcm.video import write_png
+from vidcm.lpc import dataset as module
+from vidcm.lpc.dataset import LPC, held_out, vocabulary
+from vidcm.lpc.wardrobe import CELL, ROWS, SHEET, Sheets
+from vidcm.media.write import write_png
 
 KEEP = {
     "skin": ["light", "orc"],

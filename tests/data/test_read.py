@@ -18,10 +18,11 @@ import numpy as np
 import pytest
 import torch
 
-from vidcm.data import clips, demux, read
-from vidcm.data.killable import KillableReader
-from vidcm.data.read import BadClip, probe, read_frames
 from vidcm.errors import UsageError
+from vidcm.media import demux, read
+from vidcm.media import timing as clips
+from vidcm.media.read import BadClip, probe, read_frames
+from vidcm.media.worker import ReaderProcess
 
 H, W = 46, 62  # twice a prime each, for 4:2:0
 
@@ -416,7 +417,7 @@ def test_decord_gives_the_same_frames_and_leaves_the_rest(steady, tmp_path, capl
         assert left.backend == "av" and np.array_equal(left.frames, read_frames(path, [0.0]).frames)
     assert len([r for r in caplog.records if "using PyAV" in r.message]) == 1
     assert reason(steady, [9.0], backend="decord") == "too-short"
-    with KillableReader(backend="decord") as reader:
+    with ReaderProcess(backend="decord") as reader:
         assert [reader.read(p, [0.0]).backend for p in (steady, gif, turn)] == [
             "decord",
             "av",
@@ -435,7 +436,7 @@ def test_decord_not_installed(steady, monkeypatch):
 
 
 def test_killable_reader_survives_hangs_and_crashes(steady, tmp_path):
-    with KillableReader(deadline=1.0) as reader:
+    with ReaderProcess(deadline=1.0) as reader:
         expected = read_frames(steady, [0.0, 0.5])
         found = reader.read(steady, [0.0, 0.5])
         assert np.array_equal(found.frames, expected.frames) and found.backend == "av"
@@ -470,7 +471,7 @@ def test_killable_reader_survives_hangs_and_crashes(steady, tmp_path):
 
 
 def test_the_worker_starts_without_torch():
-    code = "import sys, vidcm.data.killable; print('torch' in sys.modules, 'decord' in sys.modules)"
+    code = "import sys, vidcm.media.worker; print('torch' in sys.modules, 'decord' in sys.modules)"
     env = {**os.environ, "PYTHONPATH": str(Path(read.__file__).parents[2])}
     command = [sys.executable, "-c", code]
     assert subprocess.check_output(command, env=env, text=True).split() == ["False", "False"]
@@ -480,9 +481,9 @@ def test_killable_reader_in_loader_workers_and_scripts(steady, tmp_path):
     script = tmp_path / "script.py"  # no main guard, forked and spawned data workers
     script.write_text(
         "import sys, torch\n"
-        "from vidcm.data.killable import KillableReader\n"
+        "from vidcm.media.worker import ReaderProcess\n"
         "class Clips(torch.utils.data.Dataset):\n"
-        "    reader = KillableReader()\n"
+        "    reader = ReaderProcess()\n"
         "    def __len__(self): return 4\n"
         "    def __getitem__(self, i):\n"
         f"        return self.reader.read({str(steady)!r}, [0.04 * i]).frames[0, 0, 0, 0]\n"

@@ -12,10 +12,10 @@ import tiny
 
 import vidcm
 from vidcm.cli import edit
-from vidcm.editing.files import fit_mask, read_film, read_mask
 from vidcm.errors import UsageError
+from vidcm.media.load import fit_mask, read_film, read_mask
+from vidcm.media.write import read_png, write_clip, write_png
 from vidcm.registry import TABLE
-from vidcm.video import read_png, write_clip, write_png
 
 REPO = Path(vidcm.__file__).parents[1]
 H, W, T = 16, 24, 5

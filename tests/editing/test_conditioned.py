@@ -11,19 +11,20 @@ import torch
 from correlated import MEANS, Clips, covariance, given_law
 from oracle import PATHS
 
-from vidcm import VideoPipeline, sampling
+from vidcm import VideoPipeline
 from vidcm.cli import evaluate
-from vidcm.denoiser import Guided
-from vidcm.editing.cases import CASES
+from vidcm.diffusion import samplers
+from vidcm.diffusion.guidance import CFGDenoiser
+from vidcm.diffusion.times import shifted_timesteps, to_path_time
 from vidcm.editing.conditioned import Conditioned, ConditionedFlow, GivenLatents, given_latents
 from vidcm.editing.edit import canvas_of
-from vidcm.editing.evaluate import make
 from vidcm.editing.projection import Observing, ObservingFlow
-from vidcm.editing.report import _place, _steps
 from vidcm.editing.scene import compose
 from vidcm.editing.timing import Animate, Extend, ExtendBackward, Inbetween
-from vidcm.times import on_path, uniform_grid
-from vidcm.video import to_video
+from vidcm.evaluation.edit_cases import CASES
+from vidcm.evaluation.edit_report import _place, _steps
+from vidcm.evaluation.edits import make
+from vidcm.media.pixels import to_video
 
 FRAMES = 3
 MASKS = {"first": "100", "two": "110", "last": "001", "both": "101"}
@@ -76,9 +77,11 @@ def few(path, denoiser, steps: int, walker: str = "consistency") -> torch.Tensor
     rng = Basis(steps)
     noise = rng.normal()
     cond = Clips(path).encode(["up"] * len(noise))
-    times = on_path(path, torch.tensor([1.0, 0.9, 0.6, 0.3], dtype=torch.float64)[:steps]).tolist()
+    times = to_path_time(
+        path, torch.tensor([1.0, 0.9, 0.6, 0.3], dtype=torch.float64)[:steps]
+    ).tolist()
     times[0] = path.t_max
-    return sampling.SAMPLERS[walker](denoiser, noise, times, cond, rng)
+    return samplers.SAMPLERS[walker](denoiser, noise, times, cond, rng)
 
 
 @every_path
@@ -99,17 +102,17 @@ def test_a_student_draws_from_the_law_given_the_frames(path, mask, steps):
 @every_mask
 def test_so_does_one_that_jumps(path, mask):
     shown, near = frames(mask), 1e-2 if path.t_max > 100 else 1e-6
-    x = few(path, Observing(Conditioned(Clips(path), shown), shown), 4, "jump")
+    x = few(path, Observing(Conditioned(Clips(path), shown), shown), 4, "flow_map")
     for found, expected in zip(law(x), right(mask), strict=True):
         torch.testing.assert_close(found, expected, atol=near, rtol=near)
 
 
 def walked(path, flow, shown: GivenLatents) -> torch.Tensor:
     noise = Basis(1).normal()
-    times = on_path(path, uniform_grid(150, by=8.0))
+    times = to_path_time(path, shifted_timesteps(150, by=8.0))
     x = noise * path.sigma(times[:1]).view(1, 1, 1, 1, 1)
     cond = Clips(path).encode(["up"] * len(noise))
-    return sampling.heun(ObservingFlow(flow, shown), x, times, cond)
+    return samplers.heun(ObservingFlow(flow, shown), x, times, cond)
 
 
 @every_path
@@ -124,7 +127,7 @@ def test_a_teacher_walks_to_the_law_given_the_frames(path, mask):
 def test_guidance_is_that_of_the_law_given_the_frames():
     path, shown = PATHS[0], frames("first")
     world, scale = Clips(path), 2.5
-    flow = Guided(world, scale, world.encode([""] * (1 + FRAMES)))
+    flow = CFGDenoiser(world, scale, world.encode([""] * (1 + FRAMES)))
     x = walked(path, ConditionedFlow(flow, shown), shown)
     guided = MEANS[""] + scale * (MEANS["up"] - MEANS[""])
     for found, expected in zip(law(x), right("first", guided), strict=True):
@@ -143,15 +146,15 @@ def test_projected_guesses_alone_do_not_reach_it(steps):
 class Untimed(Conditioned):
     """A planted mistake: the frames are shown, their times are not."""
 
-    def clean(self, x_t, t, cond):
-        return self.denoiser.clean(self.frames(x_t), t, cond)
+    def predict_x0(self, x_t, t, cond):
+        return self.denoiser.predict_x0(self.frames(x_t), t, cond)
 
 
 class Unshown(Conditioned):
     """Another: the times are told, the frames are not shown."""
 
-    def clean(self, x_t, t, cond):
-        return self.denoiser.clean(x_t, self.frames.times(t), cond)
+    def predict_x0(self, x_t, t, cond):
+        return self.denoiser.predict_x0(x_t, self.frames.times(t), cond)
 
 
 @pytest.mark.parametrize("kind", [Untimed, Unshown])
@@ -251,7 +254,7 @@ def test_given_frames_are_kept_to_the_bit(pipe, name):
 @pytest.mark.parametrize("given", [4, 1], ids=["whole latent frames", "a picture at the end"])
 def test_what_the_network_says_of_given_frames_is_overruled(pipe, teacher, given, monkeypatch):
     """At time 0 its answer for them says nothing of the noise that the sampler holds there."""
-    kind, name = (ConditionedFlow, "velocity") if teacher else (Conditioned, "clean")
+    kind, name = (ConditionedFlow, "velocity") if teacher else (Conditioned, "predict_x0")
     answer = getattr(kind, name)
 
     def louder(self, *args):

@@ -11,14 +11,14 @@ import torch
 
 from vidcm import VideoPipeline
 from vidcm.cli import evaluate as command
-from vidcm.editing import show
-from vidcm.editing.cases import NAMES, NOISE, WAY, Case, cases_of
-from vidcm.editing.evaluate import evaluate_edits, make, read_edits
-from vidcm.editing.report import report
-from vidcm.editing.scores import about_filled, score, summary
-from vidcm.editing.show import write_edit_sheet, write_examples
 from vidcm.errors import UsageError, VidcmError
-from vidcm.metrics.adherence import Question
+from vidcm.evaluation import edit_sheet as show
+from vidcm.evaluation.edit_cases import NAMES, NOISE, WAY, Case, cases_of
+from vidcm.evaluation.edit_report import report
+from vidcm.evaluation.edit_scores import about_filled, score, summary
+from vidcm.evaluation.edit_sheet import write_edit_sheet, write_examples
+from vidcm.evaluation.edits import evaluate_edits, make, read_edits
+from vidcm.lpc.adherence import Question
 from vidcm.registry import TABLE
 
 H, W = 16, 24  # the tiny pipeline makes 9 frames of this size
@@ -193,7 +193,7 @@ def test_a_measurement_goes_on_where_it_stopped(pipe, clips, tmp_path, monkeypat
         done.append(at[2])
         return make(*at)
 
-    monkeypatch.setattr("vidcm.editing.evaluate.make", count)
+    monkeypatch.setattr("vidcm.evaluation.edits.make", count)
     found = evaluate_edits(pipe, truth, output, rows=rows, **options)
     assert done == ["teacher-50"] * 2 * len(tasks)
     assert json.loads(output.read_text()) == json.loads(json.dumps(found))

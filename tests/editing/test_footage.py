@@ -9,10 +9,10 @@ import tiny
 import torch
 from editing.test_command import main
 
-from vidcm.editing.files import fit, fit_mask, read_film
 from vidcm.editing.operators import luminance
-from vidcm.editing.sound import NoSound, add_sound, has_sound
-from vidcm.video import read_png, write_clip, write_png
+from vidcm.media.load import fit, fit_mask, read_film
+from vidcm.media.sound import NoSound, add_sound, has_sound
+from vidcm.media.write import read_png, write_clip, write_png
 
 H, W, T = 16, 24, 5  # what the tiny pipeline makes, at 8 frames a second
 SECONDS = 1.5

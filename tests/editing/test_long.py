@@ -13,12 +13,13 @@ from metrics.conftest import small
 
 from vidcm import VideoPipeline
 from vidcm.cli import edit as command
-from vidcm.data.lpc import LPC
-from vidcm.editing import edit, files
+from vidcm.editing import edit
 from vidcm.editing.operators import Pixels
 from vidcm.errors import UsageError
+from vidcm.lpc.dataset import LPC
+from vidcm.media import load as files
+from vidcm.media.write import write_clip, write_png
 from vidcm.registry import TABLE, lookup
-from vidcm.video import write_clip, write_png
 
 LONG = 14  # frames; the next that windows fill is 17
 WINDOWS = 2  # of three latent frames each, the first of them the clip's first
@@ -71,13 +72,13 @@ def test_a_long_clip_comes_back_whole_and_exact(pipe, task):
 
 def test_the_network_sees_windows_alone_and_time_runs_through_them(pipe, monkeypatch):
     student, seen = pipe.model("student"), []
-    clean = type(student).clean
+    clean = type(student).predict_x0
 
     def watched(self, x_t, t, cond):
         seen.append(tuple(x_t.shape))
         return clean(self, x_t, t, cond)
 
-    monkeypatch.setattr(type(student), "clean", watched)
+    monkeypatch.setattr(type(student), "predict_x0", watched)
     pipe.edit("colorize", [film(25, 2 * H)], [PROMPT, "an orc"], steps=1, height=2 * H)
     assert {shape[1:] for shape in seen} == {(5, 3, H // 8, W // 8)}
     assert sum(rows for rows, *_ in seen) == 2 * 3 * 3  # clips, windows in time and in space
@@ -172,8 +173,8 @@ class Bare:
     """A denoiser without windows, and noise that does not recur: what edits were made with."""
 
     def __init__(self, denoiser):
-        self.path, self.clean = denoiser.path, denoiser.clean
-        self.jump, self.velocity = denoiser.jump, denoiser.velocity
+        self.path, self.predict_x0 = denoiser.path, denoiser.predict_x0
+        self.flow_map, self.velocity = denoiser.flow_map, denoiser.velocity
 
     def recurring(self, rng):
         return rng
@@ -194,7 +195,7 @@ def test_clips_that_the_model_makes_in_one_go_are_what_they_were(pipe, monkeypat
     monkeypatch.setattr(pipe, "windowed", lambda role: Bare(pipe.model(role)))
     for name in ("encode", "decode"):
         codec = getattr(pipe.codec, name)
-        monkeypatch.setattr(edit, f"{name}d" if name == "decode" else "encode_in_pieces",
+        monkeypatch.setattr(edit, f"{name}d" if name == "decode" else "encode_chunked",
                             lambda _, x, codec=codec: codec(x))  # fmt: skip
     before = pipe.edit(asked, [clip], PROMPT, seed=3, steps=2, teacher=teacher)
     np.testing.assert_array_equal(made.frames, before.frames)

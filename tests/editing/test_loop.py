@@ -9,13 +9,13 @@ import torch
 from editing.test_edit import MASK, PROMPT, H, W, film, grey
 
 from vidcm import VideoPipeline
-from vidcm.editing.cases import loop, loop_alone
 from vidcm.editing.edit import Known, canvas_of, tasks_of
 from vidcm.editing.joins import drawn_to_given, drawn_to_start
 from vidcm.editing.operators import FADE, Pixels, Ring
 from vidcm.editing.scene import compose
-from vidcm.editing.scores import score
-from vidcm.video import to_frames, to_video
+from vidcm.evaluation.edit_cases import loop, loop_alone
+from vidcm.evaluation.edit_scores import score
+from vidcm.media.pixels import to_frames, to_video
 
 B, T = 3, 7
 

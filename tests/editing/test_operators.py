@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from vidcm.editing.operators import BlockMean, Luminance, Operator, Pixels, Ring, luminance
+from vidcm.media.pixels import to_frames, to_video
 from vidcm.registry import TABLE, lookup
-from vidcm.video import to_frames, to_video
 
 B, T, H, W = 2, 5, 6, 14  # blocks of 2
 

@@ -4,18 +4,12 @@ import pytest
 import torch
 from oracle import PATHS, Gaussian
 
-from vidcm import sampling
+from vidcm.diffusion import samplers
+from vidcm.diffusion.paths import TrigFlow
+from vidcm.diffusion.times import shifted_timesteps, student_timesteps, to_path_time
 from vidcm.editing.operators import BlockMean, Pixels
-from vidcm.editing.projection import (
-    Chain,
-    LatentPrefix,
-    Observing,
-    ObservingFlow,
-    ThroughPixels,
-)
-from vidcm.paths import TrigFlow
+from vidcm.editing.projection import Chain, LatentPrefix, Observing, ObservingFlow, ThroughPixels
 from vidcm.rng import SampleRng
-from vidcm.times import few_steps, on_path, uniform_grid
 
 SHAPE = (3, 5, 4, 6)  # c t h w
 
@@ -45,8 +39,8 @@ def path(request):
 
 def teacher_times(path, steps: int) -> torch.Tensor:
     """Shifted, from where paths without an end are all but noise."""
-    times = on_path(path, uniform_grid(steps, by=3.0))
-    times[0] = min(times[0], on_path(path, [0.999])[0])
+    times = to_path_time(path, shifted_timesteps(steps, by=3.0))
+    times[0] = min(times[0], to_path_time(path, [0.999])[0])
     return times
 
 
@@ -54,12 +48,12 @@ def draw(path, project, walker: str, steps: int, count: int = 24) -> torch.Tenso
     world, rng = Gaussian(path, std=0.5), SampleRng(0, range(count))
     cond = world.encode([""] * count)
     noise = rng.normal(*SHAPE)
-    if walker in sampling.SOLVERS:
+    if walker in samplers.SOLVERS:
         times = teacher_times(path, steps)
         x = noise * path.sigma(times[:1].float())
-        return sampling.SOLVERS[walker](ObservingFlow(world, project), x, times, cond)
-    times = on_path(path, few_steps(steps)).tolist()
-    sampler = sampling.SAMPLERS[walker]
+        return samplers.SOLVERS[walker](ObservingFlow(world, project), x, times, cond)
+    times = to_path_time(path, student_timesteps(steps)).tolist()
+    sampler = samplers.SAMPLERS[walker]
     return sampler(Jumps(world, project), noise, times, cond, rng)
 
 
@@ -67,13 +61,13 @@ class Jumps(Observing):
     """The exact student of the Gaussian world, whose jumps are its flow."""
 
     def __init__(self, world: Gaussian, project):
-        world.jump = world.flow
+        world.flow_map = world.flow
         super().__init__(world, project)
 
 
 @pytest.mark.parametrize(
     "walker, steps",
-    [("consistency", 4), ("jump", 4), ("euler", 200), ("heun", 50), ("dpm", 25)],
+    [("consistency", 4), ("flow_map", 4), ("euler", 200), ("heun", 50), ("dpm", 25)],
 )
 def test_what_is_known_is_kept_and_the_rest_has_its_own_law(path, walker, steps):
     """Elements are independent, so the unknown ones keep mean 0.7 and deviation 0.5. There are
@@ -117,8 +111,8 @@ def test_what_is_known_walks_a_straight_line_to_data():
     flow = ObservingFlow(world, ThroughPixels(Identity(), [known]))
     eps = torch.randn(1, *SHAPE)
     t = torch.tensor([0.8])
-    x_t = path.noise(known.start(), eps, t)
+    x_t = path.add_noise(known.start(), eps, t)
     x_s = x_t - 0.5 * flow.velocity(x_t, t, world.encode([""]))
-    expected = path.noise(known.start(), eps, torch.tensor([0.3]))
+    expected = path.add_noise(known.start(), eps, torch.tensor([0.3]))
     seen = known.mask.expand_as(x_s).bool()
     torch.testing.assert_close(x_s[seen], expected[seen])

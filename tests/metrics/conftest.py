@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vidcm.data.lpc import CELL, LPC, ROWS, vocabulary
+from vidcm.lpc.dataset import CELL, LPC, ROWS, vocabulary
 
 KEEP = {
     "skin": ["light", "dark", "orc"],

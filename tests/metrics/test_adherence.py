@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vidcm.metrics.adherence import chance, exam, mark, read_open, summary, wilson
+from vidcm.lpc.adherence import chance, exam, mark, read_open, summary, wilson
 
 
 def drawn(lpc, count: int, seed: int = 0):

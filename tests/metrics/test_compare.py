@@ -13,12 +13,13 @@ import torch
 import yaml
 from tiny import CODEC, denoiser, save
 
-from vidcm import budget, compare
 from vidcm.cli.compare import main
-from vidcm.comparison_report import plot, table
 from vidcm.data.latents import write_shards
 from vidcm.errors import UsageError, VidcmError
-from vidcm.metrics import adherence
+from vidcm.evaluation import compare
+from vidcm.evaluation import timed_training as budget
+from vidcm.evaluation.comparison_report import plot, table
+from vidcm.lpc import adherence
 from vidcm.store import read_card
 
 REPO = Path(__file__).parents[2]
@@ -28,7 +29,7 @@ REPO = Path(__file__).parents[2]
 def world(puppets, tmp_path_factory) -> Path:
     """A codec, a teacher, cached latents and a student's config."""
     folder = tmp_path_factory.mktemp("world")
-    teacher = denoiser(patch=[1, 4, 4])
+    teacher = denoiser(patch_size=[1, 4, 4])
     save(folder / "codec", CODEC)
     save(folder / "teacher", teacher, 1)
     captions = [
@@ -45,7 +46,7 @@ def world(puppets, tmp_path_factory) -> Path:
         "batch_size": 2,
         "workers": 0,
         "sample_every": 100000,
-        "model": denoiser(guided=True, patch=[1, 4, 4]),
+        "model": denoiser(guidance_embed=True, patch_size=[1, 4, 4]),
         "init": "unused",
         "teacher": "unused",
         "codec": "unused",
@@ -130,7 +131,7 @@ def test_several_seeds_are_several_rows(world, tmp_path):
 
 def test_seeds_of_a_row_train_as_many_steps(world, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(compare, "train_within", lambda *told: seen.append(told[-2:]) or {})
+    monkeypatch.setattr(compare, "train_for_seconds", lambda *told: seen.append(told[-2:]) or {})
     rows = {"tuning": {"config": str(world / "student.yaml"), "seeds": [3, 5]}}
     comparison = compare.read(asked(world, tmp_path, rows=rows))
     for job in compare._jobs(comparison):
@@ -272,7 +273,7 @@ def test_seconds_a_step_are_those_of_the_log(tmp_path):
 
 def test_peak_memory_is_the_training_s_own_not_that_of_who_started_it():
     ballast = bytearray(b"x") * (900 * 2**20)
-    code = "from vidcm.budget import peak_memory; print(peak_memory())"
+    code = "from vidcm.evaluation.timed_training import peak_memory; print(peak_memory())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPO)
     assert 5 < float(done.stdout) < len(ballast) / 2**20
 
@@ -281,7 +282,7 @@ def test_an_interrupt_stops_the_training_too_and_leaves_a_checkpoint(world, tmp_
     told = [f"output={tmp_path / 'run'}", "steps=100000", "log_every=1", "teacher=null"]
     told += [f"codec={world / 'codec'}", f"init={world / 'teacher'}"]
     config, peak = str(world / "student.yaml"), str(tmp_path / "peak.json")
-    code = f"from vidcm.budget import train; train({config!r}, {told}, {peak!r})"
+    code = f"from vidcm.evaluation.timed_training import train; train({config!r}, {told}, {peak!r})"
     child = subprocess.Popen([sys.executable, "-c", code], cwd=REPO, stderr=subprocess.DEVNULL)
     log = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 120

@@ -7,14 +7,14 @@ import torch
 
 from vidcm.cli import export
 from vidcm.errors import UsageError, VidcmError
+from vidcm.lpc.attribute_naming import AttributeNaming, frame_order
+from vidcm.lpc.attribute_net import PLAYBACK, AttributeNet
+from vidcm.lpc.naming_task import renew
+from vidcm.media.pixels import to_video
 from vidcm.metrics import frechet
 from vidcm.metrics.frechet import BUNDLED, distance, features, load_features
-from vidcm.models.attribute_net import PLAYBACK, AttributeNet
-from vidcm.objectives.attribute_naming import AttributeNaming, frame_order
 from vidcm.rng import SampleRng
 from vidcm.store import read_card, save_model
-from vidcm.train.naming_task import renew
-from vidcm.video import to_video
 
 
 def covariance(rng: np.random.Generator, d: int) -> np.ndarray:
@@ -145,7 +145,7 @@ def test_export_makes_the_folder_to_bundle(puppets, tmp_path, monkeypatch, capsy
         tmp_path / "x",
     )
     save_model(run, spec, AttributeNet(counts).state_dict(), made={"step": 3})
-    monkeypatch.setattr("vidcm.data.lpc.LPC", lambda art, attributes: puppets)
+    monkeypatch.setattr("vidcm.lpc.dataset.LPC", lambda art, attributes: puppets)
     monkeypatch.setattr(frechet.release, "__defaults__", (5,))
     argv = ["--features", str(run), "--output", str(output), "--art", "theatre"]
     assert export.main(argv) == 0

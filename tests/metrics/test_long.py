@@ -12,9 +12,9 @@ import torch
 from vidcm import VideoPipeline
 from vidcm.cli import evaluate as command
 from vidcm.errors import UsageError
-from vidcm.metrics import long
-from vidcm.metrics.long import OTHER, Maker, Row, Script, measure_long, other_action, plan, table
-from vidcm.metrics.protocol import Truth, describe_model
+from vidcm.evaluation import long
+from vidcm.evaluation.long import OTHER, Maker, Row, Script, measure_long, other_action, plan, table
+from vidcm.evaluation.protocol import Truth, describe_model
 
 COUNT = 3
 SPAN = 4  # puppets have five frames
@@ -205,7 +205,7 @@ def test_the_command_measures_into_a_file(pipe, puppets, measured, tmp_path, cap
     )
     loaded = SimpleNamespace(from_pretrained=lambda name, device: pipe)
     monkeypatch.setattr("vidcm.pipeline.VideoPipeline", loaded)
-    monkeypatch.setattr("vidcm.data.lpc.LPC", lambda art, num_frames: puppets)
+    monkeypatch.setattr("vidcm.lpc.dataset.LPC", lambda art, num_frames: puppets)
     page = tmp_path / "page.md"
     page.write_text("<!-- long:begin -->\n<!-- long:end -->\n")
     argv = ["--long", str(tmp_path / "l.json"), "--art", "x", "--seed", "3"]

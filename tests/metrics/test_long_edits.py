@@ -11,10 +11,10 @@ import torch
 
 from vidcm import VideoPipeline
 from vidcm.cli import evaluate as command
-from vidcm.editing.cases import CASES
+from vidcm.evaluation.edit_cases import CASES
+from vidcm.evaluation.long_edits import ROWS, come_round, edit_pieces, joins_of
+from vidcm.evaluation.protocol import Truth
 from vidcm.metrics import fidelity
-from vidcm.metrics.long_edits import ROWS, come_round, edit_pieces, joins_of
-from vidcm.metrics.protocol import Truth
 
 COUNT = 2
 PIECE, FRAMES = 5, 17  # of puppets
@@ -55,7 +55,7 @@ def pipe(puppets, tmp_path) -> Oracle:
 def test_both_ways_get_the_numbers_they_deserve(pipe, puppets, tmp_path, capsys, monkeypatch):
     loaded = SimpleNamespace(from_pretrained=lambda name, device: pipe)
     monkeypatch.setattr("vidcm.pipeline.VideoPipeline", loaded)
-    monkeypatch.setattr("vidcm.data.lpc.LPC", lambda art, num_frames: puppets)
+    monkeypatch.setattr("vidcm.lpc.dataset.LPC", lambda art, num_frames: puppets)
     path, page = tmp_path / "l.json", tmp_path / "page.md"
     page.write_text("<!-- long-edits:begin -->\n<!-- long-edits:end -->\n")
     argv = ["--long-edits", str(path), "--art", "x", "--seed", "3", "--into", str(page)]

@@ -14,16 +14,17 @@ import torch
 from torch import Tensor
 
 import vidcm
-from vidcm import markdown
 from vidcm.cli import evaluate as command
-from vidcm.data.lpc import vocabulary
 from vidcm.errors import UsageError, VidcmError
-from vidcm.metrics import adherence, hand, protocol, report
-from vidcm.metrics.diversity import draw, ratio, spread
-from vidcm.metrics.environment import environment
-from vidcm.metrics.protocol import Truth, evaluate
-from vidcm.metrics.rows import ROWS
-from vidcm.models.attribute_net import AttributeNet
+from vidcm.evaluation import markdown, protocol, report
+from vidcm.evaluation.environment import environment
+from vidcm.evaluation.protocol import Truth, evaluate
+from vidcm.evaluation.rows import ROWS
+from vidcm.lpc import adherence
+from vidcm.lpc import hand_prompts as hand
+from vidcm.lpc.attribute_net import AttributeNet
+from vidcm.lpc.dataset import vocabulary
+from vidcm.lpc.diversity import draw, ratio, spread
 from vidcm.store import save_model
 
 COUNT = 16
@@ -170,7 +171,14 @@ def test_the_file_says_what_was_measured_on_what(measure, features):
     results = measure(rows=["codec"])
     p, row = results["protocol"], results["rows"]["codec"]["heldout"]
     assert (p["count"], p["seed"], p["split"], p["frames"]) == (COUNT, 0, "heldout", 5)
-    assert set(p["metrics"]) == {"adherence", "fidelity", "motion", "frechet", "diversity", "hand"}
+    assert set(p["metrics"]) == {
+        "adherence",
+        "fidelity",
+        "motion",
+        "frechet",
+        "diversity",
+        "hand_prompts",
+    }
     assert len(p["captions"]) == len(row["truth"]) == 64
     assert list(results["model"]["files"]) == ["pipeline.json"]
     assert results["features"]["heldout_accuracy"] == {"sex": 0.5}
@@ -314,12 +322,12 @@ def test_damaged_results_are_refused(tmp_path, text, why):
 @pytest.fixture
 def world(monkeypatch, pipe, puppets, features, measure):
     """The command, with the oracle for a model and puppets for the art."""
-    import vidcm.data.lpc
+    import vidcm.lpc.dataset
     import vidcm.pipeline
 
     loaded = SimpleNamespace(from_pretrained=lambda name, device: pipe)
     monkeypatch.setattr(vidcm.pipeline, "VideoPipeline", loaded)
-    monkeypatch.setattr(vidcm.data.lpc, "LPC", lambda art, num_frames: puppets)
+    monkeypatch.setattr(vidcm.lpc.dataset, "LPC", lambda art, num_frames: puppets)
     monkeypatch.setattr(protocol.frechet, "BUNDLED", features)
     monkeypatch.setattr(
         evaluate, "__kwdefaults__", evaluate.__kwdefaults__ | {"features": features}
@@ -334,7 +342,7 @@ def test_command_measures_prints_and_draws(world, tmp_path, capsys):
     out, _ = capsys.readouterr()
     assert out.startswith("|  | evaluations |") and "| student-1 | 1 |" in out
     assert list(json.loads(output.read_text())["rows"]) == ["codec", "student-1"]
-    from vidcm.video import read_png
+    from vidcm.media.write import read_png
 
     height, width, _ = read_png(sheet).shape
     assert height > 4 * 5 * 64 * 2 and width == 5 * 64 * 2
@@ -388,7 +396,7 @@ def test_rows_of_the_command_are_the_protocols_and_help_needs_no_torch():
     assert command.ROWS == ROWS
     code = (
         "import sys; from vidcm.cli.evaluate import parser; text = parser().format_help();"
-        "import vidcm.metrics.report;"
+        "import vidcm.evaluation.report;"
         "assert '--hand-prompts' in text; assert not {'torch', 'numpy', 'av'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPO)

@@ -9,10 +9,10 @@ import tiny
 import torch
 
 from vidcm.cli.tune import main
+from vidcm.diffusion.times import T_START
 from vidcm.errors import UsageError
-from vidcm.metrics.search import HIGHEST, Bench, Trial, keep, ratios_from, search
+from vidcm.evaluation.search import HIGHEST, Bench, Trial, keep, ratios_from, search
 from vidcm.pipeline import VideoPipeline
-from vidcm.times import NEARLY_NOISE
 
 AIMS = (12.0, 1.5)  # the ratios that help, in this order
 
@@ -26,17 +26,17 @@ def measure(times) -> Trial:
 
 def test_times_are_added_where_they_serve_best():
     one, two, three = search(measure, [1, 2, 3])
-    assert one.times == (NEARLY_NOISE,)
-    assert two.times == pytest.approx((NEARLY_NOISE, 12 / 13))
-    assert three.times == pytest.approx((NEARLY_NOISE, 12 / 13, 0.6))
+    assert one.times == (T_START,)
+    assert two.times == pytest.approx((T_START, 12 / 13))
+    assert three.times == pytest.approx((T_START, 12 / 13, 0.6))
     assert one.merit < two.merit < three.merit
 
 
 def test_ties_go_to_fidelity():
     def flat(times) -> Trial:
-        return Trial(tuple(times), 0.7, -abs(sum(times) - NEARLY_NOISE - 0.75))
+        return Trial(tuple(times), 0.7, -abs(sum(times) - T_START - 0.75))
 
-    assert search(flat, [2])[0].times == pytest.approx((NEARLY_NOISE, 0.75))
+    assert search(flat, [2])[0].times == pytest.approx((T_START, 0.75))
 
 
 @pytest.mark.parametrize("lowest, steps", [(1.5, 4), (1.5, 8), (6.0, 3), (6.0, 8), (90.0, 5)])
@@ -61,14 +61,14 @@ def folder(tmp_path):
 def test_trials_repeat_and_the_pipeline_makes_the_same_clips(puppets, folder):
     pipe = VideoPipeline.from_pretrained(folder)
     bench = Bench(pipe, puppets, 3, 5, 2)
-    times = (NEARLY_NOISE, 0.9)
+    times = (T_START, 0.9)
     trial = bench(times)
     assert trial == bench(times) and 0 <= trial.adherence <= 1
-    assert trial != bench((NEARLY_NOISE, 0.2))
+    assert trial != bench((T_START, 0.2))
     keep(pipe, [trial])
     again = VideoPipeline.from_pretrained(folder)
     assert again.settings["student"]["times"]["2"] == list(times)
-    assert again.settings["student"]["times"]["1"] == [NEARLY_NOISE]
+    assert again.settings["student"]["times"]["1"] == [T_START]
     clips = again(bench.prompts, steps=2, seed=bench.seeds)
     mine = bench.clips(times)
     assert int((torch.from_numpy(clips.frames).int() - mine.int()).abs().max()) <= 1
@@ -79,17 +79,17 @@ def test_refusals(puppets, folder, capsys, monkeypatch):
     assert main(["--checkpoint", str(folder)]) == 2
     assert "LPC art" in capsys.readouterr().err
     pipe = VideoPipeline.from_pretrained(folder)
-    pipe.settings["student"]["sampler"] = "jump"
+    pipe.settings["student"]["sampler"] = "flow_map"
     with pytest.raises(UsageError, match="sampled by jumps"):
         Bench(pipe, puppets, 2, 0, 2)
 
 
 def test_no_stop_lies_below_the_lowest(puppets, folder, monkeypatch):
-    monkeypatch.setattr("vidcm.data.lpc.LPC", lambda *_, **__: puppets)
+    monkeypatch.setattr("vidcm.lpc.dataset.LPC", lambda *_, **__: puppets)
     words = ["--checkpoint", str(folder), "--art", "x", "--count", "2", "--lowest", "90", "--steps"]
     assert main([*words, "2"]) == 0
     times = VideoPipeline.from_pretrained(folder).settings["student"]["times"]
-    assert times["2"] == pytest.approx([NEARLY_NOISE, 96 / 97])
+    assert times["2"] == pytest.approx([T_START, 96 / 97])
     assert main([*words, "3"]) == 0
     times = VideoPipeline.from_pretrained(folder).settings["student"]["times"]
-    assert times["3"] == pytest.approx([NEARLY_NOISE, 96 / 97, 90 / 91])
+    assert times["3"] == pytest.approx([T_START, 96 / 97, 90 / 91])

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from vidcm import sampling
 from vidcm.cli import evaluate as command
-from vidcm.data.lpc import vocabulary
-from vidcm.denoiser import Guided
-from vidcm.metrics import steering
-from vidcm.metrics.protocol import Truth
-from vidcm.pipeline import SampleRngs, VideoPipeline
-from vidcm.times import NEARLY_NOISE, SHIFT, on_path, uniform_grid
+from vidcm.diffusion import samplers
+from vidcm.diffusion.guidance import CFGDenoiser
+from vidcm.diffusion.times import SHIFT, T_START, shifted_timesteps, to_path_time
+from vidcm.evaluation import steering
+from vidcm.evaluation.protocol import Truth
+from vidcm.lpc.dataset import vocabulary
+from vidcm.pipeline import VideoPipeline
+from vidcm.rng import SampleRngs
 
 COUNT = 5
 PROMPTS = [
@@ -77,7 +78,7 @@ def test_movements_and_negatives_get_the_numbers_they_deserve(pipe, puppets, tmp
 def test_the_command_measures_into_a_file(pipe, puppets, tmp_path, capsys, monkeypatch):
     loaded = SimpleNamespace(from_pretrained=lambda name, device: pipe)
     monkeypatch.setattr("vidcm.pipeline.VideoPipeline", loaded)
-    monkeypatch.setattr("vidcm.data.lpc.LPC", lambda art, num_frames: puppets)
+    monkeypatch.setattr("vidcm.lpc.dataset.LPC", lambda art, num_frames: puppets)
     page = tmp_path / "page.md"
     page.write_text("<!-- steering:begin -->\n<!-- steering:end -->\n")
     argv = ["--steering", str(tmp_path / "s.json"), "--art", "x", "--seed", "3"]
@@ -108,16 +109,16 @@ def test_guidance_moves_the_bundled_student_where_it_moves_its_teacher(bundled):
     count = len(PROMPTS)
     size = (bundled.settings[k] for k in ("frames", "height", "width"))
     noise = SampleRngs(range(count), bundled.device).normal(*bundled.codec.latent_shape(*size))
-    times = on_path(teacher.path, uniform_grid(6, by=SHIFT)).tolist()
+    times = to_path_time(teacher.path, shifted_timesteps(6, by=SHIFT)).tolist()
 
     def taught(scale: float) -> torch.Tensor:
-        flow = Guided(teacher, scale, teacher.encode([""] * count))
-        return sampling.euler(flow, noise, times, teacher.encode(PROMPTS))
+        flow = CFGDenoiser(teacher, scale, teacher.encode([""] * count))
+        return samplers.euler(flow, noise, times, teacher.encode(PROMPTS))
 
     def learnt(scale: float) -> torch.Tensor:
         cond = student.encode(PROMPTS, torch.full((count,), scale))
         rng = SampleRngs(range(count), bundled.device)
-        return sampling.consistency(student, noise, [NEARLY_NOISE], cond, rng)
+        return samplers.consistency(student, noise, [T_START], cond, rng)
 
     there, first = (taught(3.0) - taught(1.0)).flatten(1), learnt(1.0)
     for scale in (2.0, 3.0, 5.0):

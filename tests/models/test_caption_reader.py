@@ -6,9 +6,9 @@ from tiny import CODEC, TEXT, denoiser
 
 from vidcm.config import TrainConfig
 from vidcm.data.batch import Batch
-from vidcm.data.lpc import LPCCaptions
 from vidcm.errors import UsageError
-from vidcm.objectives.caption_naming import CaptionNaming
+from vidcm.lpc.caption_naming import CaptionNaming
+from vidcm.lpc.dataset import LPCCaptions
 from vidcm.registry import build
 from vidcm.rng import SampleRng
 from vidcm.store import save_model
@@ -55,8 +55,8 @@ def test_a_denoiser_starts_with_the_tower(tmp_path):
         seen.update(model.conditioner.state_dict())
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vidcm.train.video_task.video_task", spy)
-        patch.setattr("vidcm.data.lpc.Sheets", lambda art: None)
+        patch.setattr("vidcm.train.denoiser_task.video_task", spy)
+        patch.setattr("vidcm.lpc.dataset.Sheets", lambda art: None)
         make_task(config, torch.device("cpu"))
     for name, value in reader.conditioner.state_dict().items():
         torch.testing.assert_close(seen[name], value)

@@ -4,7 +4,7 @@ import pytest
 import tiny
 import torch
 
-from vidcm.denoiser import Cond
+from vidcm.diffusion.base import Cond
 from vidcm.errors import UsageError
 from vidcm.models.attention import Attention, attend
 from vidcm.models.dit import DiT
@@ -17,7 +17,9 @@ CHANNELS, CONTEXT = 3, 11
 def dit(**options) -> DiT:
     torch.manual_seed(0)
     return DiT(
-        CHANNELS, CONTEXT, **{"width": 32, "depth": 2, "heads": 2, "patch": (1, 1, 1), **options}
+        CHANNELS,
+        CONTEXT,
+        **{"hidden_size": 32, "num_layers": 2, "num_heads": 2, "patch_size": (1, 1, 1), **options},
     )
 
 
@@ -30,7 +32,7 @@ def condition(words: int = 7, guidance: bool = False) -> Cond:
 @pytest.mark.parametrize("patch", [(1, 1, 1), (1, 2, 2), (2, 1, 3)])
 def test_shapes_with_every_axis_different(patch):
     x = torch.randn(2, CHANNELS, *(n * p for n, p in zip((5, 2, 7), patch, strict=True)))
-    model, t = tiny.shaken(dit(patch=patch)), torch.rand(2)
+    model, t = tiny.shaken(dit(patch_size=patch)), torch.rand(2)
 
     cond = condition()
     out = model(x, t, cond)
@@ -40,22 +42,27 @@ def test_shapes_with_every_axis_different(patch):
 
 def test_patches_go_back_where_they_came_from():
     """With everything else at zero, the skip from input to output is the identity."""
-    model = dit(patch=(2, 1, 3))
+    model = dit(patch_size=(2, 1, 3))
     with torch.no_grad():
-        model.head_modulation[-1].bias[2 * model.width :] = 1
+        model.head_modulation[-1].bias[2 * model.hidden_size :] = 1
     x = torch.randn(2, CHANNELS, 4, 5, 9)
     torch.testing.assert_close(model(x, torch.rand(2), condition()), x)
 
 
-@pytest.mark.parametrize("guided", [False, True])
-def test_a_fresh_one_says_nothing(guided):
+@pytest.mark.parametrize("guidance_embed", [False, True])
+def test_a_fresh_one_says_nothing(guidance_embed):
     x = torch.randn(2, CHANNELS, 2, 3, 5)
-    assert dit(guided=guided)(x, torch.rand(2), condition(guidance=guided)).abs().max() == 0
+    assert (
+        dit(guidance_embed=guidance_embed)(x, torch.rand(2), condition(guidance=guidance_embed))
+        .abs()
+        .max()
+        == 0
+    )
 
 
 def test_a_fresh_student_is_its_teacher_whatever_the_scale():
     teacher = tiny.shaken(dit())
-    student = dit(guided=True)
+    student = dit(guidance_embed=True)
     missing = student.load_state_dict(teacher.state_dict(), strict=False)
     assert all(k.startswith("guidance.") for k in missing.missing_keys)
     x, t, cond = torch.randn(2, CHANNELS, 2, 3, 5), torch.rand(2), condition(guidance=True)
@@ -86,7 +93,7 @@ def test_samples_of_a_batch_do_not_see_each_other():
 
 
 def test_every_parameter_gets_a_finite_gradient():
-    model = tiny.shaken(dit(guided=True), 0.05)
+    model = tiny.shaken(dit(guidance_embed=True), 0.05)
     x = torch.randn(2, CHANNELS, 2, 3, 5)
     model(x, torch.rand(2), condition(guidance=True)).square().sum().backward()
     for name, p in model.named_parameters():
@@ -109,7 +116,10 @@ def test_a_fresh_one_learns():
 
 @pytest.mark.parametrize(
     "options, message",
-    [({"width": 30, "heads": 4}, "30 over 4 heads"), ({"width": 48, "heads": 2}, "multiple of 16")],
+    [
+        ({"hidden_size": 30, "num_heads": 4}, "30 over 4 heads"),
+        ({"hidden_size": 48, "num_heads": 2}, "multiple of 16"),
+    ],
 )
 def test_widths_that_heads_do_not_divide(options, message):
     with pytest.raises(UsageError, match=message):
@@ -118,7 +128,7 @@ def test_widths_that_heads_do_not_divide(options, message):
 
 def test_latents_that_patches_do_not_divide():
     with pytest.raises(UsageError, match=r"\(2, 3, 5\) do not divide into patches of \(1, 2, 2\)"):
-        dit(patch=(1, 2, 2))(torch.randn(2, CHANNELS, 2, 3, 5), torch.rand(2), condition())
+        dit(patch_size=(1, 2, 2))(torch.randn(2, CHANNELS, 2, 3, 5), torch.rand(2), condition())
 
 
 # --- parts ----------------------------------------------------------------------------------------

@@ -5,8 +5,8 @@ from oracle import Gaussian
 from torch import Tensor, nn
 
 from vidcm.data.batch import Batch
-from vidcm.denoiser import Cond
-from vidcm.paths import Path
+from vidcm.diffusion.base import Cond
+from vidcm.diffusion.paths import ProbPath
 from vidcm.rng import SampleRng
 
 MEANS = {"": 0.4, "up": 0.9}
@@ -16,7 +16,7 @@ TRUE = 0.5  # the data's standard deviation
 class Learnt(nn.Module, Gaussian):
     """Student and fake score in one: `clean` makes the samples, `predict` scores them."""
 
-    def __init__(self, path: Path, shift: float = 0.0, std: float = TRUE):
+    def __init__(self, path: ProbPath, shift: float = 0.0, std: float = TRUE):
         nn.Module.__init__(self)
         Gaussian.__init__(self, path, std, MEANS)
         self.shift = nn.Parameter(torch.tensor(shift, dtype=torch.float64))

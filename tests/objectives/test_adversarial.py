@@ -8,13 +8,13 @@ from objectives.learnt import Learnt, batch
 from torch import nn
 
 from vidcm.data.batch import Batch
+from vidcm.diffusion.paths import RectifiedFlow
+from vidcm.diffusion.times import T_START
 from vidcm.errors import UsageError
 from vidcm.objectives.adversarial import Adversarial, Critic
 from vidcm.objectives.base import STUDENT
-from vidcm.paths import RectifiedFlow
 from vidcm.registry import build
 from vidcm.rng import SampleRng
-from vidcm.times import NEARLY_NOISE
 
 PLACES = range(6)
 
@@ -34,7 +34,7 @@ def pulled(module: nn.Module) -> bool:
 
 
 def test_each_turn_pulls_on_its_own_network_alone(teacher):
-    student = tiny.shaken(build("model", tiny.denoiser(guided=True)), seed=3)
+    student = tiny.shaken(build("model", tiny.denoiser(guidance_embed=True)), seed=3)
     objective = Adversarial(teacher, blocks=[0, 1])
     rng = SampleRng(1, PLACES)
     objective.critic_loss(student, latents(), 0.0, rng).total.backward()
@@ -57,7 +57,7 @@ def test_hinge_and_verdict_have_their_closed_form(teacher):
             self.calls += 1
             return torch.tensor([[0.25, 3.0]] if self.calls == 1 else [[-0.5, 0.5]])
 
-    student = build("model", tiny.denoiser(guided=True))
+    student = build("model", tiny.denoiser(guidance_embed=True))
     objective = Adversarial(teacher, blocks=[0, 1])
     objective.critic = Fixed()
     loss = objective.critic_loss(student, latents(), 0.0, SampleRng(1, PLACES))
@@ -75,14 +75,14 @@ def test_the_critic_sees_the_teacher_s_tokens_at_its_blocks(teacher):
     objective.critic.register_forward_pre_hook(
         lambda _, args: widths.extend(tuple(x.shape) for x in args[0])
     )
-    student = build("model", tiny.denoiser(guided=True))
+    student = build("model", tiny.denoiser(guidance_embed=True))
     objective.critic_loss(student, latents(), 0.0, SampleRng(1, PLACES))
     assert widths == [(6, 1 * 2 * 3, 32)] * 4  # two blocks, of data and of samples
 
 
 @pytest.mark.parametrize("act", ["__call__", "critic_loss"])
 def test_a_batch_split_over_ranks_has_the_same_loss(teacher, act):
-    student = tiny.shaken(build("model", tiny.denoiser(guided=True)))
+    student = tiny.shaken(build("model", tiny.denoiser(guidance_embed=True)))
     objective = Adversarial(teacher, blocks=[1])
 
     def loss(places: range) -> float:
@@ -98,14 +98,14 @@ def test_the_share_from_noise(share):
     times = []
 
     class Watching(Learnt):
-        def clean(self, x_t, t, cond):
+        def predict_x0(self, x_t, t, cond):
             times.extend(t.tolist())
-            return super().clean(x_t, t, cond)
+            return super().predict_x0(x_t, t, cond)
 
     seeing, places = Seeing(), range(200)
     objective = Adversarial(seeing, blocks=[0], from_noise=share, mean=-1.0, std=0.3)
     objective(Watching(seeing.path), batch(places, 1), 0.0, SampleRng(1, places))
-    at_noise = [t for t in times if abs(t - NEARLY_NOISE) < 1e-6]
+    at_noise = [t for t in times if abs(t - T_START) < 1e-6]
     assert len(at_noise) / 200 == pytest.approx(share, abs=0.1)
     assert all(t < 0.6 for t in times if t not in at_noise)
 
@@ -138,9 +138,9 @@ def test_what_starts_from_noise_holds_nothing_of_the_data():
     inputs = []
 
     class Watching(Learnt):
-        def clean(self, x_t, t, cond):
+        def predict_x0(self, x_t, t, cond):
             inputs.append((x_t.flatten(1), t))
-            return super().clean(x_t, t, cond)
+            return super().predict_x0(x_t, t, cond)
 
     seeing, places = Seeing(), range(60)
     objective, given = Adversarial(seeing, blocks=[0], mean=-1.0, std=0.3), batch(places)
@@ -149,7 +149,7 @@ def test_what_starts_from_noise_holds_nothing_of_the_data():
         data = Batch(given.captions, latents=latents)
         objective(Watching(seeing.path), data, 0.0, SampleRng(1, places))
     (x, t), (y, _) = inputs
-    alone = (t - NEARLY_NOISE).abs() < 1e-6
+    alone = (t - T_START).abs() < 1e-6
     assert 0 < alone.sum() < 60
     torch.testing.assert_close(y - x, (1 - t)[:, None].where(~alone[:, None], 0).expand_as(x))
 
@@ -180,7 +180,7 @@ def test_the_size_of_tokens_is_no_verdict():
 
 
 class Moments(nn.Module):
-    width = 4
+    hidden_size = 4
 
     def __init__(self):
         super().__init__()

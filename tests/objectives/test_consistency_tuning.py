@@ -9,14 +9,15 @@ from oracle import PATHS, Gaussian
 
 from vidcm import registry
 from vidcm.data.batch import Batch
-from vidcm.denoiser import Denoiser, Guided
+from vidcm.diffusion.denoiser import Denoiser
+from vidcm.diffusion.guidance import CFGDenoiser
+from vidcm.diffusion.paths import RectifiedFlow
+from vidcm.diffusion.shapes import like
+from vidcm.diffusion.times import T_START
 from vidcm.errors import UsageError
 from vidcm.objectives import consistency_tuning
 from vidcm.objectives.consistency_tuning import ConsistencyTuning
-from vidcm.paths import RectifiedFlow
 from vidcm.rng import SampleRng
-from vidcm.shapes import like
-from vidcm.times import NEARLY_NOISE
 
 every_path = pytest.mark.parametrize("path", PATHS, ids=[type(p).__name__ for p in PATHS])
 MEANS = {"": 0.2, "up": 0.9}
@@ -47,7 +48,10 @@ GUIDANCE_OFF_BY_ONE = (
     "x_r = Question(question.prompts, question.scale + 1).step(",
 )
 BACKWARD_STEP = ('x_t, t, r, "euler")', 'x_t, t, 2 * t - r, "euler")')
-OTHER_NOISE = ("x_r = path.noise(x0, eps, r)", "x_r = path.noise(x0, rng.normal(*x0.shape[1:]), r)")
+OTHER_NOISE = (
+    "x_r = path.add_noise(x0, eps, r)",
+    "x_r = path.add_noise(x0, rng.normal(*x0.shape[1:]), r)",
+)
 
 
 # --- with a teacher -------------------------------------------------------------------------------
@@ -77,8 +81,8 @@ def test_planted_mistakes_do_not_vanish(planted):
 
 def test_a_student_deaf_to_guidance_is_not_left_alone():
     class Deaf(Gaussian):
-        def clean(self, x_t, t, cond):
-            return super().clean(x_t, t, super().encode(["up"] * len(x_t)))
+        def predict_x0(self, x_t, t, cond):
+            return super().predict_x0(x_t, t, super().encode(["up"] * len(x_t)))
 
     world = Gaussian(RectifiedFlow(), means=MEANS)
     objective = ConsistencyTuning(world, stages=9, huber=0.0)
@@ -111,8 +115,8 @@ def test_straight_steps_end_at_the_mean_that_the_guided_teacher_calls_clean():
     world = Gaussian(RectifiedFlow(), means=MEANS)
 
     class Mean(Gaussian):
-        def clean(self, x_t, t, cond):
-            flow = Guided(world, cond.guidance, world.encode([""] * len(x_t)))
+        def predict_x0(self, x_t, t, cond):
+            flow = CFGDenoiser(world, cond.guidance, world.encode([""] * len(x_t)))
             return x_t - like(t, x_t) * flow.velocity(x_t, t, cond)
 
     mean = Mean(world.path, means=MEANS)
@@ -151,8 +155,8 @@ def test_the_gap_has_its_closed_form_and_shrinks_by_stage():
 class Constant(Gaussian):
     """f = (1 + ratio) at every element: errors that are known before the loss is."""
 
-    def clean(self, x_t, t, cond):
-        return torch.ones_like(x_t) * (1 + self.path.ratio(t)).view(-1, 1, 1, 1, 1)
+    def predict_x0(self, x_t, t, cond):
+        return torch.ones_like(x_t) * (1 + self.path.sigma_ratio(t)).view(-1, 1, 1, 1, 1)
 
 
 @every_path
@@ -164,7 +168,9 @@ def test_the_weight_is_one_over_the_gap_in_sigma(path, kind, right):
     assert (lower > 0).all()
     # |f(x_t, t) - f(x_r, r)| is sigma - r here, so that every sample's loss is one.
     found = float(loss(Constant(path, means=MEANS), objective))
-    same_clock = path.time_of(torch.ones(1)) == 1 == path.time_of(torch.full((1,), 2.0)) - 1
+    same_clock = (
+        path.t_from_sigma(torch.ones(1)) == 1 == path.t_from_sigma(torch.full((1,), 2.0)) - 1
+    )
     assert (found == pytest.approx(1, rel=1e-4)) == (right or bool(same_clock))
 
 
@@ -187,7 +193,7 @@ def test_weights_are_bounded_and_huber_is_smooth_at_zero():
         float((0.01 * gap).mean()), rel=1e-2
     )
     still = Gaussian(RectifiedFlow(), means=MEANS)
-    still.clean = lambda x_t, t, cond: (x_t * 0).requires_grad_()
+    still.predict_x0 = lambda x_t, t, cond: (x_t * 0).requires_grad_()
     value = loss(still, ConsistencyTuning(None, mean=3.0, q=8.0, stages=1, huber=1e-3))
     value.backward()
     assert value.detach() == 0
@@ -204,9 +210,9 @@ def test_at_r_zero_it_is_denoising():
     sigma = torch.exp(-2.0 + 0.5 * rng.normal())
     assert (objective.lower(sigma, 0.0) == 0).all()
     given = batch()
-    t = world.path.time_of(sigma)
-    x_t = world.path.noise(given.latents, rng.normal(2, 3, 2, 2), t)
-    off = world.clean(x_t, t, world.encode(given.captions)) - given.latents
+    t = world.path.t_from_sigma(sigma)
+    x_t = world.path.add_noise(given.latents, rng.normal(2, 3, 2, 2), t)
+    off = world.predict_x0(x_t, t, world.encode(given.captions)) - given.latents
     expected = (off.square().flatten(1).mean(1).sqrt() / sigma).mean()
     torch.testing.assert_close(loss(world, objective), expected)
 
@@ -256,9 +262,9 @@ def test_the_target_takes_no_gradient():
     calls = []
 
     class Watching(Gaussian):
-        def clean(self, x_t, t, cond):
+        def predict_x0(self, x_t, t, cond):
             calls.append(torch.is_grad_enabled())
-            return super().clean(x_t, t, cond)
+            return super().predict_x0(x_t, t, cond)
 
     loss(Watching(RectifiedFlow(), means=MEANS), ConsistencyTuning(None))
     assert calls == [True, False]
@@ -298,7 +304,7 @@ def one_step(model: Denoiser, told: float | None) -> tuple[float, float]:
     eps = torch.linspace(-2, 2, 17).view(1, 1, 1, 1, 17)
     guidance = None if told is None else torch.tensor([told])
     cond = model.encode(["0.9"], guidance)
-    x = model.clean(eps * NEARLY_NOISE, torch.tensor([NEARLY_NOISE]), cond)
+    x = model.predict_x0(eps * T_START, torch.tensor([T_START]), cond)
     mean = 0.9 if told is None else 0.4 + told * (0.9 - 0.4)
     return float(x.mean()) - mean, float(x.std() / (0.5 * eps).std())
 

@@ -12,16 +12,17 @@ from torch import Tensor
 from vidcm import registry
 from vidcm.config import TrainConfig
 from vidcm.data.batch import Batch
-from vidcm.denoiser import Denoiser, Prediction
+from vidcm.diffusion.base import Prediction
+from vidcm.diffusion.denoiser import Denoiser
+from vidcm.diffusion.paths import RectifiedFlow, TrigFlow
+from vidcm.diffusion.shapes import like
+from vidcm.diffusion.times import T_START
 from vidcm.errors import UsageError
 from vidcm.objectives import continuous_consistency
 from vidcm.objectives.base import Loss
 from vidcm.objectives.continuous_consistency import ContinuousConsistency
-from vidcm.paths import RectifiedFlow, TrigFlow
 from vidcm.registry import build
 from vidcm.rng import SampleRng
-from vidcm.shapes import like
-from vidcm.times import NEARLY_NOISE
 
 every_path = pytest.mark.parametrize("path", PATHS, ids=[type(p).__name__ for p in PATHS])
 MEANS = {"": 0.2, "up": 0.9}
@@ -50,7 +51,7 @@ class Mapped(Gaussian):
     """The exact consistency function, as a student predicts it."""
 
     def predict(self, x_t, t, cond, s=None):
-        x0 = self.clean(x_t, t, cond)
+        x0 = self.predict_x0(x_t, t, cond)
         eps = (x_t - like(self.path.alpha(t), x_t) * x0) / like(self.path.sigma(t), x_t)
         return Prediction(x0, eps, self.path.velocity(x0, eps, t))
 
@@ -208,7 +209,7 @@ def test_exact_and_finite_difference_agree(path):
 
 @pytest.mark.parametrize("taught", [False, True])
 def test_they_agree_on_a_transformer(taught):
-    model = tiny.shaken(build("model", tiny.denoiser(guided=True)), 0.05)
+    model = tiny.shaken(build("model", tiny.denoiser(guidance_embed=True)), 0.05)
     teacher = tiny.shaken(build("model", tiny.denoiser()), 0.05, 1) if taught else None
     x0 = SampleRng(8, range(6)).normal(5, 3, 2, 4)
     found = []
@@ -295,7 +296,7 @@ def one_step(model: Denoiser, told: float | None) -> tuple[float, float]:
     eps = torch.linspace(-2, 2, 17).view(1, 1, 1, 1, 17)
     guidance = None if told is None else torch.tensor([told])
     cond = model.encode(["0.9"], guidance)
-    x = model.clean(eps * NEARLY_NOISE, torch.tensor([NEARLY_NOISE]), cond)
+    x = model.predict_x0(eps * T_START, torch.tensor([T_START]), cond)
     mean = 0.9 if told is None else 0.4 + told * (0.9 - 0.4)
     return float(x.mean()) - mean, float(x.std() / (0.5 * eps).std())
 

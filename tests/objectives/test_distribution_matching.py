@@ -5,17 +5,17 @@ import torch
 from objectives.learnt import MEANS, TRUE, Learnt, batch
 from oracle import PATHS, Gaussian
 
-from vidcm import sampling
-from vidcm.denoiser import Cond, Prediction
+from vidcm.diffusion import samplers
+from vidcm.diffusion.base import Cond, Prediction
+from vidcm.diffusion.paths import RectifiedFlow
+from vidcm.diffusion.shapes import like
+from vidcm.diffusion.times import STEPS, to_path_time
 from vidcm.errors import UsageError
+from vidcm.objectives.backward_simulation import backward_simulation, step_prefixes
 from vidcm.objectives.base import STUDENT
+from vidcm.objectives.common import Question
 from vidcm.objectives.distribution_matching import DistributionMatching
-from vidcm.objectives.rollout import rollout, walks
-from vidcm.objectives.teaching import Question
-from vidcm.paths import RectifiedFlow
 from vidcm.rng import SampleRng
-from vidcm.shapes import like
-from vidcm.times import STEPS, on_path
 
 every_path = pytest.mark.parametrize("path", PATHS, ids=[type(p).__name__ for p in PATHS])
 PLACES = range(48)
@@ -84,7 +84,7 @@ def test_the_move_has_its_closed_form(path):
 
         by = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
 
-        def clean(self, x_t, t, cond):
+        def predict_x0(self, x_t, t, cond):
             self.told = cond.guidance.double()
             return like(self.told * self.by, x_t).expand_as(x_t)
 
@@ -138,28 +138,28 @@ def test_a_rollout_is_what_the_sampler_makes(path):
     student, noise = Learnt(path, 0.1, 0.8), SampleRng(3, PLACES).normal(1, 1, 1, 5).double()
     question = Question(["up"] * len(PLACES), torch.full((len(PLACES),), 2.0))
     for times in STEPS.values():
-        found = rollout(student, [times], question, noise, SampleRng(1, PLACES))
+        found = backward_simulation(student, [times], question, noise, SampleRng(1, PLACES))
         rng = SampleRng(1, PLACES)
         rng.uniform()  # which walk: there is one
-        grid = on_path(path, times).tolist()
-        expected = sampling.consistency(student, noise, grid, question.to(student, True), rng)
+        grid = to_path_time(path, times).tolist()
+        expected = samplers.consistency(student, noise, grid, question.to(student, True), rng)
         torch.testing.assert_close(found.detach(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_samples_of_a_rollout_go_their_own_ways():
     """Each by a walk, a prompt and a scale of its own, whatever the others' are."""
-    path, choices = RectifiedFlow(), walks([1, 2, 4])
+    path, choices = RectifiedFlow(), step_prefixes([1, 2, 4])
     student, noise = Learnt(path, 0.1, 0.8), SampleRng(3, PLACES).normal(1, 1, 1, 3).double()
     prompts = ["" if p % 3 else "up" for p in PLACES]
     question = Question(prompts, 1 + 4 * SampleRng(4, PLACES).uniform())
-    found = rollout(student, choices, question, noise, SampleRng(1, PLACES)).detach()
+    found = backward_simulation(student, choices, question, noise, SampleRng(1, PLACES)).detach()
     for place in PLACES:
         rng, row = SampleRng(1, [place]), torch.tensor([place])
         times = choices[int(rng.uniform() * len(choices))]
         own = question.of(row)
         assert own.prompts == [prompts[place]] and own.scale.equal(question.scale[row])
         cond = student.encode([prompts[place]], question.scale[row])
-        alone = sampling.consistency(student, noise[row], times, cond, rng)
+        alone = samplers.consistency(student, noise[row], times, cond, rng)
         torch.testing.assert_close(found[row], alone, rtol=1e-5, atol=1e-6)
 
 
@@ -167,9 +167,9 @@ def test_only_the_last_evaluation_takes_a_gradient_and_every_walk_is_taken():
     seen: list[tuple[bool, int, set]] = []
 
     class Watching(Learnt):
-        def clean(self, x_t, t, cond):
+        def predict_x0(self, x_t, t, cond):
             seen.append((torch.is_grad_enabled(), len(t), {round(float(s), 3) for s in t}))
-            return super().clean(x_t, t, cond)
+            return super().predict_x0(x_t, t, cond)
 
     path = RectifiedFlow()
     objective = matching(path, Learnt(path))
@@ -181,9 +181,9 @@ def test_only_the_last_evaluation_takes_a_gradient_and_every_walk_is_taken():
 
 
 def test_walks_are_the_beginnings_of_the_sampler_s_times():
-    assert walks([1]) == [(0.995,)]
-    assert walks([2, 1]) == [(0.995,), (0.995, 0.75)]
-    assert len(walks([1, 2, 4])) == 5
+    assert step_prefixes([1]) == [(0.995,)]
+    assert step_prefixes([2, 1]) == [(0.995,), (0.995, 0.75)]
+    assert len(step_prefixes([1, 2, 4])) == 5
 
 
 def test_scales_told_fill_the_range_and_the_fake_score_hears_the_same():

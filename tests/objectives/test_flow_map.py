@@ -8,14 +8,14 @@ from oracle import PATHS
 
 from vidcm.config import TrainConfig
 from vidcm.data.batch import Batch
+from vidcm.diffusion.paths import RectifiedFlow, TrigFlow
+from vidcm.diffusion.samplers import flow_map
+from vidcm.diffusion.times import T_START, student_timesteps
 from vidcm.errors import UsageError
+from vidcm.objectives.common import Question
 from vidcm.objectives.flow_map import FlowMap
-from vidcm.objectives.teaching import Question
-from vidcm.paths import RectifiedFlow, TrigFlow
 from vidcm.registry import build
 from vidcm.rng import SampleRng
-from vidcm.sampling import jump
-from vidcm.times import NEARLY_NOISE, few_steps
 
 every_path = pytest.mark.parametrize("path", PATHS, ids=[type(p).__name__ for p in PATHS])
 RF = RectifiedFlow()
@@ -56,8 +56,8 @@ MISTAKES = {
     "time stands still": ("torch.ones_like(t))", "torch.zeros_like(t))"),
     "time of another clock": ("torch.ones_like(t))", "torch.ones_like(t) * 2 / torch.pi)"),
     "the end moves along": (
-        "model.jump(x, time, s, cond)",
-        "model.jump(x, time, s + time - t, cond)",
+        "model.flow_map(x, time, s, cond)",
+        "model.flow_map(x, time, s + time - t, cond)",
     ),
 }
 
@@ -77,7 +77,7 @@ def test_unshared_noise_does_not_vanish():
     """v must be the velocity at x_t itself, not at another noise's."""
     swap = (
         "question.velocity(self.teacher, x_t, t)",
-        "question.velocity(self.teacher, path.noise(x0, eps.roll(1, 0), t), t)",
+        "question.velocity(self.teacher, path.add_noise(x0, eps.roll(1, 0), t), t)",
     )
     assert exact(RF, mutant(FlowMap, swap)) > 1e-2
 
@@ -86,7 +86,7 @@ def beside_the_paper(path, improved: bool, kind=FlowMap) -> float:
     """The loss with some network over that of the paper's target: v - (t - s) du/dt where paths are
     straight, and on TrigFlow u + cos(t - s) (v - u) - sin(t - s) (x_t + du/dt), sCM's for s = 0."""
     torch.manual_seed(0)
-    spec = tiny.denoiser(two_times=True, guided=True)
+    spec = tiny.denoiser(two_times=True, guidance_embed=True)
     name = {"RectifiedFlow": "rectified_flow", "TrigFlow": "trig_flow"}.get(type(path).__name__)
     spec["path"] = {"name": name or "variance_exploding"}
     model = tiny.shaken(build("model", spec)).eval()
@@ -98,8 +98,8 @@ def beside_the_paper(path, improved: bool, kind=FlowMap) -> float:
     found = objective(model, given, 0.0, SampleRng(1, places)).total
 
     rng = SampleRng(1, places)
-    t, s = (path.time_of(p / (1 - p)) for p in objective.draw_times(rng))
-    x_t = path.noise(given.latents, rng.normal(5, 1, 2, 3), t)
+    t, s = (path.t_from_sigma(p / (1 - p)) for p in objective.draw_times(rng))
+    x_t = path.add_noise(given.latents, rng.normal(5, 1, 2, 3), t)
     question = Question.draw(given, rng, 0.0, objective.guidance)
     cond, v = question.to(model, True), question.velocity(teacher, x_t, t)
     along = model.velocity(x_t, t, cond) if improved else v
@@ -138,7 +138,7 @@ class Off(Flow):
     def velocity(self, x_t, t, cond, s=None):
         return super().velocity(x_t, t, cond, s) + self.by
 
-    def jump(self, x_t, t, s, cond):
+    def flow_map(self, x_t, t, s, cond):
         return x_t - (t - s).view(-1, 1, 1, 1, 1) * self.velocity(x_t, t, cond, s)
 
 
@@ -172,8 +172,8 @@ def test_a_student_deaf_to_guidance_is_not_left_alone():
         def predict(self, x_t, t, cond, s=None):
             return super().predict(x_t, t, self.encode(["up"] * len(x_t)), s)
 
-        def jump(self, x_t, t, s, cond):
-            return super().jump(x_t, t, s, self.encode(["up"] * len(x_t)))
+        def flow_map(self, x_t, t, s, cond):
+            return super().flow_map(x_t, t, s, self.encode(["up"] * len(x_t)))
 
     world = Flow(RF, means=MEANS)
     assert loss(Deaf(RF, means=MEANS), FlowMap(world, power=0.0)) > 1e-2
@@ -185,7 +185,7 @@ def test_a_student_deaf_to_guidance_is_not_left_alone():
 def law(kind=FlowMap, count: int = 2000, **options) -> dict[str, float]:
     """Shares of the pairs that a few steps from noise are made of."""
     t, s = kind(None, **options).draw_times(SampleRng(1, range(count)))
-    assert (s <= t).all() and (0 <= s).all() and (t <= NEARLY_NOISE).all()
+    assert (s <= t).all() and (0 <= s).all() and (t <= T_START).all()
     one_step = (t > 0.95) & (s == 0)
     found = {"instant": s == t, "whole": (s == 0) & (t > 0), "one step": one_step}
     return {k: float(v.float().mean()) for k, v in found.items()}
@@ -285,7 +285,7 @@ def drawn(model, steps: int, told: float | None) -> tuple[float, float]:
     """Mean over the exact one, and spread over the exact one, of what a student makes of noise."""
     rng = SampleRng(3, range(200))
     cond = model.encode(["0.9"] * 200, None if told is None else torch.full((200,), told))
-    x = jump(model, rng.normal(1, 1, 1, 16), few_steps(steps), cond, rng)
+    x = flow_map(model, rng.normal(1, 1, 1, 16), student_timesteps(steps), cond, rng)
     mean = 0.9 if told is None else 0.4 + told * (0.9 - 0.4)
     return float(x.mean()) - mean, float(x.std()) / 0.5
 
@@ -326,7 +326,7 @@ def test_senseless_options_are_refused(options, message):
 
 
 def config(two_times: bool = True, **keys) -> TrainConfig:
-    model = tiny.denoiser(guided=True, **({"two_times": True} if two_times else {}))
+    model = tiny.denoiser(guidance_embed=True, **({"two_times": True} if two_times else {}))
     return TrainConfig(model, {"name": "flow_map"}, {"name": "latents"}, "out", steps=1, **keys)
 
 

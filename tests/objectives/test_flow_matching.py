@@ -5,10 +5,10 @@ import torch
 from oracle import PATHS, Gaussian
 
 from vidcm.data.batch import Batch
+from vidcm.diffusion.paths import RectifiedFlow, TrigFlow
 from vidcm.errors import UsageError
+from vidcm.objectives.common import guided_velocity
 from vidcm.objectives.flow_matching import FlowMatching
-from vidcm.objectives.teaching import guided_velocity
-from vidcm.paths import RectifiedFlow, TrigFlow
 from vidcm.rng import SampleRng
 
 PLACES = range(600)

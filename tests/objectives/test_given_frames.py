@@ -6,19 +6,20 @@ from correlated import Clips, covariance, given_law
 from flows import mutant
 from oracle import PATHS
 
-from vidcm import registry, sampling
+from vidcm import registry
 from vidcm.data.batch import Batch
-from vidcm.denoiser import Denoiser
+from vidcm.diffusion import samplers
+from vidcm.diffusion.denoiser import Denoiser
+from vidcm.diffusion.given_frames import GivenFrames, hold
+from vidcm.diffusion.paths import RectifiedFlow
+from vidcm.diffusion.shapes import like
+from vidcm.diffusion.times import student_timesteps, to_path_time
 from vidcm.editing.conditioned import Conditioned, GivenLatents
 from vidcm.editing.projection import Observing
 from vidcm.errors import UsageError
-from vidcm.given import GivenFrames, hold
 from vidcm.objectives.consistency_tuning import ConsistencyTuning
 from vidcm.objectives.flow_matching import FlowMatching
-from vidcm.paths import RectifiedFlow
 from vidcm.rng import SampleRng
-from vidcm.shapes import like
-from vidcm.times import few_steps, on_path
 
 every_path = pytest.mark.parametrize("path", PATHS, ids=[type(p).__name__ for p in PATHS])
 GIVEN = {"first": 0.4, "last": 0.2, "both": 0.1, "random": 0.2}
@@ -41,10 +42,10 @@ def test_the_world_s_flow_follows_its_velocity(path):
     """d flow / ds at s = t is the velocity of the frames that are not given."""
     world, x0 = Clips(path), batch(range(6)).latents
     given = GivenFrames(GIVEN).draw(SampleRng(3, range(6)), 3)
-    at = path.time_of(torch.tensor([0.2, 0.5, 1.0, 1.5, 3.0, 9.0], dtype=torch.float64))
+    at = path.t_from_sigma(torch.tensor([0.2, 0.5, 1.0, 1.5, 3.0, 9.0], dtype=torch.float64))
     eps = SampleRng(4, range(6)).normal(*x0.shape[1:]).double()
     t, near = hold(at, given), hold(at * (1 - 1e-6), given)
-    x_t, cond = path.noise(x0, eps, t), world.encode(["up"] * 6)
+    x_t, cond = path.add_noise(x0, eps, t), world.encode(["up"] * 6)
     slope = (world.flow(x_t, t, near, cond) - x_t) / like(at * -1e-6, x_t)
     free = like(~given, x_t).expand_as(x_t)
     assert given.any() and not given.all()
@@ -81,8 +82,8 @@ def pulls(kind, count: int = 40) -> torch.Tensor:
     return (gradients.mean(0) / (gradients.std(0) / count**0.5)).nan_to_num()  # 0 / 0: none seen
 
 
-FRAMES_NOISED = (".noise(x0, eps, t), t, model", ".noise(x0, eps, t.amax(1)), t, model")
-TIMES_OF_THE_REST = (".noise(x0, eps, t), t, model", ".noise(x0, eps, t), t.amax(1), model")
+FRAMES_NOISED = (".add_noise(x0, eps, t), t, model", ".add_noise(x0, eps, t.amax(1)), t, model")
+TIMES_OF_THE_REST = (".add_noise(x0, eps, t), t, model", ".add_noise(x0, eps, t), t.amax(1), model")
 
 
 def test_the_exact_velocity_of_the_others_has_no_gradient():
@@ -111,8 +112,8 @@ class Says(Clips):
     def velocity(self, x_t, t, cond):
         return self._off(super().velocity(x_t, t, cond), t)
 
-    def clean(self, x_t, t, cond):
-        return self._off(super().clean(x_t, t, cond), t)
+    def predict_x0(self, x_t, t, cond):
+        return self._off(super().predict_x0(x_t, t, cond), t)
 
     def _off(self, x, t):
         return x + 7 * like((t == 0).double(), x) if t.ndim == 2 else x
@@ -145,9 +146,9 @@ def test_networks_see_given_frames_clean_at_time_zero(name):
             seen.append((x_t, t))
             return super().velocity(x_t, t, cond)
 
-        def clean(self, x_t, t, cond):
+        def predict_x0(self, x_t, t, cond):
             seen.append((x_t, t))
-            return super().clean(x_t, t, cond)
+            return super().predict_x0(x_t, t, cond)
 
     world = Seeing(RectifiedFlow())
     loss(world, make(kind, world), 0.5, places)
@@ -209,8 +210,8 @@ def test_a_teacher_not_told_of_them_leads_astray():
 class Constant(Clips):
     """f = (1 + ratio) at every element that is not given: errors that are known before the loss."""
 
-    def clean(self, x_t, t, cond):
-        ratio = like(self.path.ratio(t), x_t)
+    def predict_x0(self, x_t, t, cond):
+        ratio = like(self.path.sigma_ratio(t), x_t)
         return torch.where(ratio == 0, x_t, 1 + ratio)
 
 
@@ -265,8 +266,8 @@ def sampled(model: Denoiser, shown: GivenLatents, conditioned: bool) -> torch.Te
     rng = SampleRng(5, range(64))
     noise, cond = rng.normal(2, 3, 4, 4), model.encode(["0.9"] * 64)
     seeing = Conditioned(model, shown) if conditioned else model
-    times = on_path(model.path, few_steps(2)).tolist()
-    return sampling.consistency(Observing(seeing, shown), noise, times, cond, rng)
+    times = to_path_time(model.path, student_timesteps(2)).tolist()
+    return samplers.consistency(Observing(seeing, shown), noise, times, cond, rng)
 
 
 def test_training_reaches_the_law_given_the_first_frame(learner):

@@ -9,15 +9,15 @@ from flows import MEANS, PLACES, Flow, Watching, batch, loss, mutant, student, t
 from oracle import PATHS
 
 from vidcm.data.batch import Batch
+from vidcm.diffusion.paths import RectifiedFlow
+from vidcm.diffusion.samplers import consistency, flow_map, student_settings
+from vidcm.diffusion.times import SHIFT, shifted_timesteps, student_timesteps, to_path_time
 from vidcm.errors import UsageError
+from vidcm.objectives.common import Question
 from vidcm.objectives.latent_consistency import LatentConsistency
 from vidcm.objectives.phased_consistency import PhasedConsistency
-from vidcm.objectives.teaching import Question
-from vidcm.paths import RectifiedFlow
 from vidcm.registry import build
 from vidcm.rng import SampleRng
-from vidcm.sampling import consistency, jump, student_settings
-from vidcm.times import SHIFT, few_steps, on_path, uniform_grid
 
 NAMES = [type(p).__name__ for p in PATHS]
 every_path = pytest.mark.parametrize("path", PATHS, ids=NAMES)
@@ -58,7 +58,7 @@ def test_order_of_the_teacher_s_steps(path, solver, order):
     world = Flow(path, means=MEANS)
     x = torch.linspace(-2, 2, 5, dtype=torch.float64).view(1, 5, 1, 1, 1)
     question = Question(["up"], torch.tensor([3.0]))
-    ends = path.time_of(torch.tensor([20.0, 0.1], dtype=torch.float64))
+    ends = path.t_from_sigma(torch.tensor([20.0, 0.1], dtype=torch.float64))
     told = world.encode(["up"], question.scale)
     exact, errors = world.flow(x, ends[:1], ends[1:], told), []
     for steps in (60, 120, 240):
@@ -100,8 +100,8 @@ def test_mistakes_in_teaching_do_not_vanish(kind, planted, monkeypatch):
 @both
 def test_a_student_deaf_to_guidance_is_not_left_alone(kind):
     class Deaf(Flow):
-        def jump(self, x_t, t, s, cond):
-            return super().jump(x_t, t, s, self.encode(["up"] * len(x_t)))
+        def flow_map(self, x_t, t, s, cond):
+            return super().flow_map(x_t, t, s, self.encode(["up"] * len(x_t)))
 
     world = Flow(RF, means=MEANS)
     objective = kind(world, intervals=384, shift=8.0)
@@ -114,7 +114,7 @@ def test_a_student_deaf_to_guidance_is_not_left_alone(kind):
 def tuned(kind, by: float | None, decay: float | None) -> tuple[float, float]:
     """Loss and the size of its gradient, of a student whose copy was moved from it by `by`."""
     torch.manual_seed(3)
-    model = tiny.shaken(build("model", tiny.denoiser(guided=True)), 0.05)
+    model = tiny.shaken(build("model", tiny.denoiser(guidance_embed=True)), 0.05)
     objective = kind(None, target_decay=decay)
     if objective.held:
         objective.held.start(model)
@@ -156,7 +156,7 @@ def watched(objective, count: int = 2000) -> tuple[torch.Tensor, ...]:
     objective(model, batch(places), 0.0, SampleRng(1, places))
     (t, s), (r, edge) = model.seen
     assert s.equal(edge) and model.graded == [True, False]
-    grid = uniform_grid(objective.intervals, by=objective.shift).flip(0)
+    grid = shifted_timesteps(objective.intervals, by=objective.shift).flip(0)
     found = tuple(torch.searchsorted(grid, x - 1e-9) for x in (t, r, s))
     for index, time in zip(found, (t, r, s), strict=True):
         torch.testing.assert_close(grid[index], time, atol=1e-12, rtol=0)
@@ -193,12 +193,12 @@ def test_one_phase_is_latent_consistency():
 
 
 def test_a_student_of_phases_is_sampled_at_their_edges():
-    edges = uniform_grid(4, by=SHIFT).tolist()
+    edges = shifted_timesteps(4, by=SHIFT).tolist()
     own = student_settings(PhasedConsistency(None, 4))
-    assert own["sampler"] == "jump" and own["phases"] == 4
-    assert few_steps(4, own["times"]) == edges[:-1]
+    assert own["sampler"] == "flow_map" and own["phases"] == 4
+    assert student_timesteps(4, own["times"]) == edges[:-1]
     _, _, s = watched(PhasedConsistency(None, 4, intervals=24))
-    grid = uniform_grid(24, by=SHIFT).flip(0)
+    grid = shifted_timesteps(24, by=SHIFT).flip(0)
     torch.testing.assert_close(grid[s.unique()], torch.tensor(edges[:0:-1]).double())
     assert student_settings(LatentConsistency(None))["sampler"] == "consistency"
 
@@ -209,7 +209,7 @@ def test_a_student_of_phases_is_sampled_at_their_edges():
 class Noise(Flow):
     """Jumps to s go astray by three spreads of x_s from t and by one from r; the last stays."""
 
-    def jump(self, x_t, t, s, cond):
+    def flow_map(self, x_t, t, s, cond):
         size = torch.hypot(self.path.alpha(s), self.path.sigma(s))
         by = 1.0 if torch.is_grad_enabled() else -2.0
         return x_t * 0 + by * size.view(-1, 1, 1, 1, 1)
@@ -262,7 +262,10 @@ def test_scales_and_empty_prompts_are_told(kind):
 @both
 def test_both_points_share_their_noise(kind):
     world, options = Flow(RF, means=MEANS), {"intervals": 384, "huber": None}
-    swap = ("x_r = path.noise(x0, eps, r)", "x_r = path.noise(x0, rng.normal(*x0.shape[1:]), r)")
+    swap = (
+        "x_r = path.add_noise(x0, eps, r)",
+        "x_r = path.add_noise(x0, rng.normal(*x0.shape[1:]), r)",
+    )
     other = mutant(LatentConsistency, swap)
     if kind is PhasedConsistency:
         other.edge = PhasedConsistency.edge
@@ -320,7 +323,9 @@ def test_training_in_phases_reaches_the_map_of_as_many_steps(monkeypatch):
     objective = PhasedConsistency(world, 3, **TAUGHT)
     model = trained(student(monkeypatch), objective, 350)
     for told in (1.0, 2.0):
-        shift, ratio = drawn(model, jump, few_steps(3, objective.sampling["times"]), told)
+        shift, ratio = drawn(
+            model, flow_map, student_timesteps(3, objective.sampling["times"]), told
+        )
         assert shift == pytest.approx(0, abs=0.15) and ratio == pytest.approx(1, abs=0.15)
 
 
@@ -329,8 +334,8 @@ def test_training_in_phases_reaches_the_map_of_as_many_steps(monkeypatch):
 def test_the_exact_phases_lead_to_the_data(path, phases):
     world = Flow(path, means=MEANS)
     rng = SampleRng(3, range(400))
-    times = on_path(path, uniform_grid(phases, by=SHIFT)[:-1]).tolist()
-    x = jump(world, rng.normal(2, 3, 2, 2).double(), times, world.encode(["up"] * 400), rng)
+    times = to_path_time(path, shifted_timesteps(phases, by=SHIFT)[:-1]).tolist()
+    x = flow_map(world, rng.normal(2, 3, 2, 2).double(), times, world.encode(["up"] * 400), rng)
     assert x.mean() == pytest.approx(0.9, abs=0.02) and x.std() == pytest.approx(0.5, rel=0.02)
 
 

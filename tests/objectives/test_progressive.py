@@ -8,15 +8,15 @@ from flows import MEANS, PLACES, Flow, Watching, batch, mutant, student, trained
 from oracle import PATHS
 
 from vidcm.config import TrainConfig
-from vidcm.denoiser import Guided
+from vidcm.diffusion.guidance import CFGDenoiser
+from vidcm.diffusion.paths import RectifiedFlow
+from vidcm.diffusion.samplers import euler, flow_map, student_settings
+from vidcm.diffusion.shapes import like
+from vidcm.diffusion.times import SHIFT, shift, shifted_timesteps, student_timesteps
 from vidcm.errors import UsageError
 from vidcm.objectives.base import Loss
-from vidcm.objectives.progressive import ProgressiveDistillation
-from vidcm.paths import RectifiedFlow
+from vidcm.objectives.progressive_distillation import ProgressiveDistillation
 from vidcm.rng import SampleRng
-from vidcm.sampling import euler, jump, student_settings
-from vidcm.shapes import like
-from vidcm.times import SHIFT, few_steps, shift, uniform_grid
 
 every_path = pytest.mark.parametrize("path", PATHS, ids=[type(p).__name__ for p in PATHS])
 RF = RectifiedFlow()
@@ -59,7 +59,7 @@ def test_jumps_of_the_exact_map_compose(path, by):
 
 def test_at_first_it_is_two_steps_of_the_guided_teacher():
     class Twice(Flow):
-        def jump(self, x_t, t, s, cond):
+        def flow_map(self, x_t, t, s, cond):
             middle = shift((shift(t, 1 / 8) + shift(s, 1 / 8)) / 2, 8.0)
             x = x_t + like(middle - t, x_t) * self.velocity(x_t, t, cond)
             return x + like(s - middle, x_t) * self.velocity(x, middle, cond)
@@ -93,8 +93,8 @@ def test_mistakes_do_not_vanish(old, new, parts):
 
 def test_a_student_deaf_to_guidance_is_not_left_alone():
     class Deaf(Flow):
-        def jump(self, x_t, t, s, cond):
-            return super().jump(x_t, t, s, self.encode(["up"] * len(x_t)))
+        def flow_map(self, x_t, t, s, cond):
+            return super().flow_map(x_t, t, s, self.encode(["up"] * len(x_t)))
 
     assert error(run(Deaf(RF, means=MEANS), None, LAST)) > 0.1
 
@@ -120,7 +120,7 @@ def test_steps_are_halved_to_the_last_and_each_is_drawn_alike():
         ((t, s),) = model.seen
         (t_again, middle), (middle_again, s_again) = earlier.seen
         assert t.equal(t_again) and s.equal(s_again) and middle.equal(middle_again)
-        coarse, fine = (uniform_grid(n, by=SHIFT).flip(0) for n in (steps, 2 * steps))
+        coarse, fine = (shifted_timesteps(n, by=SHIFT).flip(0) for n in (steps, 2 * steps))
         index = torch.searchsorted(coarse, t - 1e-9)
         counts = index.bincount(minlength=steps + 1)
         assert counts[0] == 0 and counts[1:].min() > 700 / steps
@@ -131,10 +131,10 @@ def test_steps_are_halved_to_the_last_and_each_is_drawn_alike():
 
 def test_a_student_is_sampled_at_the_times_of_its_last_part():
     own = student_settings(ProgressiveDistillation(None, steps=3, halvings=2))
-    assert own["sampler"] == "jump" and own["phases"] == 3
+    assert own["sampler"] == "flow_map" and own["phases"] == 3
     model, _ = watched(LAST, steps=3, halvings=2)
     ends = {round(float(t), 9) for t in model.seen[0][0]}
-    assert ends == {round(t, 9) for t in few_steps(3, own["times"])}
+    assert ends == {round(t, 9) for t in student_timesteps(3, own["times"])}
 
 
 def test_scales_and_empty_prompts_are_told_to_student_and_copy_and_only_one_learns():
@@ -154,10 +154,10 @@ def test_the_loss_is_the_square_of_the_velocity_s_error(path):
     """TrigFlow's, on every path and in every interval."""
 
     class Off(Flow):
-        def jump(self, x_t, t, s, cond):
+        def flow_map(self, x_t, t, s, cond):
             seen, size = self.predict(x_t, t, cond, s), torch.hypot(path.alpha(t), path.sigma(t))
             cos, sin = (like(f(t) / size, x_t) for f in (path.alpha, path.sigma))
-            return path.noise(seen.x0 - 0.3 * sin, seen.eps + 0.3 * cos, s)
+            return path.add_noise(seen.x0 - 0.3 * sin, seen.eps + 0.3 * cos, s)
 
     found = run(Off(path, means=MEANS), None, LAST, shift=1.0)
     assert float(found.total) == pytest.approx(0.09, rel=1e-9)
@@ -182,9 +182,9 @@ def test_training_reaches_what_the_teacher_draws_in_its_many_steps(monkeypatch):
     noise = rng.normal(1, 1, 1, 16)
     for told in (1.0, 2.0):
         cond = model.encode(["0.9"] * 200, torch.full((200,), told))
-        x = jump(model, noise, few_steps(2, objective.sampling["times"]), cond, rng)
-        guided = Guided(world, told, world.encode([""] * 200))
-        many = euler(guided, noise, uniform_grid(8, by=3.0), world.encode(["0.9"] * 200))
+        x = flow_map(model, noise, student_timesteps(2, objective.sampling["times"]), cond, rng)
+        guided = CFGDenoiser(world, told, world.encode([""] * 200))
+        many = euler(guided, noise, shifted_timesteps(8, by=3.0), world.encode(["0.9"] * 200))
         assert float((x - many).square().mean().sqrt()) < 0.1
 
 

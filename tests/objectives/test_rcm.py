@@ -8,8 +8,8 @@ from torch import Tensor
 from vidcm.data.batch import Batch
 from vidcm.errors import UsageError
 from vidcm.objectives.base import STUDENT, roles_of
-from vidcm.objectives.held import Average
 from vidcm.objectives.rcm import RegularisedConsistency
+from vidcm.objectives.target_network import EmaTarget
 from vidcm.registry import build
 from vidcm.rng import SampleRng
 
@@ -23,7 +23,7 @@ def context() -> dict:
     teacher = tiny.shaken(build("model", tiny.denoiser())).requires_grad_(False)
 
     def make_fake():
-        return tiny.shaken(build("model", tiny.denoiser(guided=True)), seed=4)
+        return tiny.shaken(build("model", tiny.denoiser(guidance_embed=True)), seed=4)
 
     return {"teacher": teacher, "make_fake": make_fake}
 
@@ -31,7 +31,7 @@ def context() -> dict:
 def outcome(objective, progress: float = 0.5) -> tuple[Tensor, list[Tensor]]:
     """Loss and gradients on a student that is always the same."""
     torch.manual_seed(3)
-    student = tiny.shaken(build("model", tiny.denoiser(guided=True)), seed=3)
+    student = tiny.shaken(build("model", tiny.denoiser(guidance_embed=True)), seed=3)
     x = SampleRng(77, PLACES).normal(5, 1, 2, 3)
     given = Batch(["an orc walks left", "a man falls", "", "a lady"], latents=x)
     total = objective(student, given, progress, SampleRng(1, PLACES)).total
@@ -80,7 +80,7 @@ def test_it_is_the_sum_of_its_terms(context):
 
     assert_same(outcome(rcm), outcome(apart))
     logs = rcm(
-        build("model", tiny.denoiser(guided=True)),
+        build("model", tiny.denoiser(guidance_embed=True)),
         Batch([""] * 4, latents=torch.zeros(4, 5, 1, 2, 3)),
         0.5,
         SampleRng(1, PLACES),
@@ -124,6 +124,6 @@ def test_what_makes_no_sense_is_refused(options, message):
 def test_what_the_consistency_term_holds_is_held():
     spec = {"name": "latent_consistency", "target_decay": 0.9}
     held = RegularisedConsistency(None, consistency=spec, adversarial={}).held
-    assert isinstance(held, Average) and held.decay == 0.9
+    assert isinstance(held, EmaTarget) and held.decay == 0.9
     assert RegularisedConsistency(None, consistency=TUNING, adversarial={}).held is None
     assert RegularisedConsistency(None, adversarial={}).held is None

@@ -19,24 +19,24 @@ import torch
 from torch import nn
 
 from vidcm.config import LoraConfig, OptimizerConfig, TrainConfig
-from vidcm.data.batch import Batch
-from vidcm.denoiser import Denoiser
+from vidcm.data.batch import Batch, MicroBatch
+from vidcm.data.loader import positions
+from vidcm.diffusion.denoiser import Denoiser
 from vidcm.errors import UsageError
 from vidcm.objectives.base import Objective, roles_of
 from vidcm.registry import build
 from vidcm.rng import SampleRng
 from vidcm.store import load_model
-from vidcm.train.engine import Engine, MicroBatch
+from vidcm.train.engine import Engine
 from vidcm.train.launch import start_alone
-from vidcm.train.loader import positions
 from vidcm.train.lora import adapt
 from vidcm.train.roles import Start, assemble
-from vidcm.train.tasks import spare, start_as
+from vidcm.train.setup import apply_memory_options, init_from
 
 CPU = torch.device("cpu")
 STAGES, BATCH = (0, 1, 2, 3), 4
 PROMPTS = ["an orc walks left", "a lady in a red dress", "a man falls", ""]
-STUDENT = tiny.denoiser(guided=True, two_times=True)
+STUDENT = tiny.denoiser(guidance_embed=True, two_times=True)
 # Wide steps, so that differences between two ends of one do not magnify rounding.
 WIDE = {"name": "finite_difference", "h": 0.1}
 COARSE = {"intervals": 4, "huber": 0.1}
@@ -97,14 +97,14 @@ class Cell:
         assert config.teacher and config.start
         teacher = load_model(config.teacher, Denoiser)
         student = build("model", config.model)
-        start_as(student, config.start)
+        init_from(student, config.start)
         if config.lora:
             adapt(student, config.lora, config.start)
-        spare(tiny.shaken(student, 0.05, seed=3), config)
+        apply_memory_options(tiny.shaken(student, 0.05, seed=3), config)
 
         def make_fake() -> Denoiser:
             fake = tiny.shaken(build("model", config.model), seed=4)
-            spare(fake, config)
+            apply_memory_options(fake, config)
             return cast(Denoiser, fake)
 
         spec = config.objective
@@ -123,7 +123,7 @@ class Cell:
         for step in range(2 * period):
             for network in self.networks:
                 if backbone := getattr(network, "backbone", None):
-                    backbone.checkpointing = again and step >= period
+                    backbone.activation_checkpointing = again and step >= period
             places = positions(step, BATCH, self.engine.world, self.engine.rank)
             x = SampleRng(77, places).normal(5, 2, 3, 4)
             batch = Batch([PROMPTS[p % 4] for p in places], latents=x)

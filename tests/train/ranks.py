@@ -20,14 +20,14 @@ from torch import Tensor, nn
 
 from vidcm.config import OptimizerConfig, TrainConfig
 from vidcm.data.batch import Batch
+from vidcm.data.loader import batches
 from vidcm.objectives.base import Loss, Objective, Role, whose_turn
-from vidcm.objectives.held import Average, Held, Snapshot
+from vidcm.objectives.target_network import EmaTarget, FrozenTarget, TargetNetwork
 from vidcm.rng import SampleRng, mix
 from vidcm.train.engine import Engine, LocalEngine, TrainStep
-from vidcm.train.loader import batches
 from vidcm.train.loop import Task
+from vidcm.train.lr_schedule import learning_rate
 from vidcm.train.roles import Start, assemble
-from vidcm.train.schedule import learning_rate
 
 CPU = torch.device("cpu")
 BATCH, STEPS, HALF = 8, 6, 3
@@ -128,7 +128,7 @@ class Trio:
 class Holder:
     """A toy objective whose student is held back by a copy of it."""
 
-    def __init__(self, held: Held) -> None:
+    def __init__(self, held: TargetNetwork) -> None:
         self.held = held
 
     def __call__(self, model: nn.Module, batch: Batch, progress: float, rng: SampleRng) -> Loss:
@@ -163,7 +163,7 @@ def together(config: TrainConfig, start: Start) -> Engine:
 
 def holder(kind: str) -> Holder:
     """The toy objective with an "average" or a "snapshot"."""
-    return Holder(Average(0.7) if kind == "average" else Snapshot(3))
+    return Holder(EmaTarget(0.7) if kind == "average" else FrozenTarget(3))
 
 
 def holding(kind: str, config: TrainConfig, start: Start) -> Engine:

@@ -9,10 +9,10 @@ from torch import nn
 from train import ranks
 
 from vidcm.config import OptimizerConfig
-from vidcm.data.batch import Batch
+from vidcm.data.batch import Batch, MicroBatch
 from vidcm.objectives.base import Loss
 from vidcm.rng import SampleRng
-from vidcm.train.engine import LocalEngine, MicroBatch, TrainStep, make_optimizer
+from vidcm.train.engine import LocalEngine, TrainStep, make_optimizer
 
 
 @pytest.mark.parametrize("spoilt", ["loss", "gradient"])

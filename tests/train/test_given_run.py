@@ -11,9 +11,9 @@ from vidcm import VideoPipeline
 from vidcm.cli import export
 from vidcm.config import TrainConfig, from_dict
 from vidcm.errors import UsageError
+from vidcm.media.write import write_clip
 from vidcm.store import read_card
 from vidcm.train.launch import launch
-from vidcm.video import write_clip
 
 GIVEN = {"first": 0.7, "random": 0.2}
 
@@ -42,7 +42,7 @@ def config(root: Path, output: str, objective: dict, **keys) -> TrainConfig:
 
 def test_a_teacher_and_its_student_are_trained_with_given_frames(root):
     teacher, tuning = str(root / "teacher" / "final"), {"name": "consistency_tuning"}
-    model = tiny.denoiser(guided=True)
+    model = tiny.denoiser(guidance_embed=True)
     student = config(root, "taught", tuning | {"given": GIVEN}, model=model)
     student.teacher = str(tiny.save(root / "plain", tiny.denoiser()))
     with pytest.raises(UsageError, match="first, random, which the teacher .* was not"):

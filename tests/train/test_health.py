@@ -16,6 +16,7 @@ from vidcm.errors import VidcmError
 from vidcm.registry import build
 from vidcm.store import read_weights, save_model
 from vidcm.train import loop
+from vidcm.train.denoiser_task import video_task
 from vidcm.train.health import (
     ALIKE,
     FLAT,
@@ -30,7 +31,6 @@ from vidcm.train.health import (
 )
 from vidcm.train.launch import start_alone
 from vidcm.train.roles import assemble
-from vidcm.train.video_task import video_task
 
 CPU = torch.device("cpu")
 
@@ -88,7 +88,7 @@ def test_a_wall_among_clips_is_no_sickness():
 
 
 def test_healthy_clips_of_real_art(lpc_art):
-    from vidcm.data.lpc import LPC
+    from vidcm.lpc.dataset import LPC
 
     frames = LPC(lpc_art).batch(3, range(6)).frames
     assert frames is not None and diagnose(frames) == []
@@ -249,7 +249,7 @@ def ran(models: dict[str, Path], output: Path, **changes: Any) -> dict:
     keys: dict[str, Any] = dict(steps=1, batch_size=2, workers=0, sample_every=1)
     keys |= {"teacher": str(models["teacher"]), "codec": str(models["codec"])}
     config = TrainConfig(
-        model=tiny.denoiser(guided=True),
+        model=tiny.denoiser(guidance_embed=True),
         objective={"name": "consistency_tuning"},
         data={"name": "clips"},
         output=str(output),

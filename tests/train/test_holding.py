@@ -15,7 +15,7 @@ from train.test_deepspeed import Launch, assert_close, outcome
 
 from vidcm.errors import UsageError
 from vidcm.objectives.base import STUDENT
-from vidcm.objectives.held import Average
+from vidcm.objectives.target_network import EmaTarget
 from vidcm.train import checkpoint, loop
 from vidcm.train.holding import Holding
 from vidcm.train.launch import start_alone
@@ -88,7 +88,7 @@ def test_a_copy_is_neither_trained_nor_exported(kind: str) -> None:
 
 def test_it_moves_at_the_student_s_turns_alone() -> None:
     work = ranks.task(ranks.Points(), trio=True)
-    work.objective.held = Average(0.7)  # type: ignore[attr-defined]
+    work.objective.held = EmaTarget(0.7)  # type: ignore[attr-defined]
     chosen = ranks.config(steps=9)
     engine = assemble(work.model, work.objective, chosen, ranks.CPU, start_alone)
     for step, role in enumerate(["fake", "critic", STUDENT] * 3):

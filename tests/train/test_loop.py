@@ -20,11 +20,11 @@ from train import ranks
 
 from vidcm.config import OptimizerConfig
 from vidcm.data.batch import Batch
+from vidcm.data.loader import batches, positions
 from vidcm.errors import UsageError, VidcmError
 from vidcm.rng import SampleRng
 from vidcm.train import checkpoint, loop
-from vidcm.train.loader import batches, positions
-from vidcm.train.schedule import learning_rate
+from vidcm.train.lr_schedule import learning_rate
 
 REPO = Path(__file__).resolve().parents[2]
 

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from vidcm import registry
 from vidcm.config import LoraConfig, TrainConfig
-from vidcm.denoiser import Denoiser
+from vidcm.diffusion.denoiser import Denoiser
 from vidcm.errors import UsageError
 from vidcm.registry import build
 from vidcm.store import load_model, read_weights
 from vidcm.train import checkpoint
 from vidcm.train.launch import launch
 from vidcm.train.lora import adapt, merged
-from vidcm.train.tasks import start_as
+from vidcm.train.setup import init_from
 
 SETTINGS = LoraConfig(rank=3, alpha=6)
 
@@ -40,8 +40,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def student(folder: Path, settings: LoraConfig = SETTINGS) -> tuple[Denoiser, checkpoint.Base]:
     torch.manual_seed(0)
-    model = build("model", tiny.denoiser(guided=True))
-    start_as(model, str(folder))
+    model = build("model", tiny.denoiser(guidance_embed=True))
+    init_from(model, str(folder))
     return model, adapt(model, settings, str(folder))
 
 
@@ -55,8 +55,8 @@ def said(model: Denoiser) -> Tensor:
 
 def test_it_starts_as_the_teacher_and_trains_little(models: dict[str, Path]) -> None:
     model, base = student(models["teacher"])
-    full = build("model", tiny.denoiser(guided=True))
-    start_as(full, str(models["teacher"]))
+    full = build("model", tiny.denoiser(guidance_embed=True))
+    init_from(full, str(models["teacher"]))
     assert torch.equal(said(model), said(full))
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
     kinds = {n.split(".lora_")[0] if ".lora_" in n else n.split(".")[1] for n in trained}
@@ -70,7 +70,7 @@ def test_it_starts_as_the_teacher_and_trains_little(models: dict[str, Path]) -> 
 def test_merged_weights_are_the_same_network_under_plain_names(models: dict[str, Path]) -> None:
     model, _ = student(models["teacher"])
     tiny.shaken(model)
-    plain = build("model", tiny.denoiser(guided=True))
+    plain = build("model", tiny.denoiser(guidance_embed=True))
     plain.load_state_dict(merged(model.state_dict(), SETTINGS))
     torch.testing.assert_close(said(plain), said(model), rtol=1e-5, atol=1e-5)
 
@@ -103,7 +103,7 @@ def config(models: dict[str, Path], tmp_path: Path, monkeypatch) -> TrainConfig:
     shutil.copytree(models["teacher"], tmp_path / "teacher")
     keys: dict[str, Any] = dict(steps=4, batch_size=2, workers=0, save_every=2, sample_every=4)
     return TrainConfig(
-        model=tiny.denoiser(guided=True),
+        model=tiny.denoiser(guidance_embed=True),
         objective={"name": "latent_consistency", "target_decay": 0.5},
         data={"name": "clips"},
         output=str(tmp_path / "run"),

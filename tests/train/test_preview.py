@@ -6,10 +6,10 @@ import torch
 
 from vidcm.config import TrainConfig
 from vidcm.data.batch import Batch
-from vidcm.denoiser import Denoiser
+from vidcm.diffusion.denoiser import Denoiser
 from vidcm.registry import build
 from vidcm.rng import SampleRng
-from vidcm.train import video_task as module
+from vidcm.train import denoiser_task as module
 
 
 class Clips:
@@ -29,7 +29,7 @@ class Clips:
 def test_previews_stay_inside_the_range_of_scales(tmp_path, monkeypatch, options, scale):
     models = tiny.parts(tmp_path)
     config = TrainConfig(
-        model=tiny.denoiser(guided=True),
+        model=tiny.denoiser(guidance_embed=True),
         objective={"name": "consistency_tuning", **options},
         data={"name": "clips"},
         output=str(tmp_path / "run"),
@@ -40,7 +40,7 @@ def test_previews_stay_inside_the_range_of_scales(tmp_path, monkeypatch, options
     )
     made = module.video_task(config, build("model", config.model), Clips(), torch.device("cpu"))
     told, walked = [], []
-    encode, guided = Denoiser.encode, module.Guided
+    encode, guided = Denoiser.encode, module.CFGDenoiser
 
     def heard(self, prompts, guidance=None):
         told.extend([] if guidance is None else guidance.tolist())
@@ -51,6 +51,6 @@ def test_previews_stay_inside_the_range_of_scales(tmp_path, monkeypatch, options
         return guided(flow, by, negative)
 
     monkeypatch.setattr(Denoiser, "encode", heard)
-    monkeypatch.setattr(module, "Guided", walks)
+    monkeypatch.setattr(module, "CFGDenoiser", walks)
     made.preview(made.model.state_dict(), tmp_path / "sheet.png")
     assert told == [scale, scale] and walked == [scale]

@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config(folder: Path, **changes) -> TrainConfig:
     """Of a student that would train. Paths are relative to `folder`."""
-    keys = dict(model=tiny.denoiser(guided=True), objective=TUNING, teacher="teacher")
+    keys = dict(model=tiny.denoiser(guidance_embed=True), objective=TUNING, teacher="teacher")
     keys |= dict(init="teacher", codec="codec", output=str(folder / "run"), steps=1, batch_size=4)
     keys |= dict(data={"name": "latents", "path": str(folder / "latents")}, **changes)
     named = {k: str(folder / keys[k]) for k in ("teacher", "init", "codec", "text") if keys.get(k)}
@@ -46,10 +46,10 @@ def test_what_fits_is_made(folder: Path) -> None:
     made = make_task(config(folder), CPU)
     assert made.objective.teacher is not None
     # The default of an option is that option: the tower is the same.
-    spec = tiny.denoiser(guided=True)
-    least = {k: v for k, v in tiny.TEXT.items() if k != "depth"}
+    spec = tiny.denoiser(guidance_embed=True)
+    least = {k: v for k, v in tiny.TEXT.items() if k != "num_layers"}
     tiny.save(folder / "deep", {**tiny.denoiser(), "conditioner": least})
-    spec["conditioner"] = {**least, "depth": 3}
+    spec["conditioner"] = {**least, "num_layers": 3}
     make_task(config(folder, model=spec, teacher="deep", init="deep"), CPU)
 
 
@@ -57,7 +57,10 @@ def test_what_fits_is_made(folder: Path) -> None:
     "changes, message",
     [
         ({"teacher": "student"}, "teacher .*student is a student: it takes a guidance scale"),
-        ({"model": tiny.denoiser(), "init": "teacher"}, "model.backbone.guided is false; set it"),
+        (
+            {"model": tiny.denoiser(), "init": "teacher"},
+            "model.backbone.guidance_embed is false; set it",
+        ),
         ({"teacher": "other_tower"}, "text tower has buckets=101, the student's 127; set model.c"),
         ({"init": "codec"}, "init .*codec holds a CausalVAE, and the model is a Denoiser"),
         ({"text": "codec"}, "text .*codec holds no text tower; give a caption reader's folder"),

@@ -1,4 +1,4 @@
-"""What saves memory or time changes no number: checkpointing of blocks, and compilation."""
+"""What saves memory or time changes no number: activation_checkpointing of blocks, and compilation."""
 
 import shutil
 from collections.abc import Callable
@@ -10,20 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from vidcm.config import TrainConfig
-from vidcm.denoiser import Denoiser
-from vidcm.derivative import Exact
+from vidcm.diffusion.denoiser import Denoiser
+from vidcm.diffusion.derivative import Exact
 from vidcm.errors import UsageError
 from vidcm.registry import build
-from vidcm.train.tasks import spare
+from vidcm.train.setup import apply_memory_options
 
 PROMPTS = ["an orc walks", "a lady in a red dress"]
 
 
 def network(*, depth: int = 2, **keys: Any) -> Denoiser:
     torch.manual_seed(0)
-    model: Denoiser = build("model", tiny.denoiser(guided=True, depth=depth))
+    model: Denoiser = build("model", tiny.denoiser(guidance_embed=True, num_layers=depth))
     tiny.shaken(model)
-    spare(model, TrainConfig({}, {}, {}, "", 1, **keys))
+    apply_memory_options(model, TrainConfig({}, {}, {}, "", 1, **keys))
     return model
 
 
@@ -63,17 +63,17 @@ def kept(run: Callable[[], Tensor]) -> int:
 
 
 def test_checkpointing_keeps_less_and_changes_no_gradient() -> None:
-    plain, spared = network(), network(checkpointing=True)
+    plain, spared = network(), network(activation_checkpointing=True)
     expected, found = gradients(plain), gradients(spared)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[n], g) for n, g in expected.items())
-    deep = [network(depth=6, checkpointing=on) for on in (False, True)]
+    deep = [network(depth=6, activation_checkpointing=on) for on in (False, True)]
     without, with_it = (kept(lambda model=m: said(model)) for m in deep)
     assert with_it < 0.4 * without
 
 
 def test_what_needs_no_gradient_is_computed_once() -> None:
-    model, calls = network(checkpointing=True), 0
+    model, calls = network(activation_checkpointing=True), 0
 
     def count(*_: object) -> None:
         nonlocal calls
@@ -90,7 +90,7 @@ def test_what_needs_no_gradient_is_computed_once() -> None:
 
 
 def test_the_exact_derivative_passes_through_checkpointing() -> None:
-    assert torch.equal(derivative(network(checkpointing=True)), derivative(network()))
+    assert torch.equal(derivative(network(activation_checkpointing=True)), derivative(network()))
 
 
 def test_compiled_it_computes_the_same() -> None:
@@ -128,11 +128,13 @@ def test_prompts_of_every_length_share_two_graphs() -> None:
 def test_networks_that_cannot_are_refused(monkeypatch) -> None:
     def refused(model: nn.Module, **keys: Any) -> str:
         with pytest.raises(UsageError) as caught:
-            spare(model, TrainConfig({}, {}, {}, "", 1, **keys))
+            apply_memory_options(model, TrainConfig({}, {}, {}, "", 1, **keys))
         return str(caught.value)
 
     codec = build("model", tiny.CODEC)
-    assert refused(codec, checkpointing=True).endswith("set checkpointing=false")
+    assert refused(codec, activation_checkpointing=True).endswith(
+        "set activation_checkpointing=false"
+    )
     assert refused(codec, compile=True).endswith("set compile=false")
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert "there is no g++" in refused(network(), compile=True)

@@ -13,9 +13,9 @@ from vidcm.errors import UsageError
 from vidcm.registry import build
 from vidcm.rng import SampleRng
 from vidcm.train import checkpoint, loop
+from vidcm.train.denoiser_task import video_task
 from vidcm.train.launch import start_alone
 from vidcm.train.roles import assemble
-from vidcm.train.video_task import video_task
 
 CPU = torch.device("cpu")
 CONSISTENCY = {"name": "consistency_tuning"}
@@ -31,7 +31,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def task(models: dict[str, str], objective: dict, output: str = "", **changes: Any) -> Any:
     keys: dict[str, Any] = dict(steps=6, batch_size=2, workers=0, sample_every=6, log_every=1)
     config = TrainConfig(
-        model=tiny.denoiser(guided=True),
+        model=tiny.denoiser(guidance_embed=True),
         objective=objective,
         data={"name": "clips"},
         output=output,

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from vidcm.cli.common import Parser, existing_file, positive_int, run, seed
 from vidcm.errors import UsageError, VidcmError
-from vidcm.markdown import block, commit_of, grid, rewrite
+from vidcm.evaluation.markdown import block, commit_of, grid, rewrite
 
 if TYPE_CHECKING:
-    from vidcm.benchmark import Row
+    from vidcm.evaluation.benchmark import Row
 
 KEYS = {"recipe", "recipe_hash", "repeats", "environment", "rows", "ratios"}
 SCHEMA = 1  # of the JSON that is written and read here
@@ -90,14 +90,14 @@ def _benchmark(args: argparse.Namespace) -> int:
 
 
 def _measure(args: argparse.Namespace) -> dict:
-    from vidcm.markdown import write_text
+    from vidcm.files import write_text
 
     if args.output:
         _check_free(args.output, args.overwrite)
     rows = parse_rows(args.rows)
     from tqdm import tqdm
 
-    from vidcm.benchmark import Plan, measure
+    from vidcm.evaluation.benchmark import Plan, measure
 
     cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
     if load > cores / 2:
@@ -133,7 +133,7 @@ def parse_rows(text: str) -> list["Row"]:
             )
         if names.count(name) > 1:
             raise UsageError(f"got {name} twice in --rows, expected each row once")
-    from vidcm.benchmark import Row
+    from vidcm.evaluation.benchmark import Row
 
     return [Row(role, int(steps)) for role, steps in (name.split("-") for name in names)]
 

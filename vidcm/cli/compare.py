@@ -44,8 +44,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _compare(args: argparse.Namespace) -> None:
-    from vidcm.comparison_report import plot, read_comparison, table
-    from vidcm.markdown import block, rewrite
+    from vidcm.evaluation.comparison_report import plot, read_comparison, table
+    from vidcm.evaluation.markdown import block, rewrite
 
     if (args.config is None) == (args.table is None):
         raise UsageError("give either --config (to measure) or --table (to show what was measured)")
@@ -67,8 +67,8 @@ def _compare(args: argparse.Namespace) -> None:
 
 def _measure(args: argparse.Namespace) -> tuple[dict, VidcmError | None]:
     """The results, and what to end with when some rows failed."""
-    from vidcm.compare import RowsFailed, compare, entries, read
-    from vidcm.data.lpc import LPC
+    from vidcm.evaluation.compare import RowsFailed, compare, entries, read
+    from vidcm.lpc.dataset import LPC
 
     asked = read(args.config)
     art = art_of(args)

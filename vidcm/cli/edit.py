@@ -18,8 +18,8 @@ from vidcm.registry import TABLE, lookup
 if TYPE_CHECKING:
     from numpy import ndarray
 
-    from vidcm.editing.files import Film
     from vidcm.editing.scene import Canvas, Task
+    from vidcm.media.load import Film
     from vidcm.pipeline import VideoPipeline
 
 STARTED = time.perf_counter()
@@ -42,10 +42,10 @@ def _edit(args: argparse.Namespace) -> None:
 
     from vidcm.editing.edit import canvas_of, check_texts
     from vidcm.editing.scene import check
-    from vidcm.editing.sound import pass_sound
+    from vidcm.media.sound import pass_sound
+    from vidcm.media.write import check_output
     from vidcm.pipeline import VideoPipeline
     from vidcm.registry import build
-    from vidcm.video import check_output
 
     prompts, seeds = args.prompt or [""], args.seed or [0]
     check_texts(prompts)
@@ -144,7 +144,7 @@ def _specs(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 def _outputs(args: argparse.Namespace, tasks: dict[str, "Task"]) -> list[str]:
     from vidcm.editing.tasks import Interpolate
-    from vidcm.pipeline import numbered
+    from vidcm.media.clips import numbered
 
     counts = [task.count for task in tasks.values() if isinstance(task, Interpolate)]
     return numbered(args.output, counts[0] if counts else 1)
@@ -172,8 +172,8 @@ def _read(
 
     import numpy as np
 
-    from vidcm.editing.files import at_once, describe, fit, fit_mask, read_film, read_mask
     from vidcm.editing.scene import grown, grows, input_size, most_frames, pace
+    from vidcm.media.load import at_once, describe, fit, fit_mask, read_film, read_mask
 
     fps, size, held = pipe.settings["fps"] / pace(tasks), input_size(tasks, canvas), math.inf
     if not grows(tasks):
@@ -203,7 +203,7 @@ def _read(
 
 
 def _preview(args: argparse.Namespace, made: "ndarray", shown: list["ndarray"]) -> None:
-    from vidcm.contact import contact_sheet
+    from vidcm.media.contact_sheet import contact_sheet
 
     rows = [[clip] for clip in [*shown, *made]]
     labels = [f"given: {path.name}" for path in args.input]

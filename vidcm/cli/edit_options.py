@@ -4,15 +4,7 @@ import argparse
 import inspect
 from pathlib import Path
 
-from vidcm.cli.common import (
-    Parser,
-    did_you_mean,
-    number,
-    positive_int,
-    seed,
-    sides,
-    whole_number,
-)
+from vidcm.cli.common import Parser, did_you_mean, number, positive_int, seed, sides, whole_number
 from vidcm.registry import TABLE, lookup
 
 SECONDS = 10.0  # of a clip that are edited if nobody says how many frames

@@ -93,11 +93,11 @@ def _encode(args: argparse.Namespace) -> None:
     import torch
 
     from vidcm.codecs.causal_vae import CausalVAE
-    from vidcm.codecs.pieces import encode_in_pieces
+    from vidcm.codecs.chunked import encode_chunked
     from vidcm.data.latents import write_shards
+    from vidcm.media.pixels import to_video
     from vidcm.runtime import fast_cpu, pick_device
     from vidcm.store import load_model, read_card
-    from vidcm.video import to_video
 
     fast_cpu()
     device = pick_device(args.device)
@@ -107,7 +107,7 @@ def _encode(args: argparse.Namespace) -> None:
     @torch.no_grad()
     def clips():
         for frames, captions in _shown(source, total, args.batch):
-            yield encode_in_pieces(codec, to_video(frames.to(device))), captions
+            yield encode_chunked(codec, to_video(frames.to(device))), captions
 
     count = write_shards(args.output, clips(), codec=read_card(args.codec)["sha256"], about=about)
     print(f"{args.output}: {count} clips")
@@ -125,7 +125,7 @@ def _shown(source, total: int, batch: int):
 def _lpc(args: argparse.Namespace, device):
     import numpy as np
 
-    from vidcm.data.lpc import LPC
+    from vidcm.lpc.dataset import LPC
 
     data = LPC(args.art).to(device)
 
@@ -148,8 +148,8 @@ def _lpc(args: argparse.Namespace, device):
 
 def _folder(args: argparse.Namespace, device):
     from vidcm.data.folder import VideoFolder
+    from vidcm.diffusion.shapes import check_frames, check_size
     from vidcm.errors import UsageError
-    from vidcm.shapes import check_frames, check_size
 
     height, cross, width = args.size.partition("x")
     if not (cross and height.isdecimal() and width.isdecimal()):

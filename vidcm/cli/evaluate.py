@@ -18,7 +18,7 @@ from vidcm.cli.common import (
 from vidcm.errors import UsageError
 
 if TYPE_CHECKING:
-    from vidcm.data.lpc import LPC
+    from vidcm.lpc.dataset import LPC
     from vidcm.pipeline import VideoPipeline
 
 ROWS = ("codec", "teacher-50", "teacher-8", "student-1", "student-2", "student-4", "student-8")
@@ -140,8 +140,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from vidcm.markdown import rewrite
-    from vidcm.metrics.report import read_results, table
+    from vidcm.evaluation.markdown import rewrite
+    from vidcm.evaluation.report import read_results, table
 
     if args.editing:
         _evaluate_edits(args)
@@ -170,14 +170,14 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 
 def _evaluate_edits(args: argparse.Namespace) -> None:
-    from vidcm.editing.cases import NAMES
-    from vidcm.editing.evaluate import ROWS as EDIT_ROWS
-    from vidcm.editing.evaluate import evaluate_edits
-    from vidcm.editing.report import report
-    from vidcm.editing.show import check_examples, write_edit_sheet, write_examples
-    from vidcm.given import trained_with
-    from vidcm.markdown import block, rewrite
-    from vidcm.metrics.protocol import Truth
+    from vidcm.diffusion.given_frames import trained_with
+    from vidcm.evaluation.edit_cases import NAMES
+    from vidcm.evaluation.edit_report import report
+    from vidcm.evaluation.edit_sheet import check_examples, write_edit_sheet, write_examples
+    from vidcm.evaluation.edits import ROWS as EDIT_ROWS
+    from vidcm.evaluation.edits import evaluate_edits
+    from vidcm.evaluation.markdown import block, rewrite
+    from vidcm.evaluation.protocol import Truth
     from vidcm.store import read_card
 
     if args.table or args.output:
@@ -224,9 +224,9 @@ def _evaluate_edits(args: argparse.Namespace) -> None:
 
 def _evaluate_apart(args: argparse.Namespace) -> None:
     """Steering, long clips or long edits: numbers and rows of their own."""
-    from vidcm.markdown import block, rewrite
-    from vidcm.metrics import long, long_edits, steering
-    from vidcm.metrics.protocol import Truth
+    from vidcm.evaluation import long, long_edits, steering
+    from vidcm.evaluation.markdown import block, rewrite
+    from vidcm.evaluation.protocol import Truth
 
     kinds = {
         "steering": (args.steering, 32, steering.steer, steering.table),
@@ -258,8 +258,8 @@ def _evaluate_apart(args: argparse.Namespace) -> None:
 
 def _measure(args: argparse.Namespace) -> dict | None:
     """Writes the sheet, then the numbers; gives the latter."""
-    from vidcm.metrics.protocol import Truth, evaluate
-    from vidcm.metrics.sheet import write_sheet
+    from vidcm.evaluation.protocol import Truth, evaluate
+    from vidcm.evaluation.sheet import write_sheet
 
     if args.output and args.output.is_dir():
         raise UsageError(f"--output {args.output} is a folder; give the name of a .json file")
@@ -286,9 +286,9 @@ def _measure(args: argparse.Namespace) -> dict | None:
 
 def _model_and_truth(args: argparse.Namespace) -> "tuple[VideoPipeline, LPC]":
     """The model and the true clips, after a look at what else would stop the command."""
-    from vidcm.data.lpc import LPC
+    from vidcm.lpc.dataset import LPC
+    from vidcm.media.write import check_output
     from vidcm.pipeline import VideoPipeline
-    from vidcm.video import check_output
 
     if args.sheet:
         if args.sheet.suffix.lower() != ".png":

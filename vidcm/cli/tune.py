@@ -38,8 +38,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _tune(args: argparse.Namespace) -> None:
-    from vidcm.data.lpc import LPC
-    from vidcm.metrics.search import Bench, Trial, keep, search
+    from vidcm.evaluation.search import Bench, Trial, keep, search
+    from vidcm.lpc.dataset import LPC
     from vidcm.pipeline import VideoPipeline
 
     art = art_of(args)

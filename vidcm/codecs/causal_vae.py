@@ -4,7 +4,7 @@ Stride 4 in time and 8 in space. The first frame is coded alone: it fills a grou
 every later latent frame stands for the four frames that follow, so a clip of `4k + 1` frames gives
 `k + 1` latent frames and nothing depends on what comes later. The trunk from pixels to pixels is
 linear (no norm stands on it) and the residual branches start at zero, so a fresh codec is a linear
-autoencoder, and `start_from_data` makes it the best one: principal components, level by level.
+autoencoder, and `init_from_pca` makes it the best one: principal components, level by level.
 Frames are folded into the batch for the spatial convolutions, which keeps every convolution 2-D:
 fast on a CPU and indifferent to the length of the clip.
 """
@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from vidcm.diffusion.shapes import check_frames, check_size
 from vidcm.errors import UsageError
-from vidcm.shapes import check_frames, check_size
 
 PATCH = 4  # pixels folded into channels at the door
 
@@ -83,7 +83,7 @@ class TimeMix(nn.Module):
         return x + self.out(F.silu(self.mix(h)))
 
 
-class Fold(nn.Module):
+class Downsample(nn.Module):
     """Down-sample: fold `(time, space, space)` neighbours into channels, then a linear map."""
 
     def __init__(self, width: int, out: int, time: int, space: int):
@@ -102,8 +102,8 @@ class Fold(nn.Module):
         return self.map(self.fold(x))
 
 
-class Unfold(nn.Module):
-    """The mirror of Fold; of the first group only the last frame is kept."""
+class Upsample(nn.Module):
+    """The mirror of Downsample; of the first group only the last frame is kept."""
 
     def __init__(self, width: int, out: int, time: int, space: int):
         super().__init__()
@@ -148,10 +148,10 @@ class CausalVAE(nn.Module):
         self.encoder = nn.Sequential(
             Conv(pixels, a),
             *_blocks(a, encoder_depths[0]),
-            Fold(a, b, 1, 2),
+            Downsample(a, b, 1, 2),
             *_blocks(b, encoder_depths[1]),
             TimeMix(b),
-            Fold(b, c, 4, 1),
+            Downsample(b, c, 4, 1),
             *_blocks(c, encoder_depths[2]),
             TimeMix(c),
             Conv(c, 2 * channels),
@@ -160,10 +160,10 @@ class CausalVAE(nn.Module):
             Conv(channels, c),
             TimeMix(c),
             *_blocks(c, decoder_depths[2]),
-            Unfold(c, b, 4, 1),
+            Upsample(c, b, 4, 1),
             TimeMix(b),
             *_blocks(b, decoder_depths[1]),
-            Unfold(b, a, 1, 2),
+            Upsample(b, a, 1, 2),
             *_blocks(a, decoder_depths[0]),
             Conv(a, pixels),
         )
@@ -173,14 +173,14 @@ class CausalVAE(nn.Module):
         self.std: Tensor
 
     @torch.no_grad()
-    def start_from_data(self, video: Tensor) -> None:
+    def init_from_pca(self, video: Tensor) -> None:
         """Set the linear trunk to the principal components of `video (b 3 t h w)`, each level's of
         the level before, and the posterior's spread to e^-3. Components weigh by the square root
         of their spread, half way between pixels and whitened, so that what shows most in pixels
         weighs most in a latent error, and are turned at random: in training the pull towards unit
-        variance meets every channel alike. `settle` turns them back."""
-        (first, last), folds = _ends(self.encoder), _of(self.encoder, Fold)
-        (enter, leave), unfolds = _ends(self.decoder), _of(self.decoder, Unfold)[::-1]
+        variance meets every channel alike. `whiten` turns them back."""
+        (first, last), folds = _ends(self.encoder), _of(self.encoder, Downsample)
+        (enter, leave), unfolds = _ends(self.decoder), _of(self.decoder, Upsample)[::-1]
         _identity(first)
         _identity(leave)
         x = first(self._patches(video))
@@ -205,7 +205,7 @@ class CausalVAE(nn.Module):
         enter.bias.copy_(mean)
 
     @torch.no_grad()
-    def settle(self, mean: Tensor, logvar: Tensor) -> None:
+    def whiten(self, mean: Tensor, logvar: Tensor) -> None:
         """Turn the channels to the latents' principal axes, widest first, and store statistics that
         centre them and scale all by one number, to unit variance on average: a denoiser's gate per
         channel is then one per axis, near to a Wiener filter. Exact but for the posterior's spread,

@@ -37,33 +37,38 @@ def ngrams(word: str, buckets: int, limit: int = 24) -> tuple[int, ...]:
 
 
 class HashedWords(nn.Module):
-    """prompts -> tokens `(b, n, width)` and mask `(b, n)`; n is the longest prompt's words, at
+    """prompts -> tokens `(b, n, hidden_size)` and mask `(b, n)`; n is the longest prompt's words, at
     most `max_words` (the rest of a prompt is left out). A prompt of no words is one learnt token.
     Raises UsageError for sizes that make no tower.
     """
 
     def __init__(
         self,
-        width: int = 192,
-        depth: int = 3,
-        heads: int = 4,
+        hidden_size: int = 192,
+        num_layers: int = 3,
+        num_heads: int = 4,
         buckets: int = 8192,
         max_words: int = 64,
     ):
         super().__init__()
-        if min(width, heads, max_words) < 1 or depth < 0 or buckets < 2:
+        if min(hidden_size, num_heads, max_words) < 1 or num_layers < 0 or buckets < 2:
             raise UsageError(
-                f"width {width}, heads {heads}, max_words {max_words}, depth {depth}, buckets "
+                f"hidden_size {hidden_size}, num_heads {num_heads}, max_words {max_words}, num_layers {num_layers}, buckets "
                 f"{buckets}: use at least 1, 1, 1, 0 and 2"
             )
-        if width % (2 * heads):
+        if hidden_size % (2 * num_heads):
             raise UsageError(
-                f"width {width} over {heads} heads: a head must be an even number wide"
+                f"hidden_size {hidden_size} over {num_heads} heads: a head must be an even number wide"
             )
-        self.width, self.heads, self.buckets, self.max_words = width, heads, buckets, max_words
-        self.pieces = nn.EmbeddingBag(buckets, width, mode="mean", padding_idx=0)
-        self.empty = nn.Parameter(torch.randn(width) * 0.02)
-        self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(depth))
+        self.hidden_size, self.num_heads, self.buckets, self.max_words = (
+            hidden_size,
+            num_heads,
+            buckets,
+            max_words,
+        )
+        self.pieces = nn.EmbeddingBag(buckets, hidden_size, mode="mean", padding_idx=0)
+        self.empty = nn.Parameter(torch.randn(hidden_size) * 0.02)
+        self.blocks = nn.ModuleList(_Block(hidden_size, num_heads) for _ in range(num_layers))
 
     def dropped(self, prompt: str) -> list[str]:
         """The words of a prompt that lie beyond `max_words`."""
@@ -79,7 +84,9 @@ class HashedWords(nn.Module):
             for ws in words
         ]
         bags = [torch.tensor(ngrams(w, self.buckets) if w else [0]) for w in places]
-        vectors = self.pieces(pad_sequence(bags, batch_first=True).to(device)) * self.width**0.5
+        vectors = (
+            self.pieces(pad_sequence(bags, batch_first=True).to(device)) * self.hidden_size**0.5
+        )
         which = torch.tensor(grid, device=device)
         x, mask = F.embedding(which, vectors), which > 0
         none = ~mask.any(1)
@@ -87,7 +94,7 @@ class HashedWords(nn.Module):
         first[:, 0] = none
         x = torch.where(first.unsqueeze(-1), self.empty, x)
         mask = mask | first
-        angles = rotary(longest, 1, 1, self.width // self.heads, device)
+        angles = rotary(longest, 1, 1, self.hidden_size // self.num_heads, device)
         for block in self.blocks:
             x = block(x, mask, angles)
         return x, mask
@@ -107,3 +114,22 @@ class _Block(nn.Module):
     def forward(self, x: Tensor, mask: Tensor, angles: Tensor) -> Tensor:
         x = x + self.attention(self.norms[0](x), mask=mask, angles=angles)
         return x + self.mlp(self.norms[1](x))
+
+
+MAX_PROMPT = 2000  # characters
+
+
+def check_prompts(prompts: list[str]) -> list[str]:
+    """Refuse what no text tower should be given. Raises UsageError."""
+    if not prompts:
+        raise UsageError("there is no prompt; give at least one")
+    for prompt in prompts:
+        if not isinstance(prompt, str):
+            raise UsageError(f"a prompt must be text, not {type(prompt).__name__}")
+        if not any(c.isalnum() for c in prompt):
+            raise UsageError("the prompt is empty of words; say what the clip should show")
+        if len(prompt) > MAX_PROMPT:
+            raise UsageError(
+                f"a prompt of {len(prompt)} characters is too long; use at most {MAX_PROMPT}"
+            )
+    return prompts

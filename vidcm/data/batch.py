@@ -32,3 +32,12 @@ class Dataset(Protocol):
     loader has no state to save and a run resumes anywhere."""
 
     def batch(self, seed: int, positions: Iterable[int]) -> Batch: ...
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """A part of the global batch and its place in the run (for randomness and error messages)."""
+
+    batch: Batch
+    seed: int
+    positions: list[int]

@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 
 from vidcm.data.batch import Batch
-from vidcm.data.clips import SLACK_SECONDS, clip_seconds, frame_times, random_start
-from vidcm.data.killable import KillableReader
 from vidcm.data.order import Order, one_shape
-from vidcm.data.read import MAX_PIXELS, BadClip, VideoInfo
 from vidcm.data.sidecars import METADATA, read_metadata, read_text
-from vidcm.data.transforms import resize_crop
 from vidcm.errors import UsageError, VidcmError
+from vidcm.media.read import MAX_PIXELS, BadClip, VideoInfo
+from vidcm.media.timing import SLACK_SECONDS, clip_seconds, frame_times, random_start
+from vidcm.media.transforms import resize_crop
+from vidcm.media.worker import ReaderProcess
 from vidcm.rng import mix
 
 log = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ class VideoFolder:
             self.shapes.append((bucket[0], bucket[1], bucket[2]))
         self.max_bad_fraction = max_bad_fraction
         self.quarantine: dict[str, str] = {}
-        self.reader = KillableReader(backend=backend, deadline=deadline, max_pixels=max_pixels)
+        self.reader = ReaderProcess(backend=backend, deadline=deadline, max_pixels=max_pixels)
         self._last_seconds: dict[int, float] = {}
         self._shape_of: dict[int, tuple[int, int, int]] = {}
         names = _find_videos(self.root, follow_symlinks)

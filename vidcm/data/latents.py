@@ -12,8 +12,8 @@ from torch import Tensor
 from vidcm.data.batch import Batch
 from vidcm.data.order import Order, one_shape
 from vidcm.errors import UsageError, VidcmError
+from vidcm.files import replacing
 from vidcm.rng import mix
-from vidcm.store import replacing
 
 INDEX = "index.json"
 

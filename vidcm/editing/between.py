@@ -8,16 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vidcm.denoiser import Cond
+from vidcm.diffusion.base import Cond
+from vidcm.diffusion.shapes import like
 from vidcm.editing.tasks import Interpolate
 from vidcm.editing.walk import How, text, walk
 from vidcm.errors import UsageError
+from vidcm.media.pixels import to_frames, to_video
 from vidcm.rng import SampleRng
-from vidcm.shapes import like
-from vidcm.video import to_frames, to_video
 
 if TYPE_CHECKING:
-    from vidcm.pipeline import Clips, VideoPipeline
+    from vidcm.media.clips import Clips
+    from vidcm.pipeline import VideoPipeline
 
 
 @torch.no_grad()
@@ -32,7 +33,8 @@ def interpolate(
     """`task.count` clips. clips: none or two. prompts, seeds: one or two of each.
 
     Raises UsageError when there is nothing to go between."""
-    from vidcm.pipeline import Clips, Clock, SampleRngs
+    from vidcm.media.clips import Clips, Clock
+    from vidcm.rng import SampleRngs
 
     for what, given in (("clips", clips), ("prompts", prompts), ("seeds", seeds)):
         if len(given) not in ((0, 2) if what == "clips" else (1, 2)):

@@ -1,4 +1,4 @@
-"""Given frames for models that were trained with them (`vidcm/given.py`): the network is shown them
+"""Given frames for models that were trained with them (`vidcm/diffusion/given_frames.py`): the network is shown them
 clean and at time 0 at every step, where a model without can only have its guesses projected.
 
 These denoisers are about what a network sees; what it says of given frames is for a projection to
@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from vidcm.codecs.causal_vae import CausalVAE
-from vidcm.codecs.pieces import encode_in_pieces
-from vidcm.denoiser import Cond
+from vidcm.codecs.chunked import encode_chunked
+from vidcm.diffusion.base import Cond
+from vidcm.diffusion.given_frames import hold, kinds_of, trained_with
+from vidcm.diffusion.samplers import Flow
 from vidcm.editing.projection import Student
 from vidcm.editing.scene import Scene
-from vidcm.given import hold, kinds_of, trained_with
-from vidcm.sampling import Flow
+from vidcm.media.pixels import to_video
 from vidcm.store import read_card
-from vidcm.video import to_video
 
 if TYPE_CHECKING:
     from vidcm.editing.walk import How
@@ -48,12 +48,12 @@ class Conditioned:
     def __init__(self, denoiser: Student, frames: GivenLatents):
         self.denoiser, self.frames, self.path = denoiser, frames, denoiser.path
 
-    def clean(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        return self.denoiser.clean(self.frames(x_t), self.frames.times(t), cond)
+    def predict_x0(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        return self.denoiser.predict_x0(self.frames(x_t), self.frames.times(t), cond)
 
-    def jump(self, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond) -> Tensor:
+    def flow_map(self, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond) -> Tensor:
         t, s = self.frames.times(t), self.frames.times(s)
-        return self.denoiser.jump(self.frames(x_t), t, s, cond)
+        return self.denoiser.flow_map(self.frames(x_t), t, s, cond)
 
 
 class ConditionedFlow:
@@ -93,4 +93,4 @@ def given_latents(scene: Scene, codec: CausalVAE, device: torch.device) -> Given
     video = to_video(torch.from_numpy(scene.frames)[nearest][None])
     held = torch.cat([given[:1], given[1:].repeat_interleave(codec.time_stride)])
     beyond = scene.ring or bool(scene.seen[~held.numpy()].any())
-    return GivenLatents(encode_in_pieces(codec, video.to(device)), given.to(device), not beyond)
+    return GivenLatents(encode_chunked(codec, video.to(device)), given.to(device), not beyond)

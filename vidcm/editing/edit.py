@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vidcm.codecs.causal_vae import CausalVAE
-from vidcm.codecs.pieces import encode_in_pieces
+from vidcm.codecs.chunked import encode_chunked
 from vidcm.editing.between import interpolate
 from vidcm.editing.conditioned import shown_to
 from vidcm.editing.joins import drawn_to_start
@@ -19,12 +19,13 @@ from vidcm.editing.scene import Canvas, Scene, Task, check, compose
 from vidcm.editing.tasks import Interpolate
 from vidcm.editing.walk import How, text, walk
 from vidcm.errors import UsageError
+from vidcm.media.pixels import check_clip, to_frames, to_video
 from vidcm.registry import build, lookup
 from vidcm.rng import SampleRng
-from vidcm.video import check_clip, to_frames, to_video
 
 if TYPE_CHECKING:
-    from vidcm.pipeline import Clips, VideoPipeline
+    from vidcm.media.clips import Clips
+    from vidcm.pipeline import VideoPipeline
 
 Asked = str | Mapping[str, Any]
 
@@ -97,12 +98,12 @@ class Known:
         if self.operators:
             parts.append(ThroughPixels(self.codec, self.operators))
         if self.prefix is not None:
-            parts.append(LatentPrefix(encode_in_pieces(self.codec, self.prefix)))
+            parts.append(LatentPrefix(encode_chunked(self.codec, self.prefix)))
         return Chain(*parts)
 
     def start(self) -> Tensor:
         """Latents `(1 c t h w)` of what the first operator knows, mid-grey elsewhere."""
-        return encode_in_pieces(self.codec, self.operators[0].start())
+        return encode_chunked(self.codec, self.operators[0].start())
 
     def finish(self, video: Tensor) -> Tensor:
         """Decoded clips to uint8 `(b t h w 3)` that keep what is known exactly."""
@@ -182,7 +183,7 @@ def edit(
 
 def check_texts(prompts: list[str]) -> None:
     """Refuse what no text tower should be given; the empty prompt leaves all open."""
-    from vidcm.pipeline import check_prompts
+    from vidcm.conditioning.text import check_prompts
 
     check_prompts(["any" if p == "" else p for p in prompts])
 
@@ -197,7 +198,8 @@ def render(
     how: How,
 ) -> "Clips":
     """Clips of a scene, one for each prompt and seed."""
-    from vidcm.pipeline import Clips, Clock, SampleRngs
+    from vidcm.media.clips import Clips, Clock
+    from vidcm.rng import SampleRngs
 
     given = bool(scene.seen.any()) or scene.strength is not None or scene.noise is not None
     how, codec, device = how.settled(pipe, given), pipe.codec, pipe.device
@@ -210,11 +212,11 @@ def render(
     noise = rng.normal(*shape)
     begin = known.start() if known.operators else torch.zeros(1, *shape, device=device)
     if scene.strength is not None:
-        begin, until = encode_in_pieces(codec, _given(scene).to(device)), scene.strength
+        begin, until = encode_chunked(codec, _given(scene).to(device)), scene.strength
     elif scene.noise is not None:
         video = _given(scene).to(device)
         ratio = _ratio(codec, video, scene.noise)
-        begin, until = encode_in_pieces(codec, video), ratio / (1 + ratio)
+        begin, until = encode_chunked(codec, video), ratio / (1 + ratio)
         noise = torch.zeros_like(noise)
     shown = shown_to(pipe, how, scene)
     project = (
@@ -242,7 +244,7 @@ def _ratio(codec: CausalVAE, video: Tensor, noise: float) -> float:
     """sigma / alpha of latents whose pixels hold so many grey levels of noise: what more of the
     same noise does to them."""
     more = SampleRng(0, [0], video.device).normal(*video.shape[1:]) * (noise / 127.5)
-    off = encode_in_pieces(codec, video + more) - encode_in_pieces(codec, video)
+    off = encode_chunked(codec, video + more) - encode_chunked(codec, video)
     return float(off.square().mean().sqrt())
 
 

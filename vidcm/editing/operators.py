@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vidcm.editing.joins import drawn_to_given, drawn_to_start
-from vidcm.video import to_video
+from vidcm.media.pixels import to_video
 
 WEIGHTS = (299, 587, 114)  # thousandths of red, green and blue in luminance (BT.601)
 REACH = 4  # pixels over which a generated side is drawn to the kept one

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from vidcm.codecs.causal_vae import CausalVAE
-from vidcm.codecs.pieces import decode_in_pieces, encode_in_pieces
-from vidcm.denoiser import Cond
+from vidcm.codecs.chunked import decode_chunked, encode_chunked
+from vidcm.diffusion.base import Cond
+from vidcm.diffusion.samplers import Consistent, Flow, Jumping
+from vidcm.diffusion.shapes import like
 from vidcm.editing.operators import Operator
-from vidcm.sampling import Consistent, Flow, Jumping
-from vidcm.shapes import like
 
 Project = Callable[[Tensor], Tensor]
 
@@ -40,7 +40,7 @@ class LatentPrefix:
 
 def decoded(codec: CausalVAE, latents: Tensor) -> Tensor:
     """`codec.decode(latents)` of clips of any length, a piece at a time."""
-    return torch.cat(list(decode_in_pieces(codec, latents)), 2)
+    return torch.cat(list(decode_chunked(codec, latents)), 2)
 
 
 class ThroughPixels:
@@ -53,7 +53,7 @@ class ThroughPixels:
         video = decoded(self.codec, x0)
         for operator in self.operators:
             video = operator.project(video)
-        return encode_in_pieces(self.codec, video)
+        return encode_chunked(self.codec, video)
 
 
 class Chain:
@@ -74,13 +74,13 @@ class Observing:
     def __init__(self, denoiser: Student, project: Project):
         self.denoiser, self.project, self.path = denoiser, project, denoiser.path
 
-    def clean(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        return self.project(self.denoiser.clean(x_t, t, cond))
+    def predict_x0(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        return self.project(self.denoiser.predict_x0(x_t, t, cond))
 
-    def jump(self, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond) -> Tensor:
+    def flow_map(self, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond) -> Tensor:
         """Where a jump leads if the clean latents that it heads for are projected: those whose
         straight path on the noise of one and the same draw meets both ends of the jump."""
-        path, x_s = self.path, self.denoiser.jump(x_t, t, s, cond)
+        path, x_s = self.path, self.denoiser.flow_map(x_t, t, s, cond)
         a, b = (like(f(t), x_t) for f in (path.alpha, path.sigma))
         c, d = (like(f(s), x_t) for f in (path.alpha, path.sigma))
         x0 = self.project((d * x_t - b * x_s) / (a * d - b * c))
@@ -97,7 +97,7 @@ class ObservingFlow:
         self.denoiser, self.project, self.path = denoiser, project, denoiser.path
 
     def velocity(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        x0, _ = self.path.split(x_t, self.denoiser.velocity(x_t, t, cond), t)
+        x0, _ = self.path.to_x0_eps(x_t, self.denoiser.velocity(x_t, t, cond), t)
         x0 = self.project(x0)
         alpha, sigma = (like(f(t), x_t) for f in (self.path.alpha, self.path.sigma))
         return self.path.velocity(x0, (x_t - alpha * x0) / sigma, t)

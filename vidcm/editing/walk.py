@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vidcm import sampling
-from vidcm.denoiser import Cond, Guided
+from vidcm.diffusion import samplers
+from vidcm.diffusion.base import Cond
+from vidcm.diffusion.guidance import CFGDenoiser
+from vidcm.diffusion.paths import ProbPath
+from vidcm.diffusion.shapes import like
 from vidcm.editing.conditioned import Conditioned, ConditionedFlow, GivenLatents
 from vidcm.editing.projection import Observing, ObservingFlow, Project
 from vidcm.errors import VidcmError
-from vidcm.paths import Path
 from vidcm.rng import SampleRng
-from vidcm.shapes import like
 
 if TYPE_CHECKING:
     from vidcm.pipeline import VideoPipeline
@@ -83,34 +84,34 @@ def walk(
     t = torch.full((len(noise),), times[0], device=noise.device)
     if how.teacher:
         empty = pipe.model(how.role).encode([""] * len(noise))
-        flow = Guided(model, how.guidance, empty)
-        x = model.path.noise(begin, noise, t)
-        steer = sampling.SOLVERS[solver(pipe)]
+        flow = CFGDenoiser(model, how.guidance, empty)
+        x = model.path.add_noise(begin, noise, t)
+        steer = samplers.SOLVERS[solver(pipe)]
         seeing = ConditionedFlow(flow, shown) if shown else flow
         return steer(ObservingFlow(seeing, project), x, times, cond, report)
     # Samplers of students scale unit noise by their first time and know no other beginning.
     lifted = noise + like(model.path.alpha(t) / model.path.sigma(t), begin) * begin
     own = pipe.settings["student"].get("sampler", "consistency")
-    sampler = sampling.SAMPLERS["jump" if calm else own]
+    sampler = samplers.SAMPLERS["flow_map" if calm else own]
     student = Conditioned(model, shown) if shown else model
     return sampler(Observing(student, project), lifted, times, cond, rng, report)
 
 
-def _lowered(path: Path, times: list[float], until: float) -> list[float]:
+def _lowered(path: ProbPath, times: list[float], until: float) -> list[float]:
     """A student's times, with sigma / alpha lowered by one factor to begin at `until`."""
     if until == 1:
         return times
-    ratio = path.ratio(torch.tensor(times, dtype=torch.float64))
-    return path.time_of(ratio * min(1.0, until / (1 - until) / float(ratio[0]))).tolist()
+    ratio = path.sigma_ratio(torch.tensor(times, dtype=torch.float64))
+    return path.t_from_sigma(ratio * min(1.0, until / (1 - until) / float(ratio[0]))).tolist()
 
 
 def solver(pipe: "VideoPipeline") -> str:
     """The teacher's, by its settings. Raises VidcmError for one that this version does not know."""
     name = pipe.settings["teacher"].get("solver", "euler")
-    if name not in sampling.SOLVERS:
+    if name not in samplers.SOLVERS:
         raise VidcmError(
             f"{pipe.folder / 'pipeline.json'} asks for the solver {name!r}; this version knows "
-            f"{', '.join(sampling.SOLVERS)}"
+            f"{', '.join(samplers.SOLVERS)}"
         )
     return name
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from vidcm.errors import VidcmError
-from vidcm.models.attribute_net import AttributeNet
+from vidcm.lpc.attribute_net import AttributeNet
+from vidcm.media.pixels import to_video
 from vidcm.store import load_model, read_card, read_weights, save_model
-from vidcm.video import to_video
 
 VERSION = 1
 BUNDLED = Path(__file__).parents[1] / "pretrained" / "lpc-features"
@@ -62,8 +62,8 @@ def release(
     """Write what a run of `configs/lpc/features.yaml` made (its `final` folder) as the folder to
     bundle: fp16, with the accuracy on `count` held-out clips in its card. Returns the accuracy.
     Raises UsageError when the run is of another model."""
-    from vidcm.data.lpc import LPC
-    from vidcm.train.naming_task import accuracy
+    from vidcm.lpc.dataset import LPC
+    from vidcm.lpc.naming_task import accuracy
 
     load_features(run)  # of another kind, it is refused before anything is written
     card, weights = read_card(run), read_weights(run)

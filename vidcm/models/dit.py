@@ -16,7 +16,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vidcm.denoiser import Cond
+from vidcm.diffusion.base import Cond
 from vidcm.errors import UsageError
 from vidcm.models.attention import Attention
 from vidcm.models.embed import ScalarEmbedding
@@ -59,66 +59,76 @@ class Block(nn.Module):
 
 class DiT(nn.Module):
     """channels: of the latents; context: width of the text tokens (both given by the denoiser).
-    patch: `(t, h, w)` latents per token. guided: takes a guidance scale as an input (a student).
+    patch_size: `(t, h, w)` latents per token. guidance_embed: takes a guidance scale as an input (a student).
     two_times: takes a second time, that which a jump ends at; starts deaf to it. The attribute
-    `checkpointing`: compute blocks anew in the backward pass rather than keep what is inside them.
+    `activation_checkpointing`: compute blocks anew in the backward pass rather than keep what is inside them.
 
-    Raises UsageError for a size that is not above 0, when heads do not divide width, the head is not
+    Raises UsageError for a size that is not above 0, when heads do not divide hidden_size, the head is not
     a multiple of 16, or a shape does not divide into patches.
     """
 
-    checkpointing = False
+    activation_checkpointing = False
 
     def __init__(
         self,
         channels: int,
         context: int,
-        width: int = 256,
-        depth: int = 10,
-        heads: int = 4,
-        patch: Sequence[int] = (1, 2, 2),
-        ratio: float = 4.0,
-        guided: bool = False,
+        hidden_size: int = 256,
+        num_layers: int = 10,
+        num_heads: int = 4,
+        patch_size: Sequence[int] = (1, 2, 2),
+        mlp_ratio: float = 4.0,
+        guidance_embed: bool = False,
         two_times: bool = False,
     ):
         super().__init__()
-        if min(width, depth, heads, channels) < 1 or ratio <= 0:
+        if min(hidden_size, num_layers, num_heads, channels) < 1 or mlp_ratio <= 0:
             raise UsageError(
-                f"width {width}, depth {depth}, heads {heads}, channels {channels}, ratio {ratio}: "
+                f"hidden_size {hidden_size}, num_layers {num_layers}, num_heads {num_heads}, channels {channels}, mlp_ratio {mlp_ratio}: "
                 "all must be above 0"
             )
-        if len(patch) != 3 or min(patch) < 1:
-            raise UsageError(f"patch {list(patch)} is not [frames, height, width], each at least 1")
-        if width % heads or width // heads % 16:
+        if len(patch_size) != 3 or min(patch_size) < 1:
             raise UsageError(
-                f"width {width} over {heads} heads: a head must be a multiple of 16 wide"
+                f"patch_size {list(patch_size)} is not [frames, height, width], each at least 1"
             )
-        self.patch, self.heads, self.width = tuple(patch), heads, width
-        pt, ph, pw = self.patch
-        self.embed = nn.Linear(channels * pt * ph * pw, width)
-        self.time = ScalarEmbedding(width)
-        self.guidance = ScalarEmbedding(width, top=8.0, zero=True) if guided else None
-        self.span = ScalarEmbedding(width, zero=True) if two_times else None
-        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 9 * width))
+        if hidden_size % num_heads or hidden_size // num_heads % 16:
+            raise UsageError(
+                f"hidden_size {hidden_size} over {num_heads} heads: a head must be a multiple of 16 wide"
+            )
+        self.patch_size, self.num_heads, self.hidden_size = (
+            tuple(patch_size),
+            num_heads,
+            hidden_size,
+        )
+        pt, ph, pw = self.patch_size
+        self.embed = nn.Linear(channels * pt * ph * pw, hidden_size)
+        self.time = ScalarEmbedding(hidden_size)
+        self.guidance = ScalarEmbedding(hidden_size, top=8.0, zero=True) if guidance_embed else None
+        self.span = ScalarEmbedding(hidden_size, zero=True) if two_times else None
+        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 9 * hidden_size))
         self.text_norm = nn.RMSNorm(context, eps=1e-6)
-        self.pool = nn.Linear(context, width)
-        self.blocks = nn.ModuleList(Block(width, heads, context, ratio) for _ in range(depth))
+        self.pool = nn.Linear(context, hidden_size)
+        self.blocks = nn.ModuleList(
+            Block(hidden_size, num_heads, context, mlp_ratio) for _ in range(num_layers)
+        )
         size = channels * pt * ph * pw
-        self.head_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width + size))
-        hidden = max(width, size)  # narrow tokens span too little of a wide patch linearly
+        self.head_modulation = nn.Sequential(
+            nn.SiLU(), nn.Linear(hidden_size, 2 * hidden_size + size)
+        )
+        hidden = max(hidden_size, size)  # narrow tokens span too little of a wide patch linearly
         self.head = nn.Sequential(
-            nn.Linear(width, hidden), nn.GELU("tanh"), nn.Linear(hidden, size)
+            nn.Linear(hidden_size, hidden), nn.GELU("tanh"), nn.Linear(hidden, size)
         )
         for layer in (self.modulation[-1], self.head_modulation[-1], self.head[-1]):
             for parameter in layer.parameters():
                 nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, time: Tensor, cond: Cond, time_to: Tensor | None = None) -> Tensor:
-        pt, ph, pw = self.patch
-        frames, height, width = (n // p for n, p in zip(x.shape[2:], self.patch, strict=True))
+        pt, ph, pw = self.patch_size
+        frames, height, width = (n // p for n, p in zip(x.shape[2:], self.patch_size, strict=True))
         if (frames * pt, height * ph, width * pw) != tuple(x.shape[2:]):
             raise UsageError(
-                f"latents of {tuple(x.shape[2:])} do not divide into patches of {self.patch}"
+                f"latents of {tuple(x.shape[2:])} do not divide into patches of {self.patch_size}"
             )
         pattern = "b c (t i) (h j) (w k) -> b (t h w) (c i j k)"
         patches = rearrange(x, pattern, i=pt, j=ph, k=pw).to(self.embed.weight.dtype)
@@ -126,12 +136,12 @@ class DiT(nn.Module):
         text = self.text_norm(cond.tokens)
         state = self._state(time, time_to, cond, text, frames, height * width)
         modulation = self.modulation(state)
-        angles = rotary(frames, height, width, self.width // self.heads, x.device)
-        again = self.checkpointing and torch.is_grad_enabled()
+        angles = rotary(frames, height, width, self.hidden_size // self.num_heads, x.device)
+        again = self.activation_checkpointing and torch.is_grad_enabled()
         for block in self.blocks:
             run = partial(checkpoint, block, use_reentrant=False) if again else block
             tokens = run(tokens, modulation, text, cond.mask, angles)
-        sizes = [self.width, self.width, patches.shape[-1]]
+        sizes = [self.hidden_size, self.hidden_size, patches.shape[-1]]
         shift, scale, skip = self.head_modulation(state).split(sizes, dim=-1)
         out = self.head(modulate(tokens, shift, scale)) + skip * patches
         pattern = "b (t h w) (c i j k) -> b c (t i) (h j) (w k)"
@@ -152,8 +162,8 @@ class DiT(nn.Module):
         if self.guidance is not None and cond.guidance is not None:
             pooled = pooled + self.guidance(cond.guidance)
         if time.ndim == 2:
-            time = time[:, :: self.patch[0]]
-            time_to = None if time_to is None else time_to[:, :: self.patch[0]]
+            time = time[:, :: self.patch_size[0]]
+            time_to = None if time_to is None else time_to[:, :: self.patch_size[0]]
         moment = self.time(time)
         if self.span is not None:
             moment = moment + self.span(time - (time if time_to is None else time_to))

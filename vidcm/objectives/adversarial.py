@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from vidcm.data.batch import Batch
-from vidcm.denoiser import Denoiser
+from vidcm.diffusion.denoiser import Denoiser
+from vidcm.diffusion.times import T_START, to_path_time
 from vidcm.errors import UsageError
+from vidcm.objectives.backward_simulation import draw_time
 from vidcm.objectives.base import Loss, Role, check_period, role_settings, whose_turn
-from vidcm.objectives.rollout import draw_time
-from vidcm.objectives.teaching import Question, check_dropout, check_guidance, check_law
+from vidcm.objectives.common import Question, check_dropout, check_guidance, check_log_normal
 from vidcm.rng import SampleRng
-from vidcm.times import NEARLY_NOISE, on_path
 
 
 class Critic(nn.Module):
@@ -75,7 +75,7 @@ class Adversarial:
                 f"blocks {list(blocks)}, hidden {hidden}: the critic would see nothing"
             )
         self.teacher, self.blocks, self.hidden = teacher, list(blocks), hidden
-        self.mean, self.std = check_law(mean, std)
+        self.mean, self.std = check_log_normal(mean, std)
         self.from_noise, self.noise = from_noise, tuple(noise)
         self.guidance = check_guidance(guidance)
         self.dropout = check_dropout(dropout, all_empty=True)
@@ -91,7 +91,7 @@ class Adversarial:
         depth = len(_blocks(self.teacher))
         if not all(0 <= i < depth for i in self.blocks):
             raise UsageError(f"blocks {self.blocks}: the teacher's are 0 to {depth - 1}")
-        width: int = self.teacher.backbone.width
+        width: int = self.teacher.backbone.hidden_size
         return Critic([width] * len(self.blocks), self.hidden)
 
     @property
@@ -128,11 +128,11 @@ class Adversarial:
         t = draw_time(path, rng, self.mean, self.std).to(data)
         eps = rng.normal(*data.shape[1:]).to(data)
         alone = rng.uniform() < self.from_noise
-        start = on_path(path, [NEARLY_NOISE]).to(data).expand(len(data))
-        from_noise = path.noise(torch.zeros_like(data), eps, start)
+        start = to_path_time(path, [T_START]).to(data).expand(len(data))
+        from_noise = path.add_noise(torch.zeros_like(data), eps, start)
         some = alone.view(-1, *[1] * (data.ndim - 1))
-        x_t = torch.where(some, from_noise, path.noise(data, eps, t))
-        x0 = model.clean(x_t, torch.where(alone, start, t), question.to(model, True))
+        x_t = torch.where(some, from_noise, path.add_noise(data, eps, t))
+        x0 = model.predict_x0(x_t, torch.where(alone, start, t), question.to(model, True))
         return question.prompts, x0
 
     def _features(
@@ -142,7 +142,7 @@ class Adversarial:
         assert self.teacher is not None
         path = self.teacher.path
         t = draw_time(path, rng, *self.noise).to(x0)
-        x_t = path.noise(x0, rng.normal(*x0.shape[1:]).to(x0), t)
+        x_t = path.add_noise(x0, rng.normal(*x0.shape[1:]).to(x0), t)
         with _watching([_blocks(self.teacher)[i] for i in self.blocks]) as seen:
             self.teacher.predict(x_t, t, self.teacher.encode(prompts))
         return [x.float() for x in seen]

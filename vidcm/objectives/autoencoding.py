@@ -7,9 +7,9 @@ from vidcm.codecs.causal_vae import CausalVAE
 from vidcm.codecs.losses import charbonnier, kl_to_unit_normal, psnr, structural
 from vidcm.data.batch import Batch
 from vidcm.errors import UsageError
+from vidcm.media.pixels import to_video
 from vidcm.objectives.base import Loss
 from vidcm.rng import SampleRng
-from vidcm.video import to_video
 
 
 class Autoencoding:

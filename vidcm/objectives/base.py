@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vidcm.data.batch import Batch
 from vidcm.errors import UsageError
-from vidcm.objectives.held import Held
+from vidcm.objectives.target_network import TargetNetwork
 from vidcm.rng import SampleRng
 
 STUDENT = "student"  # the role of the model that a run is about
@@ -60,7 +60,7 @@ def roles_of(objective: object) -> dict[str, Role]:
     return getattr(objective, "roles", {})
 
 
-def held_of(objective: object) -> Held | None:
+def target_network_of(objective: object) -> TargetNetwork | None:
     """The copy of the student that an objective holds; most hold none."""
     return getattr(objective, "held", None)
 

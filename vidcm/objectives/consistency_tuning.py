@@ -13,14 +13,14 @@ from torch import Tensor
 
 from vidcm.config import TrainConfig
 from vidcm.data.batch import Batch
-from vidcm.denoiser import Denoiser
+from vidcm.diffusion.denoiser import Denoiser
+from vidcm.diffusion.given_frames import GivenFrames, free_mean, hold
+from vidcm.diffusion.shapes import like
+from vidcm.diffusion.times import sample_sigma
 from vidcm.errors import UsageError
-from vidcm.given import GivenFrames, free_mean, hold
 from vidcm.objectives.base import Loss
-from vidcm.objectives.teaching import Question, check_dropout, check_guidance, check_law
+from vidcm.objectives.common import Question, check_dropout, check_guidance, check_log_normal
 from vidcm.rng import SampleRng
-from vidcm.shapes import like
-from vidcm.times import noise_levels
 
 
 class ConsistencyTuning:
@@ -32,7 +32,7 @@ class ConsistencyTuning:
     noise the same say, which latents need whose content is settled at sigma far above 1. straight:
     steps that would end below this sigma go to the data at once, to the mean of what is left open:
     for a network too small for the latents' finest detail, which makes grain of it. given:
-    shares of samples of which latent frames are given, by kind (`vidcm.given`): teacher and student
+    shares of samples of which latent frames are given, by kind (`vidcm.diffusion.given_frames`): teacher and student
     are shown them clean, and the loss is of the others.
 
     Raises UsageError for a range, count or share that makes no sense.
@@ -63,7 +63,7 @@ class ConsistencyTuning:
             )
         if straight < 0:
             raise UsageError(f"straight is {straight}; it must be a noise level, 0 or above")
-        self.mean, self.std = check_law(mean, std)
+        self.mean, self.std = check_log_normal(mean, std)
         self.teacher, self.q, self.stages = teacher, q, stages
         self.guidance, self.huber = check_guidance(guidance), huber
         self.dropout = check_dropout(dropout, all_empty=True)
@@ -77,22 +77,22 @@ class ConsistencyTuning:
     def __call__(self, model: Denoiser, batch: Batch, progress: float, rng: SampleRng) -> Loss:
         assert batch.latents is not None
         x0, path = batch.latents, model.path
-        sigma = noise_levels(path, rng, self.mean, self.std)
+        sigma = sample_sigma(path, rng, self.mean, self.std)
         lower = self.lower(sigma, progress)
         eps = rng.normal(*x0.shape[1:])
         question = Question.draw(batch, rng, self.dropout, self.guidance)
         given = self.given.draw(rng, x0.shape[2])
 
-        t, r = (hold(path.time_of(u), given) for u in (sigma, lower))
-        x_t = path.noise(x0, eps, t)
+        t, r = (hold(path.t_from_sigma(u), given) for u in (sigma, lower))
+        x_t = path.add_noise(x0, eps, t)
         if self.teacher is None:
-            x_r = path.noise(x0, eps, r)
+            x_r = path.add_noise(x0, eps, r)
         else:
             x_r = question.step(self.teacher, x_t, t, r, "euler")
         taught = self.teacher is not None
-        start = model.clean(x_t, t, question.to(model, taught))
+        start = model.predict_x0(x_t, t, question.to(model, taught))
         with torch.no_grad():
-            target = model.clean(x_r, r, question.to(model, taught))
+            target = model.predict_x0(x_r, r, question.to(model, taught))
             # At r = 0 the consistency function is the identity by construction.
             target = torch.where(like(r, x_r) == 0, x_r, target)
         error = free_mean((start - target).square(), given)

@@ -16,16 +16,17 @@ from torch import Tensor
 
 from vidcm.config import TrainConfig
 from vidcm.data.batch import Batch
-from vidcm.denoiser import Cond, Denoiser
-from vidcm.derivative import Derivative
+from vidcm.diffusion.base import Cond
+from vidcm.diffusion.denoiser import Denoiser
+from vidcm.diffusion.derivative import Derivative
+from vidcm.diffusion.paths import ProbPath
+from vidcm.diffusion.shapes import like
+from vidcm.diffusion.times import sample_sigma
 from vidcm.errors import UsageError
 from vidcm.objectives.base import Loss
-from vidcm.objectives.teaching import Question, check_derivative, check_guidance, check_law
-from vidcm.paths import Path
+from vidcm.objectives.common import Question, check_derivative, check_guidance, check_log_normal
 from vidcm.registry import build
 from vidcm.rng import SampleRng
-from vidcm.shapes import like
-from vidcm.times import noise_levels
 
 
 class ContinuousConsistency:
@@ -60,7 +61,7 @@ class ContinuousConsistency:
                 raise UsageError(f"{name} is {share}; it must be in [0, 1]")
         if not normalise > 0:
             raise UsageError(f"normalise is {normalise}; it must be above 0")
-        self.teacher, (self.mean, self.std) = teacher, check_law(mean, std)
+        self.teacher, (self.mean, self.std) = teacher, check_log_normal(mean, std)
         self.guidance, self.dropout = check_guidance(guidance), dropout
         self.warmup, self.normalise = warmup, normalise
         self.derivative: Derivative = build(
@@ -74,7 +75,7 @@ class ContinuousConsistency:
     def __call__(self, model: Denoiser, batch: Batch, progress: float, rng: SampleRng) -> Loss:
         assert batch.latents is not None
         x0 = batch.latents
-        ratio = noise_levels(model.path, rng, self.mean, self.std)
+        ratio = sample_sigma(model.path, rng, self.mean, self.std)
         eps = rng.normal(*x0.shape[1:])
         question = Question.draw(batch, rng, self.dropout, self.guidance)
 
@@ -107,9 +108,9 @@ def _cos_sin(ratio: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     return like(1 / size, x), like(ratio / size, x)
 
 
-def _on(path: Path, z: Tensor, ratio: Tensor) -> tuple[Tensor, Tensor]:
+def _on(path: ProbPath, z: Tensor, ratio: Tensor) -> tuple[Tensor, Tensor]:
     """TrigFlow's z at a noise ratio, as x_t and t of another path."""
-    t = path.time_of(ratio)
+    t = path.t_from_sigma(ratio)
     return z * like(torch.hypot(path.alpha(t), path.sigma(t)), z), t
 
 
@@ -130,4 +131,4 @@ def _guided_direction(teacher: Denoiser, z: Tensor, ratio: Tensor, question: Que
     """dz / dtau by the guided teacher, without gradients."""
     x_t, t = _on(teacher.path, z, ratio)
     v = question.velocity(teacher, x_t, t)
-    return _turned(*teacher.path.split(x_t, v, t), ratio)
+    return _turned(*teacher.path.to_x0_eps(x_t, v, t), ratio)

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from vidcm.data.batch import Batch
-from vidcm.denoiser import Denoiser
+from vidcm.diffusion.denoiser import Denoiser
+from vidcm.diffusion.shapes import like
 from vidcm.errors import UsageError
+from vidcm.objectives.backward_simulation import backward_simulation, draw_time, step_prefixes
 from vidcm.objectives.base import Loss, Role, check_period, role_settings, whose_turn
-from vidcm.objectives.rollout import draw_time, rollout, walks
-from vidcm.objectives.teaching import Question, check_dropout, check_guidance, check_law
+from vidcm.objectives.common import Question, check_dropout, check_guidance, check_log_normal
 from vidcm.rng import SampleRng
-from vidcm.shapes import like
 
 
 class DistributionMatching:
@@ -47,8 +47,8 @@ class DistributionMatching:
     ):
         check_period(every, 1)
         self.teacher, self.make_fake = teacher, make_fake
-        self.mean, self.std = check_law(mean, std)
-        self.walks, self.every = walks(steps), every
+        self.mean, self.std = check_log_normal(mean, std)
+        self.step_prefixes, self.every = step_prefixes(steps), every
         self.guidance = check_guidance(guidance)
         self.dropout = check_dropout(dropout, all_empty=True)
         self.rate, self.betas = rate, role_settings(rate, betas)
@@ -75,7 +75,7 @@ class DistributionMatching:
         question, x0 = self._samples(model, batch, rng)
         with torch.no_grad():
             x_t, t = self._noised(model, x0, rng)
-            real = model.path.split(x_t, question.velocity(self.teacher, x_t, t), t)[0]
+            real = model.path.to_x0_eps(x_t, question.velocity(self.teacher, x_t, t), t)[0]
             fake = self.fake.predict(x_t, t, question.to(self.fake, True)).x0
             # Normalised by the teacher's error, each sample has a say at every noise level.
             size = (x0 - real).abs().flatten(1).mean(1).clamp(min=1e-6)
@@ -98,8 +98,8 @@ class DistributionMatching:
         assert batch.latents is not None
         question = Question.draw(batch, rng, self.dropout, self.guidance)
         noise = rng.normal(*batch.latents.shape[1:]).to(batch.latents)
-        return question, rollout(model, self.walks, question, noise, rng)
+        return question, backward_simulation(model, self.step_prefixes, question, noise, rng)
 
     def _noised(self, model: Denoiser, x0: Tensor, rng: SampleRng) -> tuple[Tensor, Tensor]:
         t = draw_time(model.path, rng, self.mean, self.std).to(x0)
-        return model.path.noise(x0, rng.normal(*x0.shape[1:]).to(x0), t), t
+        return model.path.add_noise(x0, rng.normal(*x0.shape[1:]).to(x0), t), t

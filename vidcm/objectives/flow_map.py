@@ -12,14 +12,14 @@ from torch import Tensor
 
 from vidcm.config import TrainConfig
 from vidcm.data.batch import Batch
-from vidcm.denoiser import Denoiser
-from vidcm.derivative import Derivative
+from vidcm.diffusion.denoiser import Denoiser
+from vidcm.diffusion.derivative import Derivative
+from vidcm.diffusion.times import SHIFT, T_START, shift
 from vidcm.errors import UsageError
 from vidcm.objectives.base import Loss
-from vidcm.objectives.teaching import Question, check_derivative, check_dropout, check_guidance
+from vidcm.objectives.common import Question, check_derivative, check_dropout, check_guidance
 from vidcm.registry import build
 from vidcm.rng import SampleRng
-from vidcm.times import NEARLY_NOISE, SHIFT, shift
 
 
 class FlowMap:
@@ -34,7 +34,7 @@ class FlowMap:
     Students need a backbone with two_times. Raises UsageError for a share or range without sense.
     """
 
-    sampling = {"sampler": "jump"}
+    sampling = {"sampler": "flow_map"}
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class FlowMap:
         else:
             mean, std = self.log_normal
             pair = torch.sigmoid(mean + std * rng.normal(2))
-        pair = shift(pair, self.shift).clamp(max=NEARLY_NOISE)
+        pair = shift(pair, self.shift).clamp(max=T_START)
         t, s = pair.amax(1), pair.amin(1)
         share = rng.uniform()
         s = torch.where(share < self.instant + self.whole, 0.0, s)
@@ -93,10 +93,10 @@ class FlowMap:
     def __call__(self, model: Denoiser, batch: Batch, progress: float, rng: SampleRng) -> Loss:
         assert batch.latents is not None
         x0, path = batch.latents, model.path
-        t, s = (path.time_of(p / (1 - p)).clamp(max=path.t_max) for p in self.draw_times(rng))
+        t, s = (path.t_from_sigma(p / (1 - p)).clamp(max=path.t_max) for p in self.draw_times(rng))
         eps = rng.normal(*x0.shape[1:])
         question = Question.draw(batch, rng, self.dropout, self.guidance)
-        x_t = path.noise(x0, eps, t)
+        x_t = path.add_noise(x0, eps, t)
         if self.teacher is None:
             v = path.velocity(x0, eps, t)
         else:
@@ -108,7 +108,9 @@ class FlowMap:
             cond = question.to(model, taught)
             along = model.velocity(x_t, t, cond, t) if self.improved else v
             _, moved = self.derivative(
-                lambda x, time: model.jump(x, time, s, cond), (x_t, t), (along, torch.ones_like(t))
+                lambda x, time: model.flow_map(x, time, s, cond),
+                (x_t, t),
+                (along, torch.ones_like(t)),
             )
             target = u + moved + (v - along)
         errors = (u - target).square().flatten(1).mean(1)

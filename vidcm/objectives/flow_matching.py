@@ -2,12 +2,12 @@
 
 from vidcm.config import TrainConfig
 from vidcm.data.batch import Batch
-from vidcm.denoiser import Denoiser
-from vidcm.given import GivenFrames, free_mean, hold
+from vidcm.diffusion.denoiser import Denoiser
+from vidcm.diffusion.given_frames import GivenFrames, free_mean, hold
+from vidcm.diffusion.times import log_normal
 from vidcm.objectives.base import Loss
-from vidcm.objectives.teaching import check_dropout, check_law, draw_prompts
+from vidcm.objectives.common import check_dropout, check_log_normal, draw_prompts
 from vidcm.rng import SampleRng
-from vidcm.times import log_normal
 
 BINS = 8
 
@@ -15,7 +15,7 @@ BINS = 8
 class FlowMatching:
     """Regress v = eps - x0 at ln(sigma / alpha) ~ N(mean, std). dropout: share of prompts replaced
     by the empty one, which guidance needs. given: shares of samples of which latent frames are
-    given, by kind (`vidcm.given`): they are shown clean, and the loss is of the others. The log
+    given, by kind (`vidcm.diffusion.given_frames`): they are shown clean, and the loss is of the others. The log
     holds the loss in eight bins of rectified-flow time, the one loss whose value tracks quality.
     Raises UsageError for shares that make no sense.
     """
@@ -27,7 +27,7 @@ class FlowMatching:
         dropout: float = 0.1,
         given: dict[str, float] | None = None,
     ):
-        self.mean, self.std = check_law(mean, std)
+        self.mean, self.std = check_log_normal(mean, std)
         self.dropout = check_dropout(dropout)
         self.given = GivenFrames(given)
 
@@ -39,12 +39,12 @@ class FlowMatching:
         assert batch.latents is not None
         x0 = batch.latents
         ratio = log_normal(rng, self.mean, self.std)
-        t = model.path.time_of(ratio).clamp(max=model.path.t_max)
+        t = model.path.t_from_sigma(ratio).clamp(max=model.path.t_max)
         eps = rng.normal(*x0.shape[1:])
         prompts = draw_prompts(batch, rng, self.dropout)
         given = self.given.draw(rng, x0.shape[2])
         t = hold(t, given)
-        v = model.velocity(model.path.noise(x0, eps, t), t, model.encode(prompts))
+        v = model.velocity(model.path.add_noise(x0, eps, t), t, model.encode(prompts))
         errors = free_mean((v - model.path.velocity(x0, eps, t)).square(), given)
         logs = {}
         bins = (ratio / (1 + ratio) * BINS).long().clamp(max=BINS - 1)

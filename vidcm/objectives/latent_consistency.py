@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from vidcm.data.batch import Batch
-from vidcm.denoiser import Denoiser
+from vidcm.diffusion.denoiser import Denoiser
+from vidcm.diffusion.shapes import like
+from vidcm.diffusion.times import SHIFT, shifted_timesteps, to_path_time
 from vidcm.errors import UsageError
 from vidcm.objectives.base import Loss
-from vidcm.objectives.held import average
-from vidcm.objectives.teaching import SOLVERS, Question, check_dropout, check_guidance
+from vidcm.objectives.common import SOLVERS, Question, check_dropout, check_guidance
+from vidcm.objectives.target_network import average
 from vidcm.rng import SampleRng
-from vidcm.shapes import like
-from vidcm.times import SHIFT, on_path, uniform_grid
 
 
 class LatentConsistency:
@@ -65,21 +65,21 @@ class LatentConsistency:
         index = 1 + (rng.uniform() * self.intervals).long().clamp(max=self.intervals - 1)
         edge = self.edge(index)
         lower = torch.maximum(index - self.skip, edge)
-        grid = on_path(path, uniform_grid(self.intervals, by=self.shift)).flip(0).to(x0)
+        grid = to_path_time(path, shifted_timesteps(self.intervals, by=self.shift)).flip(0).to(x0)
         t, r, s = grid[index], grid[lower], grid[edge]
         eps = rng.normal(*x0.shape[1:])
         question = Question.draw(batch, rng, self.dropout, self.guidance)
 
-        x_t = path.noise(x0, eps, t)
+        x_t = path.add_noise(x0, eps, t)
         if self.teacher is None:
-            x_r = path.noise(x0, eps, r)
+            x_r = path.add_noise(x0, eps, r)
         else:
             x_r = question.step(self.teacher, x_t, t, r, self.solver)
         taught = self.teacher is not None
-        start = model.jump(x_t, t, s, question.to(model, taught))
+        start = model.flow_map(x_t, t, s, question.to(model, taught))
         with torch.no_grad():
             aim = model if self.held is None else self.held.network
-            target = aim.jump(x_r, r, s, question.to(aim, taught))
+            target = aim.flow_map(x_r, r, s, question.to(aim, taught))
             # At the edge f is the identity by construction.
             target = torch.where(like(lower == edge, x_r), x_r, target)
         size = torch.hypot(path.alpha(s), path.sigma(s))

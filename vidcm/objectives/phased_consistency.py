@@ -7,10 +7,10 @@ predicted data and noise, DDIM's. One phase is latent consistency.
 
 from torch import Tensor
 
-from vidcm.denoiser import Denoiser
+from vidcm.diffusion.denoiser import Denoiser
+from vidcm.diffusion.times import SHIFT, shifted_timesteps
 from vidcm.errors import UsageError
 from vidcm.objectives.latent_consistency import LatentConsistency
-from vidcm.times import SHIFT, uniform_grid
 
 
 class PhasedConsistency(LatentConsistency):
@@ -18,7 +18,7 @@ class PhasedConsistency(LatentConsistency):
     of LatentConsistency; the error is measured at the phase's edge, in units of a noisy latent's
     spread there. Raises UsageError when the phases do not divide the intervals."""
 
-    sampling = {"sampler": "jump"}
+    sampling = {"sampler": "flow_map"}
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class PhasedConsistency(LatentConsistency):
                 f"skip {skip} is longer than a phase of {intervals // phases} intervals"
             )
         self.phases = phases
-        edges = uniform_grid(phases, by=shift)[:-1].tolist()
+        edges = shifted_timesteps(phases, by=shift)[:-1].tolist()
         self.sampling = self.sampling | {"phases": phases, "times": {phases: edges}}
 
     def edge(self, index: Tensor) -> Tensor:

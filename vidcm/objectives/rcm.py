@@ -12,7 +12,8 @@ from typing import Any
 
 from vidcm.config import TrainConfig
 from vidcm.data.batch import Batch
-from vidcm.denoiser import Denoiser
+from vidcm.diffusion.denoiser import Denoiser
+from vidcm.diffusion.samplers import student_settings
 from vidcm.errors import UsageError
 from vidcm.objectives.base import (
     STUDENT,
@@ -21,13 +22,12 @@ from vidcm.objectives.base import (
     Objective,
     Role,
     check_period,
-    held_of,
+    target_network_of,
     whose_turn,
 )
-from vidcm.objectives.held import Held
+from vidcm.objectives.target_network import TargetNetwork
 from vidcm.registry import build
 from vidcm.rng import SampleRng
-from vidcm.sampling import student_settings
 
 
 class RegularisedConsistency:
@@ -93,9 +93,9 @@ class RegularisedConsistency:
         return {k: v for _, term in self.terms.values() for k, v in term.roles.items()}
 
     @property
-    def held(self) -> Held | None:
+    def held(self) -> TargetNetwork | None:
         """What the consistency term holds."""
-        return held_of(self.consistency)
+        return target_network_of(self.consistency)
 
     def turn(self, step: int, progress: float) -> str:
         if progress < self.start:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from vidcm import __version__
 from vidcm.errors import UsageError, VidcmError
-from vidcm.store import FORMAT, file_hash, replacing
+from vidcm.files import file_hash, replacing
+from vidcm.store import FORMAT
 
 _NAME = re.compile(r"step-(\d{8})")
 

@@ -25,8 +25,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from vidcm.config import TrainConfig
-from vidcm.train.engine import MicroBatch, StepReport, TrainStep, make_optimizer, mean_logs
-from vidcm.train.loader import positions
+from vidcm.data.batch import MicroBatch
+from vidcm.data.loader import positions
+from vidcm.train.engine import StepReport, TrainStep, make_optimizer, mean_logs
 
 PERSISTENT = 100_000  # ZeRO-3: smaller parameters stay whole on every rank
 MOMENTS = ("exp_avg", "exp_avg_sq")

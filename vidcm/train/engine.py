@@ -12,18 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from vidcm.config import OptimizerConfig
-from vidcm.data.batch import Batch
+from vidcm.data.batch import MicroBatch
 from vidcm.objectives.base import STUDENT, Objective
 from vidcm.rng import SampleRng
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """A part of the global batch and its place in the run (for randomness and error messages)."""
-
-    batch: Batch
-    seed: int
-    positions: list[int]
 
 
 @dataclass

@@ -4,15 +4,16 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from vidcm.objectives.held import Held
-from vidcm.train.engine import Engine, MicroBatch, StepReport
+from vidcm.data.batch import MicroBatch
+from vidcm.objectives.target_network import TargetNetwork
+from vidcm.train.engine import Engine, StepReport
 
 
 class Holding:
     """The student's engine with what its objective holds; see `Engine` for the methods. A
     checkpoint has the copy beside the student, under `held`."""
 
-    def __init__(self, engine: Engine, held: Held, student: nn.Module):
+    def __init__(self, engine: Engine, held: TargetNetwork, student: nn.Module):
         self.engine, self.held, self.student = engine, held, student
         self.rank, self.world = engine.rank, engine.world
 

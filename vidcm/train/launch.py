@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from vidcm.config import TrainConfig
+from vidcm.data.loader import positions
 from vidcm.errors import UsageError
 from vidcm.runtime import fast_cpu, pick_device
 from vidcm.store import save_model
 from vidcm.train.engine import Engine, LocalEngine, TrainStep
-from vidcm.train.loader import positions
 from vidcm.train.loop import train
 from vidcm.train.roles import assemble
 from vidcm.train.tasks import make_task

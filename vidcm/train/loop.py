@@ -14,20 +14,20 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vidcm.config import TrainConfig, to_dict
-from vidcm.data.batch import Dataset
+from vidcm.data.batch import Dataset, MicroBatch
+from vidcm.data.loader import batches
 from vidcm.errors import UsageError, VidcmError
 from vidcm.objectives.base import Objective
 from vidcm.train import checkpoint
-from vidcm.train.engine import Engine, MicroBatch
-from vidcm.train.loader import batches
+from vidcm.train.engine import Engine
 from vidcm.train.log import Log
-from vidcm.train.schedule import learning_rate
+from vidcm.train.lr_schedule import learning_rate
 
 
 @dataclass
 class Task:
     """What a run trains. preview: weights -> numbers for the log, drawing a sheet at the path.
-    finish: turns the averaged weights into what is exported (codecs settle their axes and scale
+    finish: turns the averaged weights into what is exported (codecs whiten their axes and scale
     there). base: what a run never changes, if it took that from a model folder."""
 
     model: nn.Module
@@ -194,7 +194,7 @@ def _save(
 # Keys that may change between the parts of a run without making it another run.
 _FREE = {
     *("output", "steps", "workers", "log_every", "sample_every", "save_every", "keep", "prompts"),
-    *("max_skipped", "zero", "accumulation", "checkpointing", "compile"),
+    *("max_skipped", "zero", "accumulation", "activation_checkpointing", "compile"),
 }
 
 

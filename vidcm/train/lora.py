@@ -10,7 +10,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from vidcm.config import LoraConfig
-from vidcm.denoiser import Denoiser
+from vidcm.diffusion.denoiser import Denoiser
 from vidcm.errors import UsageError
 from vidcm.store import read_card
 from vidcm.train.checkpoint import Base

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from vidcm.config import TrainConfig
-from vidcm.data.batch import Batch
+from vidcm.data.batch import Batch, MicroBatch
 from vidcm.errors import UsageError
-from vidcm.objectives.base import STUDENT, Joint, Loss, Objective, Role, held_of, roles_of
+from vidcm.objectives.base import STUDENT, Joint, Loss, Objective, Role, roles_of, target_network_of
 from vidcm.rng import SampleRng
-from vidcm.train.engine import Engine, MicroBatch, StepReport, TrainStep
+from vidcm.train.engine import Engine, StepReport, TrainStep
 from vidcm.train.holding import Holding
 
 Start = Callable[[TrainStep, TrainConfig, bool], Engine]  # the flag: whether to keep an average
@@ -30,7 +30,7 @@ def assemble(
 ) -> Engine:
     """The engine of a run, each role's made by `start`; an objective of one role gets its engine
     bare. Raises UsageError for several roles, or a held copy of the student, under ZeRO 3."""
-    roles, held = roles_of(objective), held_of(objective)
+    roles, held = roles_of(objective), target_network_of(objective)
     if roles and config.zero == 3:
         names = ", ".join(roles)
         raise UsageError(

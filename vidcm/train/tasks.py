@@ -1,8 +1,6 @@
 """From a config to a task: which model, objective and data, what to draw, what to export."""
 
 import inspect
-import os
-import shutil
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -12,16 +10,17 @@ from torch import Tensor, nn
 from vidcm.codecs.causal_vae import CausalVAE
 from vidcm.codecs.losses import psnr
 from vidcm.config import TrainConfig
-from vidcm.contact import contact_sheet
-from vidcm.denoiser import Denoiser
+from vidcm.diffusion.denoiser import Denoiser
 from vidcm.errors import UsageError
-from vidcm.models.attribute_net import AttributeNet
-from vidcm.models.caption_reader import CaptionReader
+from vidcm.lpc.attribute_net import AttributeNet
+from vidcm.lpc.caption_reader import CaptionReader
+from vidcm.lpc.naming_task import caption_task, naming_task
+from vidcm.media.contact_sheet import contact_sheet
+from vidcm.media.pixels import to_frames, to_video
 from vidcm.registry import build, lookup
-from vidcm.store import load_weights, read_card, read_weights
+from vidcm.store import load_weights, read_weights
 from vidcm.train.loop import Task
-from vidcm.train.naming_task import caption_task, naming_task
-from vidcm.video import to_frames, to_video
+from vidcm.train.setup import apply_memory_options, init_from
 
 PREVIEW_SEED = 2**31  # a stretch of the data that training does not reach
 
@@ -31,7 +30,7 @@ def make_task(config: TrainConfig, device: torch.device) -> Task:
     model = build("model", config.model)
     check_objective(model, config)
     if config.start:
-        start_as(model, config.start)
+        init_from(model, config.start)
     if config.text:
         _load_text(model, config.text)
     if config.lora and config.start:
@@ -43,7 +42,7 @@ def make_task(config: TrainConfig, device: torch.device) -> Task:
 
 
 def _task(config: TrainConfig, model: Any, device: torch.device) -> Task:
-    spare(model.to(device), config)
+    apply_memory_options(model.to(device), config)
     data = build("data", config.data, batch_size=config.batch_size)
     if isinstance(model, CausalVAE):
         return _codec_task(config, model, data, device)
@@ -51,7 +50,7 @@ def _task(config: TrainConfig, model: Any, device: torch.device) -> Task:
         return naming_task(config, model, data)
     if isinstance(model, CaptionReader):
         return caption_task(config, model, data)
-    from vidcm.train.video_task import video_task
+    from vidcm.train.denoiser_task import video_task
 
     return video_task(config, model, data, device)
 
@@ -69,48 +68,6 @@ def check_objective(model: nn.Module, config: TrainConfig) -> None:
         )
     if config.teacher is not None and "teacher" not in inspect.signature(objective).parameters:
         raise UsageError(f"objective {name} asks no teacher; leave out teacher: {config.teacher}")
-
-
-def spare(model: nn.Module, config: TrainConfig) -> None:
-    """Make a network spare memory and time as the config says, without changing what it computes.
-
-    Raises UsageError for a network that cannot, and for compilation without a compiler."""
-    backbone: Any = getattr(model, "backbone", None)
-    if config.checkpointing:
-        if not hasattr(backbone, "checkpointing"):
-            raise UsageError(
-                "checkpointing is for denoisers whose backbone has blocks, such as dit; "
-                "set checkpointing=false"
-            )
-        backbone.checkpointing = True
-    if config.compile:
-        if backbone is None:
-            raise UsageError("compile is for denoisers; set compile=false")
-        if not any(map(shutil.which, (os.environ.get("CXX") or "g++", "clang++"))):
-            raise UsageError(
-                "compile needs a C++ compiler, and there is no g++ or clang++; "
-                "install one, or set compile=false"
-            )
-        # Prompts differ in length from batch to batch, so shapes that turn out to vary become
-        # dynamic; fixed ones would compile anew for each.
-        backbone.compile()
-
-
-def start_as(model: nn.Module, folder: str) -> None:
-    """Take a model folder's weights. A student starts as its teacher; the guidance input that it
-    has beyond it starts at zero. Raises UsageError for a folder of another kind of model."""
-    kind = lookup("model", read_card(folder)["spec"].get("name"))
-    if not isinstance(model, kind):
-        raise UsageError(
-            f"init {folder} holds a {kind.__name__}, and the model is a {type(model).__name__}; "
-            "give the folder of such a model"
-        )
-    fresh = {
-        k: v
-        for k, v in model.state_dict().items()
-        if k.startswith(("backbone.guidance.", "backbone.span."))
-    }
-    load_weights(model, fresh | read_weights(folder), folder)
 
 
 def _load_text(model: nn.Module, folder: str) -> None:
@@ -138,7 +95,7 @@ def _codec_task(config: TrainConfig, model: CausalVAE, data, device: torch.devic
         )
     video = to_video(held)
     if not config.init:
-        model.start_from_data(to_video(data.batch(PREVIEW_SEED + 1, range(128)).frames).to(device))
+        model.init_from_pca(to_video(data.batch(PREVIEW_SEED + 1, range(128)).frames).to(device))
 
     @torch.no_grad()
     def rebuild(weights: dict[str, Tensor]) -> tuple[CausalVAE, Tensor]:
@@ -163,7 +120,7 @@ def _codec_task(config: TrainConfig, model: CausalVAE, data, device: torch.devic
             frames = data.batch(PREVIEW_SEED + 1, range(start, start + 32)).frames
             posteriors.append(copy.posterior(to_video(frames)))
         mean, logvar = (torch.cat(parts) for parts in zip(*posteriors, strict=True))
-        copy.settle(mean, logvar)
+        copy.whiten(mean, logvar)
         return copy.state_dict()
 
     return Task(model, objective, data, preview, finish)

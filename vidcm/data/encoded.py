@@ -1,0 +1,23 @@
+"""A data set of frames seen through a codec."""
+
+import torch
+
+from vidcm.codecs.causal_vae import CausalVAE
+from vidcm.data.batch import Batch, Dataset
+from vidcm.errors import UsageError
+from vidcm.media.pixels import to_video
+
+
+class Encoded:
+    """A data set of frames seen through a codec, for training on fresh clips."""
+
+    def __init__(self, data: Dataset, codec: CausalVAE, device: torch.device):
+        self.data, self.codec, self.device = data, codec, device
+
+    @torch.no_grad()
+    def batch(self, seed: int, positions) -> Batch:
+        batch = self.data.batch(seed, positions)
+        if batch.frames is None:
+            raise UsageError("a denoiser is trained on clips; use the data latents, lpc or folder")
+        latents = self.codec.encode(to_video(batch.frames.to(self.device)))
+        return Batch(batch.captions, latents=latents)

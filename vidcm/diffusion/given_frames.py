@@ -1,0 +1,128 @@
+"""Latent frames that are given. A model trained with them is shown these clean, at time 0 of their
+own, and makes the others from noise: time per frame (Chen et al. 2024, arXiv 2407.01392), random
+masks of past and future frames (Voleti et al. 2022, arXiv 2205.09853).
+
+A mask is bool, True where a frame is given; None stands for no frame of any sample.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vidcm.config import TrainConfig
+from vidcm.errors import UsageError
+from vidcm.registry import suggest
+from vidcm.rng import SampleRng
+from vidcm.store import read_card
+
+KINDS = ("first", "last", "both", "random")
+
+
+class GivenFrames:
+    """What is given of training samples. shares: of samples by kind, at most 1 in all; of the
+    rest, and without shares, nothing is. "first" is a beginning of any length, "last" an end,
+    "both" one of each, "random" any set; at least one frame is left to make, and of a clip too
+    short for that, or for a gap between two ends, nothing is given.
+
+    Raises UsageError for an unknown kind or shares that make no sense."""
+
+    def __init__(self, shares: Mapping[str, float] | None = None):
+        if shares is not None and not isinstance(shares, Mapping):
+            raise UsageError(f"given is {shares!r}; write it as {{first: 0.3, last: 0.1}}")
+        self.shares = dict(shares or {})
+        for kind, share in self.shares.items():
+            if kind not in KINDS:
+                raise UsageError(f"given has no kind {kind!r}{suggest(str(kind), list(KINDS))}")
+            if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+                raise UsageError(
+                    f"given.{kind} is {share!r}; it must be a share of samples, 0 to 1"
+                )
+        if (total := sum(self.shares.values())) > 1 + 1e-6:
+            raise UsageError(f"the shares of given add up to {total:g}; they must not exceed 1")
+
+    def __bool__(self) -> bool:
+        return any(self.shares.values())
+
+    def draw(self, rng: SampleRng, frames: int) -> Tensor | None:
+        """A mask `(b, frames)`; None, and nothing drawn, without shares."""
+        if not self:
+            return None
+        u, v, w, *ranks = rng.uniform(3 + frames).unbind(1)
+        place = torch.arange(frames, device=u.device)
+        count = 1 + _below(v, frames - 1)
+        ends = 2 + _below(v, frames - 2)
+        left = 1 + _below(w, ends - 1)
+        masks = {
+            "first": place < count,
+            "last": place >= frames - count,
+            "both": (frames > 2) & ((place < left) | (place >= frames - ends + left)),
+            "random": torch.stack(ranks, 1).argsort(1).argsort(1) < count,
+        }
+        given, reached = torch.zeros(len(u), frames, dtype=torch.bool, device=u.device), 0.0
+        for kind, share in self.shares.items():
+            drawn = (reached <= u) & (u < reached + share)
+            given |= drawn[:, None] & masks[kind] & (frames > 1)
+            reached += share
+        return given
+
+    def check(self, config: TrainConfig) -> None:
+        """Raises UsageError for a run in which given frames would go unseen, by the network or by
+        the teacher."""
+        patch = config.model.get("backbone", {}).get("patch_size", (1,))
+        if self and patch[0] != 1:
+            raise UsageError(
+                f"objective.given needs tokens of one latent frame, and model.backbone.patch_size is "
+                f"{list(patch)}; let it begin with 1"
+            )
+        if self and config.teacher is not None:
+            kinds = {kind for kind, share in self.shares.items() if share}
+            if unknown := sorted(kinds - trained_with(read_card(config.teacher))):
+                raise UsageError(
+                    f"objective.given asks for {', '.join(unknown)}, which the teacher "
+                    f"{config.teacher} was not trained with; train one with the same given, or go "
+                    "without a teacher"
+                )
+
+
+def _below(u: Tensor, count: Tensor | int) -> Tensor:
+    """Whole numbers 0 .. count - 1 of uniform `(b,)` ones, `(b, 1)`; 0 where count is 0."""
+    return (u[:, None] * count).floor()
+
+
+def hold(t: Tensor, given: Tensor | None) -> Tensor:
+    """Times `(b,)` per frame `(b, t)`: 0 where given. They stay as they are without a mask."""
+    return t if given is None else t[:, None].masked_fill(given, 0)
+
+
+def free_mean(x: Tensor, given: Tensor | None) -> Tensor:
+    """The mean of `x (b c t h w)` over the frames of each sample that are not given, `(b,)`."""
+    if given is None:
+        return x.flatten(1).mean(1)
+    free = (~given).to(x.dtype)
+    return (x.mean((1, 3, 4)) * free).sum(1) / free.sum(1)
+
+
+def kinds_of(given: Tensor) -> set[str]:
+    """The kinds that a mask `(t,)` is of; none when all frames are given, or no frame is."""
+    marks = given.tolist()
+    free = [i for i, mark in enumerate(marks) if not mark]
+    if len(free) in (0, len(marks)):
+        return set()
+    whole = free[-1] - free[0] + 1 == len(free)
+    kinds = {"random"}
+    if whole and free[-1] == len(marks) - 1:
+        kinds.add("first")
+    elif whole and free[0] == 0:
+        kinds.add("last")
+    elif whole:
+        kinds.add("both")
+    return kinds
+
+
+def trained_with(card: Mapping[str, Any]) -> set[str]:
+    """The kinds that the model of a card (`model.json`) was trained with; none for most."""
+    objective = card.get("made", {}).get("config", {}).get("objective", {})
+    spec = objective.get("consistency") or objective  # the term of rcm that has them
+    return {kind for kind, share in (spec.get("given") or {}).items() if share}

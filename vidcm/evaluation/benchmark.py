@@ -1,0 +1,282 @@
+"""Latency: where the time of a clip goes, few steps beside many, and one measurement to another.
+
+All rows are measured in one process and in turns, so that whatever else the machine does slows them
+alike, and ratios are taken within a turn. What is timed is `VideoPipeline` itself, as users call it:
+the device is drained at the end of every stage. Times are in seconds.
+"""
+
+import hashlib
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from vidcm.conditioning.text import check_prompts
+from vidcm.errors import VidcmError
+from vidcm.evaluation.cost import (
+    Watch,
+    attention_backends,
+    flops_per_evaluation,
+    ratios,
+    summaries,
+    tokens_of,
+)
+from vidcm.evaluation.environment import environment
+from vidcm.media.clips import Clips
+from vidcm.pipeline import VideoPipeline
+from vidcm.store import read_card
+
+DEFINITION = {
+    "text": "prompt to text tokens, the guidance scale among them",
+    "denoise": "drawing noise and every network evaluation, to clean latents",
+    "decode": "latents to uint8 frames in main memory",
+    "write": "frames to a finished mp4 in a temporary folder, pixels enlarged as `scale` says",
+    "dit_only": "denoise",
+    "latent_to_pixels": "denoise and decode",
+    "end_to_end": "one clock from the prompt to the finished mp4, models loaded",
+    "network": "inside the network's forwards: CUDA events on a GPU, the clock on a CPU",
+    "evaluations": "counted forwards of the network per clip; a guided step counts two",
+    "flops": "two per multiply-add of every matrix product and attention, per evaluation",
+    "peak_memory": "bytes; `process` is main memory since the start, all rows together; on a GPU "
+    "`allocated` and `reserved` are a row's own, the codec in it",
+    "cold": "a new process, files cached: `wall` from its start to the finished mp4; `start` until "
+    "our first line runs, `load` until the models are in place, `first_call` to frames",
+}
+SCALE = 4  # what tools/generate.py enlarges pixels by
+_COLD = "import sys; from vidcm.cli.generate import main; sys.exit(main(sys.argv[1:]))"
+
+
+class Row(NamedTuple):
+    """role: "student" or "teacher". steps: of its sampler."""
+
+    role: str
+    steps: int
+
+    def __str__(self) -> str:
+        return f"{self.role}-{self.steps}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is made and how often: `warmup` turns (1 or more) are kept apart from the `repeats`;
+    `cold` is a number of new processes per row. threads: None leaves torch's own number."""
+
+    prompt: str = "a woman with purple hair walks left"
+    batch: int = 1
+    warmup: int = 2
+    repeats: int = 10
+    cold: int = 0
+    seed: int = 0
+    threads: int | None = None
+
+    def calls(self, rows: int) -> int:
+        """Of the pipeline and of new processes, in all."""
+        return rows * (self.warmup + self.repeats + self.cold)
+
+
+def measure(
+    checkpoint: str | Path,
+    device: str,
+    rows: Sequence[Row],
+    plan: Plan,
+    tick: Callable[[str], None] = lambda row: None,
+) -> dict:
+    """All the numbers, ready for JSON. tick: told the row before each call.
+
+    Raises UsageError for a bad prompt or checkpoint, VidcmError when a new process fails."""
+    shell = dict(os.environ)  # new processes start from it, not from what loading adds
+    load_average = [os.getloadavg()]
+    check_prompts([plan.prompt])
+    if plan.threads:
+        torch.set_num_threads(plan.threads)
+        shell["OMP_NUM_THREADS"] = str(plan.threads)
+    pipe = VideoPipeline.from_pretrained(checkpoint, device)
+    roles = sorted({row.role for row in rows})
+    for role in roles:
+        pipe.model(role)
+    with tempfile.TemporaryDirectory(prefix="vidcm-bench-") as name:
+        calls = _warm(pipe, rows, plan, Path(name), tick)
+        cold = _cold(pipe, rows, plan, Path(name), shell, tick)
+    cards = {part: read_card(pipe.folder / part) for part in ("codec", *roles)}
+    recipe = {
+        "device": pipe.device.type,
+        "rows": [str(row) for row in rows],
+        "models": {part: card["spec"] for part, card in cards.items()},
+        "clip": {k: pipe.settings[k] for k in ("frames", "height", "width", "fps")},
+        "guidance": {role: pipe.settings[role]["guidance"] for role in roles},
+        "scale": SCALE,
+        **{k: getattr(plan, k) for k in ("prompt", "batch", "seed", "warmup")},
+    }
+    made = {str(row): _facts(pipe, row, plan, calls[row]) for row in rows}
+    for row, runs in cold.items():
+        made[str(row)]["cold"] = summaries(runs)
+    return {
+        "definition": DEFINITION,
+        "recipe_hash": hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16],
+        "recipe": recipe,
+        "repeats": plan.repeats,
+        "environment": {
+            **_machine(pipe.device),
+            "load_average": [*load_average, os.getloadavg()],
+            "checkpoint": str(checkpoint),
+            "sha256": {part: card["sha256"] for part, card in cards.items()},
+        },
+        "rows": made,
+        "ratios": ratios(made),
+    }
+
+
+def _warm(
+    pipe: VideoPipeline, rows: Sequence[Row], plan: Plan, folder: Path, tick: Callable
+) -> dict[Row, list[dict]]:
+    """The calls of every row, in turns."""
+    calls: dict[Row, list[dict]] = {row: [] for row in rows}
+    for turn in range(plan.warmup + plan.repeats):
+        first = turn % len(rows)  # no row is always the first, or always after the same one
+        for row in [*rows[first:], *rows[:first]]:
+            tick(str(row))
+            calls[row].append(_once(pipe, row, plan, folder))
+    return calls
+
+
+def _once(pipe: VideoPipeline, row: Row, plan: Plan, folder: Path) -> dict[str, Any]:
+    """One call, clocked, with what its network did."""
+    gpu = pipe.device.type == "cuda"
+    if gpu:
+        torch.cuda.synchronize(pipe.device)
+        torch.cuda.reset_peak_memory_stats(pipe.device)
+    with Watch(pipe.model(row.role).backbone, pipe.device) as watch:
+        began = time.perf_counter()
+        clips = _make(pipe, row, plan)
+        shown = time.perf_counter()
+        paths = clips.save(folder / "clip.mp4", scale=SCALE)
+        ended = time.perf_counter()
+    for path in paths:
+        path.unlink()
+    seconds = {**clips.seconds, "write": ended - shown, "dit_only": clips.seconds["denoise"]}
+    seconds["latent_to_pixels"] = seconds["denoise"] + seconds["decode"]
+    seconds["end_to_end"] = ended - began
+    memory = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    if gpu:
+        memory["allocated"] = torch.cuda.max_memory_allocated(pipe.device)
+        memory["reserved"] = torch.cuda.max_memory_reserved(pipe.device)
+    return {
+        "seconds": {**seconds, "network": watch.seconds()},
+        "memory": memory,
+        "forwards": watch.forwards,
+        "evaluations": watch.samples / plan.batch,
+        "dtype": watch.dtype,
+        "clips": hashlib.sha256(clips.frames.tobytes()).hexdigest(),
+    }
+
+
+def _make(pipe: VideoPipeline, row: Row, plan: Plan) -> Clips:
+    teacher = row.role == "teacher"
+    return pipe(plan.prompt, steps=row.steps, seed=plan.seed, num_clips=plan.batch, teacher=teacher)
+
+
+def _cold(
+    pipe: VideoPipeline, rows: Sequence[Row], plan: Plan, folder: Path, shell: dict, tick: Callable
+) -> dict[Row, list[dict]]:
+    """Each row in new processes, in turns: `tools/generate.py` as a user starts it."""
+    paths = [str(Path(__file__).parents[1]), shell.get("PYTHONPATH")]
+    shell = {**shell, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    runs: dict[Row, list[dict]] = {}
+    for row in [*rows] * plan.cold:
+        tick(str(row))
+        options = {
+            "prompt": plan.prompt,
+            "checkpoint": pipe.folder.resolve(),
+            "steps": row.steps,
+            "seed": plan.seed,
+            "num-clips": plan.batch,
+            "device": pipe.device,
+            "output": "cold.mp4",
+        }
+        words = [f"--{key}={value}" for key, value in options.items()]
+        words += ["--json", "--overwrite", *(["--teacher"] if row.role == "teacher" else [])]
+        run = _process([sys.executable, "-c", _COLD, *words], shell, folder)
+        runs.setdefault(row, []).append(run)
+    return runs
+
+
+def _process(command: list[str], shell: dict, folder: Path) -> dict[str, float]:
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "text": True}
+    with tempfile.TemporaryFile("w+") as said:
+        began = time.perf_counter()
+        with subprocess.Popen(command, env=shell, cwd=folder, stderr=said, **pipes) as child:
+            try:
+                line = child.stdout.readline() if child.stdout else ""  # comes right after the mp4
+                wall = time.perf_counter() - began
+                child.wait()
+            finally:
+                child.kill()
+        if child.returncode:
+            said.seek(0)
+            last = (said.read().strip().splitlines() or ["it said nothing"])[-1]
+            raise VidcmError(f"a new process ended with code {child.returncode}: {last}")
+    own = json.loads(line)["seconds"]
+    first = own["text"] + own["denoise"] + own["decode"]
+    return {"wall": wall, "start": wall - own.pop("total"), **own, "first_call": first}
+
+
+def _facts(pipe: VideoPipeline, row: Row, plan: Plan, calls: list[dict]) -> dict:
+    """A row of the results, from its calls."""
+    kept, last, model = calls[plan.warmup :], calls[-1], pipe.model(row.role)
+    seconds = summaries([call["seconds"] for call in kept])
+    size = [pipe.settings[k] for k in ("frames", "height", "width")]
+    shape, words = pipe.codec.latent_shape(*size), len(model.encode([plan.prompt]).tokens[0])
+    flops = flops_per_evaluation(model.backbone, shape, words)
+    whole, evaluations = seconds["end_to_end"]["p50"], last["evaluations"]
+    work = flops * evaluations * plan.batch
+    return {
+        "steps": row.steps,
+        **{k: last[k] for k in ("evaluations", "forwards", "dtype")},
+        "attention": attention_backends(lambda: _make(pipe, Row(row.role, 1), plan)),
+        "tokens": tokens_of(model.backbone, shape),
+        "text_tokens": words,
+        "parameters": sum(p.numel() for p in model.backbone.parameters()),
+        "flops_per_evaluation": flops,
+        "gflops_per_second": work / seconds["network"]["p50"] / 1e9,
+        "realtime_factor": plan.batch * size[0] / pipe.settings["fps"] / whole,
+        "clips_per_second": plan.batch / whole,
+        "seconds": seconds,
+        "warmup": summaries([call["seconds"] for call in calls[: plan.warmup]]),
+        "peak_memory": {k: max(call["memory"][k] for call in kept) for k in last["memory"]},
+        "clips_sha256": last["clips"],
+    }
+
+
+def _machine(device: torch.device) -> dict:
+    """What `metrics.environment` records, memory and cores, and the GPU's own state."""
+    facts = environment(device) | {
+        "cores": len(os.sched_getaffinity(0)),
+        "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+    }
+    if device.type == "cuda":
+        card = torch.cuda.get_device_properties(device)
+        facts |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+        facts["gpu_memory"] = card.total_memory
+        asked = "driver_version,power.limit,clocks.max.sm"
+        words = [
+            "nvidia-smi",
+            f"--id=GPU-{card.uuid}",
+            f"--query-gpu={asked}",
+            "--format=csv,noheader",
+        ]
+        try:
+            line = subprocess.run(words, capture_output=True, text=True, timeout=60).stdout
+        except (OSError, subprocess.TimeoutExpired):
+            line = ""  # a container may lack it: the facts are then not known
+        values = [word.strip() for word in line.split(",")]
+        facts |= dict(zip(("driver", "power_limit", "top_clock"), values, strict=False))
+    return facts

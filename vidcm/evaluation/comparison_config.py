@@ -1,0 +1,106 @@
+"""What `comparison.yaml` says: the rows, what they share, and where things go."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vidcm.config import from_dict, load, read_keys
+from vidcm.diffusion.samplers import SOLVERS
+from vidcm.errors import UsageError
+
+
+@dataclass
+class Row:
+    """config: of a training, with overrides; or, for a baseline without one, the solver that
+    samples the teacher. shift: of the teacher's grid of times, if not `times.SHIFT`. guidance: the
+    scale, if not the comparison's. seeds: one training each."""
+
+    config: str | None = None
+    overrides: list[str] = field(default_factory=list)
+    solver: str | None = None
+    shift: float | None = None
+    guidance: float | None = None
+    seeds: list[int] = field(default_factory=lambda: [0])
+
+
+@dataclass
+class Comparison:
+    """What `comparison.yaml` says. output: a folder for runs. results: the JSON file written.
+    overrides: of every training, before a row's own. budget: seconds of training a row.
+    evaluations: numbers of network evaluations measured."""
+
+    output: str
+    results: str
+    codec: str
+    teacher: str
+    rows: dict[str, Any]
+    overrides: list[str] = field(default_factory=list)
+    budget: float = 600.0
+    count: int = 128
+    seed: int = 0
+    batch: int = 32
+    guidance: float = 3.0
+    evaluations: list[int] = field(default_factory=lambda: [1, 2, 4, 8])
+
+    def __post_init__(self) -> None:
+        if self.budget <= 0 or self.count < 2 or not self.evaluations or not self.rows:
+            raise UsageError(
+                f"budget {self.budget}, count {self.count}, evaluations {self.evaluations}: a "
+                "comparison needs seconds, at least 2 clips, numbers of evaluations and rows"
+            )
+        if min(self.evaluations) < 1 or self.batch < 1:
+            raise UsageError(
+                f"evaluations {self.evaluations}, batch {self.batch}: all must be at least 1"
+            )
+        self.rows = {name: self._row(name, row) for name, row in self.rows.items()}
+        folders = [folder_name(key) for key, _, _ in entries(self)]
+        if twice := {name for name in folders if folders.count(name) > 1}:
+            raise UsageError(
+                f"two rows would share the folder {twice.pop()!r}; give rows names that differ in "
+                "more than spaces and signs, and no seed twice"
+            )
+
+    def _row(self, name: Any, told: Any) -> Row:
+        where = f"rows.{name}"
+        if not isinstance(name, str) or not isinstance(told or {}, dict):
+            raise UsageError(f"{where}: {told!r} is not a row; write name: {{config: FILE}}")
+        row = from_dict(Row, told or {}, where)
+        if (row.config is None) == (row.solver is None):
+            raise UsageError(f"{where} needs either a config (a student) or a solver (the teacher)")
+        if row.solver not in (None, *SOLVERS):
+            raise UsageError(f"{where}: solver {row.solver!r}; use {', '.join(SOLVERS)}")
+        if row.solver and (row.overrides or row.seeds != [0]):
+            raise UsageError(f"{where}: the teacher is not trained; leave out overrides and seeds")
+        if row.shift is not None and not (row.solver and row.shift > 0):
+            raise UsageError(f"{where}: shift {row.shift:g} is for solvers, and above 0")
+        if not row.seeds:
+            raise UsageError(f"{where}: seeds is empty; leave it out, or name one")
+        row.guidance = self.guidance if row.guidance is None else row.guidance
+        if not 0 <= row.guidance <= 100:
+            raise UsageError(f"{where}: guidance is {row.guidance}; use 0 to 100 (1 is without)")
+        if row.config:
+            row.overrides = [*self.overrides, *row.overrides]
+        return row
+
+
+def read(path: Path) -> Comparison:
+    """Raises UsageError for what is unknown or does not fit."""
+    asked = from_dict(Comparison, read_keys(path), str(path))
+    for row in asked.rows.values():
+        if row.config is not None:
+            load(row.config, row.overrides)  # what is wrong with a late row is said at once
+    return asked
+
+
+def entries(asked: Comparison) -> Iterator[tuple[str, Row, int]]:
+    """(key, row, seed) of everything to measure; a row of several seeds has several keys."""
+    for name, row in asked.rows.items():
+        for seed in row.seeds:
+            yield (name if len(row.seeds) == 1 else f"{name}, seed {seed}"), row, seed
+
+
+def folder_name(key: str) -> str:
+    """A row's folder, of its key."""
+    return re.sub(r"[^\w.]+", "-", key).strip("-.") or "row"

@@ -1,0 +1,25 @@
+"""Training a caption reader: cross entropy over attributes. What a caption leaves out it can only
+answer with the frequencies, which is right."""
+
+import torch
+import torch.nn.functional as F
+
+from vidcm.data.batch import Batch
+from vidcm.errors import UsageError
+from vidcm.lpc.caption_reader import CaptionReader
+from vidcm.objectives.base import Loss
+from vidcm.rng import SampleRng
+
+
+class CaptionNaming:
+    """Mean cross entropy over the attributes."""
+
+    def __call__(self, model: CaptionReader, batch: Batch, progress: float, rng: SampleRng) -> Loss:
+        if batch.labels is None or batch.labels.shape[1] != len(model.classes):
+            raise UsageError("caption_naming needs captions with labels; use the data lpc_captions")
+        losses, marks = [], []
+        answers = model(batch.captions).values()
+        for logits, label in zip(answers, batch.labels.unbind(1), strict=True):
+            losses.append(F.cross_entropy(logits.float(), label))
+            marks.append((logits.argmax(1) == label).float().mean())
+        return Loss(torch.stack(losses).mean(), {"accuracy": torch.stack(marks).mean()})

@@ -1,0 +1,225 @@
+"""The LPC reference task: layered pixel art composed into captioned 64x64 character animations.
+
+A *combination* names one value per attribute (`{"sex": "female", "hair": "mohawk", ...}`) and has
+exactly one true clip. The art (Liberated Pixel Cup, CC-BY-SA-3.0 or GPL-3.0) is read from a folder
+or tar of 832x1344 sheets: 13 x 21 cells of 64 pixels, one row per action and direction. Everything
+specific to the art is in `lpc.yaml`; composition is one gather and a few blends, so whole batches
+are composed wherever the sheets are kept, on a CPU or a GPU.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from functools import cached_property, lru_cache
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+
+from vidcm.data.batch import Batch
+from vidcm.errors import UsageError
+from vidcm.lpc.captions import speak
+from vidcm.lpc.wardrobe import CELL, ROWS, Sheets, Wardrobe, premultiply
+
+Combination = dict[str, str]
+
+FPS = 8.0
+
+
+@lru_cache
+def vocabulary() -> dict:
+    """The parsed `lpc.yaml`: `layers`, `core` and `attributes`."""
+    return yaml.safe_load(resources.files("vidcm.lpc").joinpath("lpc.yaml").read_text("utf-8"))
+
+
+def held_out(combination: Combination) -> bool:
+    """Whether a combination belongs to the test split (one in ten, by hash; never trained on)."""
+    text = "|".join(sorted(f"{k}={v}" for k, v in combination.items()))
+    return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) % 10 == 0
+
+
+class LPC:
+    """The reference data set. Endless: sample `i` of seed `s` is the same clip on every machine.
+
+    art: folder or tar of the layers. attributes: the attributes that vary (default: the
+    vocabulary's `core`); the others stay at their first value. split: "train" or "heldout".
+    partial: share of captions that leave attributes out. Raises UsageError for an unknown
+    attribute or split and VidcmError for an incomplete or unreadable art folder.
+    """
+
+    def __init__(
+        self,
+        art: str | Path,
+        *,
+        attributes: Sequence[str] | None = None,
+        num_frames: int = 9,
+        split: str = "train",
+        partial: float = 0.3,
+    ):
+        words = vocabulary()
+        self.words: dict[str, dict[str, dict]] = words["attributes"]
+        chosen = list(attributes or words["core"])
+        for name in chosen:
+            if name not in self.words:
+                raise UsageError(f"unknown LPC attribute {name!r}; one of: {', '.join(self.words)}")
+        if split not in ("train", "heldout"):
+            raise UsageError(f"unknown split {split!r}; one of: train, heldout")
+        missing = [name for name in words["core"] if name not in chosen]
+        if missing:
+            raise UsageError(f"the attributes {', '.join(missing)} cannot be left out")
+        # In the vocabulary's order: what a value may be depends on the attributes before it.
+        self.attributes = [name for name in self.words if name in chosen]
+        self.layers: list[str] = words["layers"]
+        self.num_frames, self.split, self.partial = num_frames, split, partial
+        self.sheets = Sheets(art)
+        self.device = torch.device("cpu")
+
+    # -- combinations ---------------------------------------------------------------------------
+
+    def values(self, attribute: str, combination: Combination) -> list[str]:
+        """The values an attribute may take given the rest of a combination."""
+        if attribute == "direction":
+            only = self.words["action"][combination["action"]].get("direction")
+            return [only] if only else list(self.words[attribute])
+        if attribute in ("sex", "action"):
+            return list(self.words[attribute])
+        sex = combination["sex"]
+        return [v for v, entry in self.words[attribute].items() if _exists(entry, sex)]
+
+    def sample(self, rng: np.random.Generator, split: str | None = None) -> Combination:
+        """Draw a combination of the split, every attribute uniform over its values."""
+        while True:
+            combination: Combination = {}
+            for attribute in self.attributes:
+                allowed = self.values(attribute, combination)
+                combination[attribute] = allowed[int(rng.integers(len(allowed)))]
+            if held_out(combination) == ((split or self.split) == "heldout"):
+                return combination
+
+    def alternatives(self, combination: Combination, attribute: str) -> list[Combination]:
+        """The combination with `attribute` at each of its possible values, valid ones only:
+        clothes that the other sex lacks are changed to its first, a fall has one direction."""
+        others = self.values(attribute, combination)
+        return [self._repair({**combination, attribute: value}) for value in others]
+
+    def _repair(self, combination: Combination) -> Combination:
+        for attribute in self.attributes:
+            allowed = self.values(attribute, combination)
+            if combination[attribute] not in allowed:
+                combination[attribute] = allowed[0]
+        return combination
+
+    def caption(
+        self, combination: Combination, rng: np.random.Generator, *, full: bool = False
+    ) -> str:
+        """A sentence for a combination. full: name every attribute instead of, sometimes, a few."""
+        shown = {
+            k: v for k, v in combination.items() if v != "none" and self._visible(k, combination)
+        }
+        return speak(shown, self.words, rng, partial=0.0 if full else self.partial)
+
+    # -- pixels ---------------------------------------------------------------------------------
+
+    @cached_property
+    def wardrobe(self) -> Wardrobe:
+        """All sheets the attributes can ask for (3 MB each), loaded once on first use."""
+        paths = sorted(set(self._all_paths()))
+        shape = (len(paths) + 1, ROWS, 4, self.num_frames, CELL, CELL)
+        cells = torch.zeros(shape, dtype=torch.uint8)
+        clip = np.arange(self.num_frames)
+        last = max(self.num_frames - 1, 1)
+        for number, path in enumerate(paths, start=1):
+            sheet = self.sheets[path]
+            for action in self.words["action"].values():
+                at = (clip * (action["frames"] - 1) * 2 + last) // (2 * last)
+                rows = slice(action["row"], action["row"] + (1 if "direction" in action else 4))
+                cells[number, rows] = torch.from_numpy(premultiply(sheet[rows][:, at]))
+        return Wardrobe(cells.to(self.device), {path: i for i, path in enumerate(paths, start=1)})
+
+    def to(self, device: torch.device | str) -> "LPC":
+        """Compose on `device` (the sheets move there on first use); returns self."""
+        self.device = torch.device(device)
+        return self
+
+    def render(self, combinations: Sequence[Combination]) -> Tensor:
+        """The true clips, uint8 `(b, t, 64, 64, 3)`."""
+        index = self.wardrobe.index
+        layers = [[index[p] if p else 0 for p in self._paths(c)] for c in combinations]
+        rows = [self._row(c) for c in combinations]
+        colors = [self.words["background"][c["background"]]["rgb"] for c in combinations]
+        chosen = (torch.tensor(part, device=self.device) for part in (layers, rows, colors))
+        return self.wardrobe.compose(*chosen)
+
+    def batch(self, seed: int, positions: Iterable[int]) -> Batch:
+        """Clips, captions and labels at positions of the endless sequence of `seed`."""
+        combinations, captions = self._draw(seed, positions)
+        return Batch(captions, frames=self.render(combinations), labels=self.labels(combinations))
+
+    def _draw(self, seed: int, positions: Iterable[int]) -> tuple[list[Combination], list[str]]:
+        combinations, captions = [], []
+        for position in positions:
+            rng = np.random.default_rng([seed, position])
+            combinations.append(self.sample(rng))
+            captions.append(self.caption(combinations[-1], rng))
+        return combinations, captions
+
+    def labels(self, combinations: Sequence[Combination]) -> Tensor:
+        """int64 `(b, attributes)`: the place of each value in the vocabulary's list."""
+        places = {a: {v: i for i, v in enumerate(self.words[a])} for a in self.attributes}
+        return torch.tensor([[places[a][c[a]] for a in self.attributes] for c in combinations])
+
+    # -- the vocabulary's file names ------------------------------------------------------------
+
+    def _row(self, combination: Combination) -> int:
+        action = self.words["action"][combination["action"]]
+        if "direction" in action:
+            return action["row"]
+        return action["row"] + self.words["direction"][combination["direction"]]["offset"]
+
+    def _paths(self, combination: Combination) -> list[str]:
+        """One path per layer, bottom first; "" where nothing is drawn."""
+        sex = combination["sex"]
+        color = self.words["hair_color"][combination["hair_color"]]["color"]
+        paths = []
+        for layer in self.layers:
+            attribute, key = ("cape", "behind") if layer == "cape_behind" else (layer, None)
+            if attribute not in combination:
+                paths.append("")
+                continue
+            entry = self.words[attribute][combination[attribute]]
+            path = entry.get(key, "") if key else entry.get("file") or entry.get(sex, "")
+            paths.append(path.replace("{sex}", sex).replace("{color}", color))
+        return paths
+
+    def _all_paths(self) -> Iterable[str]:
+        drawn = [a for a in self.attributes if a in self.layers]
+        for sex in self.words["sex"]:
+            for color in self.words["hair_color"]:
+                for attribute in drawn:
+                    for value, entry in self.words[attribute].items():
+                        if _exists(entry, sex):
+                            dressed = {"sex": sex, "hair_color": color, attribute: value}
+                            yield from filter(None, self._paths(dressed))
+
+    def _visible(self, attribute: str, combination: Combination) -> bool:
+        """Whether an attribute's own layers draw anything in this action and direction."""
+        if attribute not in ("weapon", "cape"):
+            return True
+        worn = {k: combination[k] for k in ("sex", "hair_color", attribute)}
+        sheets = [self.wardrobe.index[p] for p in self._paths(worn) if p]
+        return bool(self.wardrobe.cells[sheets, self._row(combination), 3].any())
+
+
+class LPCCaptions(LPC):
+    """The same sequence without its clips: captions and labels alone."""
+
+    def batch(self, seed: int, positions: Iterable[int]) -> Batch:
+        combinations, captions = self._draw(seed, positions)
+        return Batch(captions, labels=self.labels(combinations))
+
+
+def _exists(entry: dict, sex: str) -> bool:
+    by_sex = "male" in entry or "female" in entry
+    return sex in entry if by_sex else True

@@ -1,0 +1,163 @@
+"""Frames to files as players expect them, through PyAV: mp4, webm, gif and png. What may be
+written, and putting it in place, is `vidcm/media/write.py`'s."""
+
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+import numpy as np
+
+from vidcm.errors import VidcmError
+
+if TYPE_CHECKING:
+    import av
+
+
+class Codec(NamedTuple):
+    encoder: str
+    pixels: str
+    options: dict[str, str]
+    container: dict[str, str]
+
+
+CODECS = {
+    ".mp4": Codec("libx264", "yuv420p", {"crf": "17"}, {"movflags": "+faststart"}),
+    ".webm": Codec("libvpx-vp9", "yuv420p", {"crf": "20", "b:v": "0", "cpu-used": "2"}, {}),
+    ".gif": Codec("gif", "pal8", {}, {"loop": "0"}),
+}
+
+
+def find_encoder(kind: str) -> None:
+    """Raise VidcmError where this build of PyAV cannot write `kind`, an extension or "" for png."""
+    import av
+
+    encoder = CODECS[kind].encoder if kind in CODECS else "png"
+    try:
+        av.Codec(encoder, "w")
+    except ValueError as error:
+        raise VidcmError(
+            f"this build of PyAV cannot write {kind or 'png'} (no encoder {encoder}): "
+            "install av from PyPI or give another extension"
+        ) from error
+
+
+def encode(frames: np.ndarray, path: Path, kind: str, fps: float, scale: int) -> None:
+    """Write uint8 `(t h w 3)` to `path` (absolute) as `kind`, one of CODECS, enlarged."""
+    import av
+
+    codec = CODECS[kind]
+    # Every ratio in use (24000/1001, 29.97, 12.5) is met exactly; a float's own is not a ratio.
+    rate = Fraction(float(fps)).limit_denominator(1001)
+    pictures = _indexed(frames, scale) if kind == ".gif" else _subsampled(frames, scale)
+    # `path` is absolute, so no part of a name can pass for one of ffmpeg's protocols.
+    with av.open(str(path), "w", format=kind[1:], options=codec.container) as out:
+        stream = cast("av.VideoStream", out.add_stream(codec.encoder, rate, codec.options))
+        context = stream.codec_context
+        even = 1 if kind == ".gif" else 2
+        context.height, context.width = (-(-n * scale // even) * even for n in frames.shape[1:3])
+        context.pix_fmt = codec.pixels
+        if kind != ".gif":
+            context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709
+            context.color_range = 1  # 16..235
+        for index, picture in enumerate(pictures):
+            picture.pts, picture.duration, picture.time_base = index, 1, 1 / rate
+            out.mux(stream.encode(picture))
+        out.mux(stream.encode(None))
+
+
+def _subsampled(frames: np.ndarray, scale: int) -> Iterator["av.VideoFrame"]:
+    """Frames in yuv420p, BT.709 in 16..235, both sides even."""
+    import av
+    from av.video.reformatter import ColorRange, Colorspace, Interpolation
+
+    for frame in frames:
+        image = enlarge(frame, scale)
+        odd = [(0, side % 2) for side in image.shape[:2]]
+        image = np.pad(image, [*odd, (0, 0)], mode="edge")
+        # AREA gives a 2x2 block the mean of its colours; others bleed colour across pixel edges.
+        yield av.VideoFrame.from_ndarray(image, format="rgb24").reformat(
+            format="yuv420p",
+            dst_colorspace=Colorspace.ITU709,
+            dst_color_range=ColorRange.MPEG,
+            interpolation=Interpolation.AREA,
+        )
+
+
+def _indexed(frames: np.ndarray, scale: int) -> Iterator["av.VideoFrame"]:
+    """Frames with one palette: the colours themselves up to 256, else ffmpeg's best 256."""
+    import av
+    from av.filter import Graph
+
+    colours = np.empty(0, np.uint32)
+    for frame in frames:
+        colours = np.union1d(colours, _packed(frame))
+        if len(colours) > 256:
+            break
+    else:
+        palette = np.zeros((256, 4), np.uint8)
+        palette[: len(colours)] = colours.astype(">u4").view(np.uint8).reshape(-1, 4)
+        for frame in frames:
+            indices = np.searchsorted(colours, _packed(frame)).astype(np.uint8)
+            indices = enlarge(indices[..., None], scale)[..., 0]
+            picture = (indices, palette)  # documented, but not in the types of PyAV
+            yield av.VideoFrame.from_ndarray(picture, format="pal8")  # pyright: ignore
+        return
+    graph = Graph()
+    height, width = (n * scale for n in frames.shape[1:3])
+    source = graph.add_buffer(
+        width=width,
+        height=height,
+        format=av.VideoFormat("rgb24", width, height),
+        time_base=Fraction(1),
+    )
+    split = graph.add("split")
+    choose = graph.add("palettegen", "reserve_transparent=0")
+    use = graph.add("paletteuse", "dither=sierra2_4a")
+    sink = graph.add("buffersink")
+    source.link_to(split)
+    split.link_to(choose, 0, 0)
+    split.link_to(use, 1, 0)
+    choose.link_to(use, 0, 1)
+    use.link_to(sink)
+    graph.configure()
+    for index, frame in enumerate(frames):
+        picture = av.VideoFrame.from_ndarray(enlarge(frame, scale), format="rgb24")
+        picture.pts, picture.time_base = index, Fraction(1)
+        graph.push(picture)
+    graph.push(None)
+    for _ in frames:
+        yield graph.vpull()
+
+
+def _packed(frame: np.ndarray) -> np.ndarray:
+    """Opaque 0xAARRGGBB of each pixel of `(h w 3)`."""
+    red, green, blue = (frame[..., channel].astype(np.uint32) for channel in range(3))
+    return 0xFF000000 | red << 16 | green << 8 | blue
+
+
+def png(image: np.ndarray, scale: int) -> bytes:
+    """The bytes of a png of an image `(h w 3)` or `(h w 4)`, enlarged."""
+    import av
+
+    image = enlarge(image, scale)
+    pixels = "rgba" if image.shape[-1] == 4 else "rgb24"
+    context = av.CodecContext.create("png", "w")
+    context.height, context.width, context.pix_fmt = *image.shape[:2], pixels
+    context.time_base = Fraction(1)
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format=pixels)
+    return b"".join(bytes(packet) for packet in [*context.encode(frame), *context.encode(None)])
+
+
+def enlarge(image: np.ndarray, scale: int) -> np.ndarray:
+    """Every pixel of `(h w c)` as scale x scale pixels."""
+    return image.repeat(scale, 0).repeat(scale, 1) if scale > 1 else image
+
+
+def page(frames: np.ndarray, columns: int) -> np.ndarray:
+    """`(t h w c)` as one image, read like a page; unused cells zero."""
+    t, h, w, c = frames.shape
+    rows = -(-t // columns)
+    cells = np.zeros((rows * columns, h, w, c), np.uint8)
+    cells[:t] = frames
+    return cells.reshape(rows, columns, h, w, c).swapaxes(1, 2).reshape(rows * h, columns * w, c)

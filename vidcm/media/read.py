@@ -1,0 +1,230 @@
+"""Decode the frames of a video nearest to given times, or say in one word why it cannot be done.
+
+Timestamps decide: headers lie about frame counts and rates. Second 0 is the first frame that a
+player would show; rotations and reflections in the metadata are applied; transparency is dropped.
+Memory holds the chosen frames plus what the decoder keeps, whatever the length of the file.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import av
+import numpy as np
+from av.error import FFmpegError
+
+from vidcm.errors import UsageError
+from vidcm.media.demux import (
+    MAX_PIXELS,
+    BadClip,
+    Clock,
+    Source,
+    check_pixels,
+    opened,
+    regular_file,
+    upright,
+    why,
+)
+from vidcm.media.timing import SLACK_SECONDS, nearest
+
+__all__ = ["MAX_PIXELS", "BadClip", "Frames", "VideoInfo", "probe", "read_frames"]
+
+log = logging.getLogger(__name__)
+
+SEEK_SECONDS = 2.0  # to decode so little is cheaper and surer than to seek
+_seen_fallback = False
+
+
+class Frames(NamedTuple):
+    """frames: uint8 RGB `(t h w c)`; seconds: float64 `(t,)`, when each is shown, from the first
+    frame of the file; backend: "av" or "decord", whoever decoded them."""
+
+    frames: np.ndarray
+    seconds: np.ndarray
+    backend: str
+
+
+class VideoInfo(NamedTuple):
+    """Size in pixels as shown, after rotation; last_seconds: when the last frame is shown."""
+
+    height: int
+    width: int
+    last_seconds: float
+
+
+def read_frames(
+    path: str | os.PathLike[str],
+    times: Sequence[float] | np.ndarray,
+    *,
+    backend: str = "av",
+    deadline: float = 30.0,
+    max_pixels: int = MAX_PIXELS,
+) -> Frames:
+    """The frames of `path` nearest to `times` (seconds from the first frame, not decreasing).
+
+    backend: "av", or "decord", which leaves to PyAV what it cannot read. deadline: seconds after
+    which decoding stops between two packets; against a decoder that hangs use `ReaderProcess`.
+    max_pixels: the most that t*h*w may be. Raises BadClip; UsageError for wrong arguments.
+    """
+    wanted = np.asarray(times, dtype=np.float64)
+    rising = wanted.ndim == 1 and len(wanted) > 0 and np.isfinite(wanted).all()
+    if not rising or wanted[0] < 0 or (np.diff(wanted) < 0).any():
+        got = f"{wanted.ravel()[:9].tolist()} (shape {wanted.shape})"
+        raise UsageError(f"times are {got}, expected a list of seconds from 0 on that never fall")
+    if backend not in ("av", "decord"):
+        raise UsageError(f"backend is {backend!r}, expected 'av' or 'decord'")
+    file, stop = regular_file(path), time.monotonic() + deadline
+    attempts = [partial(_read_av, may_seek=True), partial(_read_av, may_seek=False)]
+    for attempt in [_read_decord] * (backend == "decord") + attempts:
+        with opened(file, stop) as source:
+            codec = source.stream.codec_context
+            check_pixels(file, codec.height, codec.width, len(wanted), max_pixels)
+            found = attempt(source, wanted, max_pixels)
+        if found is not None:
+            return found
+    raise BadClip(file, "decode-error", "it can neither be searched nor read from the start")
+
+
+def probe(path: str | os.PathLike[str], *, deadline: float = 30.0) -> VideoInfo:
+    """Size and length of a video from its packets, of which it reads only the last if it can seek.
+
+    Raises BadClip.
+    """
+    file, stop = regular_file(path), time.monotonic() + deadline
+    with opened(file, stop) as source:
+        first = source.first_frame()
+        clock = Clock(source, first)
+        height, width = upright(file, first, np.empty((first.height, first.width, 0))).shape[:2]
+        last, end = 0.0, source.stream.duration
+        if clock.stamp and end:
+            try:
+                source.container.seek(clock.origin + end, stream=source.stream)
+                last = clock.of_last(source.packets())
+            except FFmpegError as error:
+                log.debug("%s: cannot seek to its end (%s)", file, why(error))
+    if not last > 0:  # nothing near the claimed end, as in a truncated file: scan it all
+        with opened(file, stop) as source:
+            last = clock.of_last(source.packets())
+    return VideoInfo(height, width, last)
+
+
+def _read_av(source: Source, times: np.ndarray, max_pixels: int, may_seek: bool) -> Frames | None:
+    """None: the seek landed after the first wanted frame, or nowhere."""
+    frames = source.frames()
+    first = next(frames, None)
+    if first is None:
+        raise source.short("it holds no frame")
+    clock = Clock(source, first)
+    shown = _timed(clock, first, frames)
+    if may_seek and clock.stamp and times[0] > SEEK_SECONDS:
+        try:
+            target = clock.origin + int(times[0] / clock.tick)
+            source.container.seek(target, stream=source.stream)
+            frames = source.frames()
+            first = next(frames, None)
+        except (FFmpegError, BadClip) as error:
+            log.debug("%s: cannot seek to %s s (%s)", source.file, times[0], error)
+            return None
+        if first is None or clock.of_frame(first) > times[0]:
+            return None
+        shown = _timed(clock, first, frames)
+    pixels: np.ndarray | None = None
+    seconds, chosen = np.empty(len(times)), None
+    for i, (now, frame) in enumerate(_nearest_streaming(source, shown, times)):
+        seconds[i] = now
+        if pixels is not None and frame is chosen:
+            pixels[i] = pixels[i - 1]
+            continue
+        image = _rgb(source.file, frame)
+        if pixels is None:
+            check_pixels(source.file, image.shape[0], image.shape[1], len(times), max_pixels)
+            pixels = np.empty((len(times), *image.shape), np.uint8)
+        if image.shape != pixels.shape[1:]:
+            raise BadClip(source.file, "decode-error", f"the frame size changes at {now:.3f} s")
+        pixels[i], chosen = image, frame
+    assert pixels is not None
+    return Frames(pixels, seconds, "av")
+
+
+def _timed(
+    clock: Clock, first: av.VideoFrame, rest: Iterator[av.VideoFrame]
+) -> Iterator[tuple[float, av.VideoFrame]]:
+    """Frames with their seconds, strictly increasing."""
+    last = clock.of_frame(first)
+    yield last, first
+    for frame in rest:
+        now = clock.of_frame(frame)
+        if now < last:
+            detail = f"timestamps fall from {last:.3f} to {now:.3f} s"
+            raise BadClip(clock.file, "decode-error", detail)
+        if now > last:  # of frames with one timestamp a player shows one
+            yield now, frame
+        last = now
+
+
+def _nearest_streaming(
+    source: Source, shown: Iterator[tuple[float, av.VideoFrame]], times: np.ndarray
+) -> Iterator[tuple[float, av.VideoFrame]]:
+    """`clips.nearest` on frames that pass by once: one item per time, two frames in memory."""
+    last, interval = next(shown), 0.0
+    i = int(np.searchsorted(times, last[0], side="right"))
+    yield from [last] * i
+    while i < len(times):  # no frame is decoded that no time needs: it may be damaged
+        following = next(shown, None)
+        if following is None:
+            break
+        while i < len(times) and times[i] <= following[0]:
+            early = times[i] - last[0] <= following[0] - times[i] + SLACK_SECONDS
+            yield last if early else following
+            i += 1
+        last, interval = following, following[0] - last[0]
+    for wanted in times[i:]:
+        if wanted > last[0] + interval / 2 + SLACK_SECONDS:
+            detail = f"wanted {wanted:.3f} s, the last frame is at {last[0]:.3f} s"
+            lasts = interval or last[1].duration * float(last[1].time_base or 0)
+            raise source.short(detail, last[0] + 1.5 * lasts)  # room for one more frame
+        yield last
+
+
+def _rgb(file: str, frame: av.VideoFrame) -> np.ndarray:
+    if frame.is_corrupt:
+        raise BadClip(file, "decode-error", f"a damaged frame at {frame.time or 0:.3f} s")
+    try:
+        return upright(file, frame, frame.to_ndarray(format="rgb24"))
+    except (FFmpegError, ValueError) as error:
+        detail = f"no RGB from {frame.format.name} ({why(error)})"
+        raise BadClip(file, "decode-error", detail) from None
+
+
+def _read_decord(source: Source, times: np.ndarray, max_pixels: int) -> Frames | None:
+    """None, counted by the caller and logged once, for what decord cannot read or reads otherwise
+    than PyAV: other codecs, several video streams, turned pictures, damage."""
+    global _seen_fallback
+    try:
+        import decord
+    except ImportError:
+        fix = "pip install vidcm[decord], or choose backend av"
+        raise UsageError(f"backend decord needs the package decord, not installed; {fix}") from None
+    first = source.first_frame()
+    try:
+        if len(source.container.streams.video) > 1 or first.rotation:
+            raise ValueError("several video streams, or rotated")
+        check_pixels(source.file, first.height, first.width, len(times), max_pixels)
+        reader = decord.VideoReader(source.file, num_threads=1)
+        stamps = reader.get_frame_timestamp(np.arange(len(reader)))[:, 0].astype(np.float64)
+        stamps -= stamps[0]
+        if (np.diff(stamps) <= 0).any():  # as in MPEG program streams
+            raise ValueError("it gives several frames one timestamp")
+        index = nearest(stamps, times)
+        return Frames(reader.get_batch(index).asnumpy(), stamps[index], "decord")
+    except Exception as error:  # decord raises whatever its C++ side throws
+        if not _seen_fallback:
+            reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+            log.warning("decord cannot read %s (%s); using PyAV for such", source.file, reason[0])
+            _seen_fallback = True
+        return None

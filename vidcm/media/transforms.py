@@ -1,0 +1,45 @@
+"""Frames of any size -> frames of one size -> video in [-1, 1]; every frame treated alike."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.functional import interpolate
+
+from vidcm.errors import UsageError
+from vidcm.media.pixels import to_video
+
+
+def resize_crop(
+    frames: torch.Tensor, size: tuple[int, int], rng: torch.Generator | None = None
+) -> torch.Tensor:
+    """Scale so that `size` is just covered, then cut out `size`: uint8 `(t h w c)` -> same.
+
+    Antialiased bilinear, aspect ratio kept. The cut is central, or random (one place for the
+    whole clip) when a generator is given. Frames that have the size already come back as they are.
+    """
+    height, width = size
+    if height < 1 or width < 1:
+        raise UsageError(f"size is {height}x{width}, expected height and width of at least 1")
+    h, w = frames.shape[1:3]
+    scale = max(height / h, width / w)
+    scaled = (max(height, round(h * scale)), max(width, round(w * scale)))
+    top, left = scaled[0] - height, scaled[1] - width
+    if rng is None:
+        top, left = top // 2, left // 2
+    else:  # both are always drawn, so that later draws do not depend on the source size
+        draw = torch.rand(2, generator=rng, dtype=torch.float64)
+        top, left = int(draw[0] * (top + 1)), int(draw[1] * (left + 1))
+    if scaled != (h, w):  # frame by frame: one frame in float32 at a time, not the whole clip
+        frames = torch.stack([_resize(frame, scaled) for frame in frames])
+    return frames[:, top : top + height, left : left + width].contiguous()
+
+
+def _resize(frame: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    image = frame.permute(2, 0, 1)[None].float()  # h w c -> 1 c h w
+    image = interpolate(image, size, mode="bilinear", antialias=True, align_corners=False)
+    return image[0].round().clamp(0, 255).byte().permute(1, 2, 0)
+
+
+def normalise(frames: torch.Tensor) -> torch.Tensor:
+    """One clip, uint8 `(t h w c)` -> float32 video `(c t h w)` in [-1, 1]."""
+    return to_video(frames[None])[0]

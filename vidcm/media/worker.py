@@ -1,0 +1,170 @@
+"""Read videos in another process that can be killed: decoders hang holding the GIL, and crash.
+
+The worker is started by command line, not by multiprocessing: that also works inside a data
+loader's own workers (which may have no multiprocessing children) and in scripts without a main
+guard.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+from vidcm.errors import UsageError, VidcmError
+from vidcm.media.demux import BadClip
+from vidcm.media.read import MAX_PIXELS, Frames, VideoInfo, probe, read_frames
+
+START_SECONDS = 120.0  # imports on a busy machine or a network disk
+GRACE_SECONDS = 1.0  # the worker's own deadline gives the better message, so it comes first
+BOOT = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[2]);"
+    "from vidcm.media.worker import serve; serve(int(sys.argv[1]))"
+)
+
+
+class ReaderProcess:
+    """`read` and `probe` of `vidcm.media.read` under a deadline that nothing outlasts.
+
+    deadline: seconds for one call. A worker that hangs or crashes costs its clip (BadClip `timeout`
+    or `decoder-crash`) and is replaced at the next call. `restarts` and `fallbacks` (reads that
+    decord left to PyAV) count. May be pickled, and used after a fork: each process gets its worker.
+    """
+
+    def __init__(
+        self, *, backend: str = "av", deadline: float = 30.0, max_pixels: int = MAX_PIXELS
+    ) -> None:
+        if not deadline > 0:
+            raise UsageError(f"deadline is {deadline}, expected seconds above 0")
+        self.backend, self.deadline, self.max_pixels = backend, deadline, max_pixels
+        self.restarts = self.fallbacks = 0
+        self._boot = BOOT
+        self._worker: subprocess.Popen[bytes] | None = None
+        self._link: Connection | None = None
+        self._owner = 0
+
+    def read(self, path: str | os.PathLike[str], times: np.ndarray) -> Frames:
+        """As `read_frames(path, times)`."""
+        options = {"backend": self.backend, "max_pixels": self.max_pixels}
+        found: Frames = self._call("read", os.fspath(path), np.asarray(times), options)
+        self.fallbacks += found.backend != self.backend
+        return found
+
+    def probe(self, path: str | os.PathLike[str]) -> VideoInfo:
+        """As `probe(path)`."""
+        return self._call("probe", os.fspath(path), None, {})
+
+    def close(self) -> None:
+        """Stop the worker; a later call starts another."""
+        worker, link, owner = self._worker, self._link, self._owner
+        self._worker = self._link = None
+        if link is not None:
+            link.close()
+        if worker is not None and owner == os.getpid():  # a fork must not kill its parent's worker
+            worker.kill()
+            worker.wait()
+
+    def __enter__(self) -> ReaderProcess:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_worker", None) is not None:
+            self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_worker": None, "_link": None}
+
+    def _call(self, name: str, path: str, times: np.ndarray | None, options: dict) -> Any:
+        request = (name, path, times, options | {"deadline": self.deadline})
+        link = self._started()
+        try:
+            link.send(request)
+        except OSError:  # it died between two calls, through no fault of this clip
+            link = self._restarted()
+            link.send(request)
+        try:
+            if not link.poll(self.deadline + GRACE_SECONDS):
+                self._restarted()
+                detail = f"the decoder hung for {self.deadline:g} s and was killed"
+                raise BadClip(path, "timeout", detail)
+            answer = link.recv()
+            if isinstance(answer, Exception):
+                raise answer
+            if name == "probe":
+                return answer
+            shape, seconds, backend = answer
+            frames = np.empty(shape, np.uint8)
+            link.recv_bytes_into(frames.reshape(-1).data)
+            return Frames(frames, seconds, backend)
+        except (EOFError, ConnectionError):
+            code = self._worker.wait() if self._worker else None
+            self._restarted()
+            raise BadClip(path, "decoder-crash", f"the decoder ended with code {code}") from None
+
+    def _restarted(self) -> Connection:
+        self.close()
+        self.restarts += 1
+        return self._started()
+
+    def _started(self) -> Connection:
+        if self._link is not None and self._owner == os.getpid():
+            return self._link
+        self.close()
+        self._link, far = Pipe()
+        self._owner = os.getpid()
+        command = [sys.executable, "-c", self._boot, str(far.fileno()), json.dumps(sys.path)]
+        with far:
+            self._worker = subprocess.Popen(
+                command, pass_fds=[far.fileno()], stdin=subprocess.DEVNULL
+            )
+        try:
+            if self._link.poll(START_SECONDS):
+                self._link.recv()
+                return self._link
+        except EOFError:
+            pass
+        self.close()
+        raise VidcmError("the video reader process does not start; its own message is above")
+
+
+def serve(descriptor: int) -> None:
+    """The worker: answer requests from the pipe until it closes."""
+    link = Connection(descriptor)
+    # The default action ends the process in the kernel, whoever holds the GIL: a worker whose
+    # parent was killed cannot hang for ever.
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    link.send("ready")
+    while True:
+        try:
+            name, path, times, options = link.recv()
+        except EOFError:
+            return
+        signal.setitimer(signal.ITIMER_REAL, options["deadline"] + 2 * GRACE_SECONDS)
+        try:
+            if name == "probe":
+                answer: VideoInfo | Frames = probe(path, **options)
+            else:
+                answer = read_frames(path, times, **options)
+        except VidcmError as error:
+            link.send(error)
+        except Exception as error:  # whatever a decoder's binding throws is a bad clip, not a crash
+            link.send(BadClip(path, "decode-error", f"{type(error).__name__}: {error}"))
+        else:
+            if isinstance(answer, Frames):
+                frames = np.ascontiguousarray(answer.frames)
+                link.send((frames.shape, answer.seconds, answer.backend))
+                link.send_bytes(frames.reshape(-1).data)
+            else:
+                link.send(answer)
+        signal.setitimer(signal.ITIMER_REAL, 0)

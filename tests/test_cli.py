@@ -225,7 +225,7 @@ def test_a_reader_that_leaves_is_no_error_of_ours(lines, unbuffered):
 
 
 def parser() -> common.Parser:
-    result = common.Parser("vidcm fake", "Does nothing, and says so.")
+    result = common.Parser("fake", "Does nothing, and says so.")
     result.add_argument("--prompt", required=True)
     result.add_argument("--steps", type=common.whole_number(1, 4), default=4)
     result.add_argument("--guidance", type=common.number(0, 20))
@@ -292,6 +292,31 @@ def test_features_do_not_overwrite_what_is_no_model(tmp_path, capsys):
     assert export.main(arguments) == 2
     assert "is no model folder, and --overwrite would replace it" in capsys.readouterr().err
     assert (tmp_path / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize(
+    "script, shown",
+    [
+        ("/usr/bin/vidcm", "vidcm generate"),
+        ("/src/vidcm/__main__.py", "python -m vidcm generate"),
+        ("tools/generate.py", "python tools/generate.py"),
+        ("/usr/bin/pytest", "vidcm generate"),
+    ],
+)
+def test_usage_and_examples_name_the_program_as_it_was_called(monkeypatch, script, shown):
+    from vidcm.cli.generate import parser as generate
+
+    monkeypatch.setattr(sys, "argv", [script])
+    text = generate().format_help()
+    assert text.startswith(f"usage: {shown} [-h]")
+    assert text.split("examples:\n")[1].count(shown) == 5
+
+
+def test_the_package_runs_as_a_module():
+    done = subprocess.run(
+        [sys.executable, "-m", "vidcm", "genrate"], capture_output=True, text=True, cwd=REPO
+    )
+    assert done.returncode == 2 and "did you mean 'generate'" in done.stderr
 
 
 def test_a_misspelt_file_finds_its_neighbour(tmp_path, capsys):

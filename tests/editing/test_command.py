@@ -141,7 +141,7 @@ def test_help_teaches_each_task_by_an_example(capsys):
     code, out, _ = main(capsys, "--help")
     assert code == 0
     for name in TABLE["task"]:
-        assert f"\n  {name}: " in out and f"tools/edit.py --task {name} " in out
+        assert f"\n  {name}: " in out and f"vidcm edit --task {name} " in out
     code, out, _ = main(capsys, "--task", "extend", "--help")
     assert code == 0 and "--task extend " in out and "--task loop " not in out
 

@@ -9,7 +9,15 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vidcm.cli.common import Parser, existing_file, positive_int, run, seed
+from vidcm.cli.common import (
+    Parser,
+    add_checkpoint,
+    add_device,
+    add_seed,
+    existing_file,
+    positive_int,
+    run,
+)
 from vidcm.errors import UsageError, VidcmError
 from vidcm.evaluation.markdown import block, commit_of, grid, rewrite
 
@@ -24,33 +32,31 @@ RELATIVE, ABSOLUTE = 0.08, 0.005  # a change counts beyond both: share of the ol
 
 def parser() -> Parser:
     p = Parser(
-        "benchmark.py",
+        "benchmark",
         "Measure where the time of a clip goes: text, denoise, decode and write apart, the rows in\n"
         "turns so that the machine's noise meets them alike. Or show, or compare, measurements.",
         "examples:\n"
-        "  python tools/benchmark.py --output bench.json --cold\n"
-        "  python tools/benchmark.py --rows teacher-8,student-1 --repeats 20 --threads 1\n"
-        "  python tools/benchmark.py --table bench.json --into README.md\n"
-        "  python tools/benchmark.py --compare old.json new.json   (exit code 1 when slower)",
+        "  vidcm benchmark --output bench.json --cold\n"
+        "  vidcm benchmark --rows teacher-8,student-1 --repeats 20 --threads 1\n"
+        "  vidcm benchmark --table bench.json --into README.md\n"
+        "  vidcm benchmark --compare old.json new.json   (exit code 1 when slower)",
     )
     how = p.add_argument_group("what to measure")
-    how.add_argument(
-        "--checkpoint", default="lpc-64", help="bundled, or a pipeline folder (lpc-64)"
-    )
+    add_checkpoint(how)
     rows = "teacher-50,student-4,student-2,student-1"
     how.add_argument(
         "--rows", default=rows, help="role and steps, in commas (default: %(default)s)"
     )
     how.add_argument("--prompt", help="what the clips show (default: the README's)")
     how.add_argument("--batch", type=positive_int, default=1, help="clips per call (1)")
-    how.add_argument("--seed", type=seed, default=0, help="of the first clip (0)")
+    add_seed(how, "of the first clip")
     how.add_argument("--warmup", type=positive_int, default=2, help="turns kept apart (2)")
     how.add_argument("--repeats", type=positive_int, default=10, help="turns measured (10)")
     cold = "also start N new processes per row, 3 unless told: start to mp4"
     how.add_argument(
         "--cold", type=positive_int, nargs="?", const=3, default=0, metavar="N", help=cold
     )
-    how.add_argument("--device", default="auto", help="auto (a GPU when there is one), cpu, cuda")
+    add_device(how)
     how.add_argument("--threads", type=positive_int, help="CPU threads (default: torch's choice)")
     out = p.add_argument_group("what to write")
     out.add_argument("--output", type=Path, metavar="JSON", help="keep every number here")

@@ -31,17 +31,33 @@ MAX_SEED = 2**63 - 1
 os.environ.setdefault("GOMP_SPINCOUNT", "30000")
 
 
+def program(command: str) -> str:
+    """How the user called `command`: as `vidcm X`, `python -m vidcm X` or `python tools/X.py`."""
+    script = Path(sys.argv[0])
+    if script.name == f"{command}.py":
+        return f"python {script}"
+    module = script.parts[-2:] == ("vidcm", "__main__.py")
+    return f"python -m vidcm {command}" if module else f"vidcm {command}"
+
+
 class Parser(argparse.ArgumentParser):
     """`ArgumentParser` whose errors are one line with a suggestion; options are never abbreviated.
 
     Without any argument, a command that requires one shows its usage and description (exit 2).
+
+    Args:
+        command: Its name, as "generate". Where the texts say `vidcm generate`, the help shows the
+            program as the user called it.
+        description: What the command does.
+        epilog: Examples.
     """
 
-    def __init__(self, prog: str, description: str, epilog: str | None = None) -> None:
+    def __init__(self, command: str, description: str, epilog: str = "") -> None:
+        prog = program(command)
         super().__init__(
             prog=prog,
             description=description,
-            epilog=epilog,
+            epilog=epilog.replace(f"vidcm {command}", prog),
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
@@ -180,6 +196,61 @@ def output_folder(text: str) -> Path:
     if path.exists() and not path.is_dir():
         raise argparse.ArgumentTypeError(f"{_shown(text)} is a file, expected a folder")
     return path
+
+
+def add_device(group: argparse._ActionsContainer) -> None:
+    """The option `--device`."""
+    group.add_argument("--device", default="auto", help="auto (a GPU when there is one), cpu, cuda")
+
+
+def add_checkpoint(group: argparse._ActionsContainer) -> None:
+    """The option `--checkpoint`, of commands that read a pipeline."""
+    group.add_argument(
+        "--checkpoint",
+        default="lpc-64",
+        help="a bundled model or a pipeline folder (default: %(default)s)",
+    )
+
+
+def add_seed(group: argparse._ActionsContainer, meaning: str) -> None:
+    """The option `--seed`; meaning: the noun phrase of its help, as "of the prompts"."""
+    group.add_argument("--seed", type=seed, default=0, help=f"{meaning} (default: %(default)s)")
+
+
+def add_sampling(group: argparse._ActionsContainer) -> None:
+    """The options that choose a model and its sampler: checkpoint, role, steps, guidance, device."""
+    group.add_argument(
+        "--steps", type=whole_number(1, 1000), help="sampling steps (default: the checkpoint's)"
+    )
+    group.add_argument(
+        "--guidance",
+        type=number(0, 100),
+        help="guidance scale; 1 is without guidance (default: the checkpoint's)",
+    )
+    group.add_argument(
+        "--teacher", action="store_true", help="sample the many-step teacher instead of the student"
+    )
+    add_checkpoint(group)
+    add_device(group)
+
+
+def add_output(group: argparse._ActionsContainer, default: str | None, default_help: str) -> None:
+    """The options of a command that writes clips."""
+    group.add_argument(
+        "--output",
+        default=default,
+        metavar="PATH",
+        help="mp4, webm, gif, png (a sprite sheet), or a folder with a final / (png frames); "
+        f"default: {default_help}",
+    )
+    group.add_argument(
+        "--scale",
+        type=whole_number(1, 64),
+        default=4,
+        help="enlarge pixels this many times (default: %(default)s)",
+    )
+    group.add_argument("--overwrite", action="store_true", help="replace existing outputs")
+    group.add_argument("--json", action="store_true", help="print one JSON object instead of text")
 
 
 def add_art(group: argparse._ActionsContainer) -> None:

@@ -9,7 +9,7 @@ from vidcm.errors import UsageError, VidcmError
 
 def parser() -> Parser:
     p = Parser(
-        "vidcm compare",
+        "compare",
         "Train every row of a comparison from the same teacher for the same seconds, measure it at\n"
         "1, 2, 4, 8 evaluations beside the teacher's own solvers, and write numbers, a table and a\n"
         "plot. A comparison that was interrupted goes on where it stopped. A row that fails is\n"

@@ -14,7 +14,7 @@ OPTIONS = ("mask", "place", "factor", "given", "at", "strength", "noise", "count
 def parser(tasks: list[str] | None = None) -> argparse.ArgumentParser:
     """The command's options; its help explains `tasks`, or all of them."""
     p = Parser(
-        "edit.py",
+        "edit",
         "Edit clips without training, in a few network evaluations: say what the rest should show;\n"
         "what is given is kept to the bit (in png output: video codecs change every pixel a little).",
         _lessons(tasks or list(TABLE["task"])),
@@ -115,7 +115,7 @@ def _lessons(tasks: list[str]) -> str:
         told = [f"--{o}" for o in inspect.signature(kind).parameters if o in OPTIONS]
         options = f" ({', '.join(told)})" if told else ""
         does = (kind.__doc__ or "").splitlines()[0]
-        lines += [f"  {name}: {does}{options}", f"      python tools/edit.py {kind.example}"]
+        lines += [f"  {name}: {does}{options}", f"      vidcm edit {kind.example}"]
     return "\n".join(lines)
 
 

@@ -5,24 +5,25 @@ import argparse
 from vidcm.cli.common import (
     Parser,
     add_art,
+    add_device,
+    add_seed,
     art_of,
     number,
     output_folder,
     positive_int,
     run,
-    seed,
     sides,
 )
 
 
 def parser() -> argparse.ArgumentParser:
     p = Parser(
-        "encode.py",
+        "encode",
         "Encode clips once, so that training reads latents instead of running the codec. The cache\n"
         "names the codec that made it; training with another one is refused.",
         "examples:\n"
-        "  python tools/encode.py --codec runs/lpc/codec/final --data lpc --art layers.tar --count 30000 --output runs/lpc/latents\n"
-        "  python tools/encode.py --codec runs/mine/codec/final --data folder --root my_clips --frames 17 --size 128x128 --output latents",
+        "  vidcm encode --codec runs/lpc/codec/final --data lpc --art layers.tar --count 30000 --output runs/lpc/latents\n"
+        "  vidcm encode --codec runs/mine/codec/final --data folder --root my_clips --frames 17 --size 128x128 --output latents",
     )
     p.add_argument("--codec", required=True, help="a codec's model folder (the `final` of its run)")
     p.add_argument("--data", required=True, choices=["lpc", "folder"], help="what to encode")
@@ -62,11 +63,11 @@ def parser() -> argparse.ArgumentParser:
         default=8.0,
         help="folder: frames per second (default: %(default)s)",
     )
-    p.add_argument("--seed", type=seed, default=0, help="lpc: which clips (default: %(default)s)")
+    add_seed(p, "lpc: which clips")
     p.add_argument(
         "--batch", type=positive_int, default=32, help="clips at a time (default: %(default)s)"
     )
-    p.add_argument("--device", default="auto", help="auto, cpu, cuda (default: %(default)s)")
+    add_device(p)
     p.add_argument("--overwrite", action="store_true", help="replace an existing cache")
     return p
 

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 from vidcm.cli.common import (
     Parser,
     add_art,
+    add_checkpoint,
+    add_device,
+    add_seed,
     art_of,
     did_you_mean,
     existing_file,
     positive_int,
     run,
-    seed,
     whole_number,
 )
 from vidcm.errors import UsageError
@@ -27,7 +29,7 @@ SHEET_PROMPTS = 4
 
 def parser() -> Parser:
     p = Parser(
-        "vidcm evaluate",
+        "evaluate",
         "Measure a model against the true clips of held-out LPC prompts: adherence, fidelity,\n"
         "Fréchet distance, motion and diversity, for each number of steps. An evaluation that\n"
         "was interrupted goes on from its last finished row when the same command is given again.",
@@ -98,9 +100,7 @@ def parser() -> Parser:
         "--overwrite", action="store_true", help="replace what --output, --sheet and so on name"
     )
     how = p.add_argument_group("how to measure")
-    how.add_argument(
-        "--checkpoint", default="lpc-64", help="a pipeline folder, or a bundled one (lpc-64)"
-    )
+    add_checkpoint(how)
     add_art(how)
     how.add_argument(
         "--rows",
@@ -124,14 +124,14 @@ def parser() -> Parser:
         help="held-out combinations (512; 16 with --editing, 32 with --steering, 24 with --long, "
         "3 with --long-edits)",
     )
-    how.add_argument("--seed", type=seed, default=0, help="of the combinations and the noise (0)")
+    add_seed(how, "of the combinations and the noise")
     how.add_argument(
         "--batch", type=positive_int, default=16, help="clips made at a time (16); edits one by one"
     )
     how.add_argument(
         "--hand-prompts", action="store_true", help="also measure 50 prompts written by hand"
     )
-    how.add_argument("--device", default="auto", help="auto (a GPU when there is one), cpu, cuda")
+    add_device(how)
     return p
 
 

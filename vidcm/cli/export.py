@@ -19,13 +19,13 @@ from vidcm.errors import UsageError
 
 def parser() -> argparse.ArgumentParser:
     p = Parser(
-        "export.py",
+        "export",
         "Put codec, teacher and student together as a pipeline folder, weights in half precision or\n"
         "less, and check it by loading it and making a clip.",
         "examples:\n"
-        "  python tools/export.py --codec runs/lpc/codec/final --teacher runs/lpc/teacher/final \\\n"
+        "  vidcm export --codec runs/lpc/codec/final --teacher runs/lpc/teacher/final \\\n"
         "    --student runs/lpc/student/final --output my-model\n"
-        "  python tools/export.py --features runs/lpc/features/final --art layers.tar \\\n"
+        "  vidcm export --features runs/lpc/features/final --art layers.tar \\\n"
         "    --output my-features",
     )
     p.add_argument("--codec", help="the codec's model folder")

@@ -7,11 +7,13 @@ import time
 
 from vidcm.cli.common import (
     Parser,
+    add_output,
+    add_sampling,
+    add_seed,
     existing_file,
     number,
     positive_int,
     run,
-    seed,
     sides,
     whole_number,
 )
@@ -21,34 +23,20 @@ STARTED = time.perf_counter()
 
 def parser() -> argparse.ArgumentParser:
     p = Parser(
-        "generate.py",
+        "generate",
         "Make clips from prompts in one to four network evaluations.",
         "examples:\n"
-        '  python tools/generate.py --prompt "a woman with purple hair walks left"\n'
-        '  python tools/generate.py --prompt "an orc slashes" --steps 1 --seed 7 --num-clips 4 --output orcs.gif\n'
-        '  python tools/generate.py --prompt "a knight falls" --output sheet.png --scale 4   (a sprite sheet)\n'
-        "  python tools/generate.py --prompts-file prompts.txt --output clips/   (lossless frames)\n"
-        '  python tools/generate.py --prompt "an orc walks left" --frames 33 --then "17:an orc casts a spell"',
+        '  vidcm generate --prompt "a woman with purple hair walks left"\n'
+        '  vidcm generate --prompt "an orc slashes" --steps 1 --seed 7 --num-clips 4 --output orcs.gif\n'
+        '  vidcm generate --prompt "a knight falls" --output sheet.png --scale 4   (a sprite sheet)\n'
+        "  vidcm generate --prompts-file prompts.txt --output clips/   (lossless frames)\n"
+        '  vidcm generate --prompt "an orc walks left" --frames 33 --then "17:an orc casts a spell"',
     )
     p.add_argument("--prompt", action="append", default=[], help="what to show; may be repeated")
     p.add_argument("--prompts-file", type=existing_file, metavar="FILE", help="one prompt per line")
     p.add_argument("--negative-prompt", default="", metavar="TEXT", help="what to move away from")
-    p.add_argument(
-        "--steps",
-        type=whole_number(1, 1000),
-        help="network evaluations (default: the checkpoint's)",
-    )
-    p.add_argument(
-        "--guidance",
-        type=number(0, 100),
-        help="how strictly to follow the prompt (default: the checkpoint's)",
-    )
-    p.add_argument(
-        "--seed",
-        type=seed,
-        default=0,
-        help="of the first clip; the next ones count up (default: %(default)s)",
-    )
+    add_sampling(p)
+    add_seed(p, "of the first clip; the next ones count up")
     p.add_argument(
         "--num-clips", type=positive_int, default=1, help="clips per prompt (default: %(default)s)"
     )
@@ -74,36 +62,14 @@ def parser() -> argparse.ArgumentParser:
         help="a prompt that takes over at a frame of a long clip; may be repeated",
     )
     p.add_argument(
-        "--checkpoint",
-        default="lpc-64",
-        help="a bundled model or a pipeline folder (default: %(default)s)",
-    )
-    p.add_argument(
-        "--teacher", action="store_true", help="sample the many-step teacher instead of the student"
-    )
-    p.add_argument(
         "--solver",
         choices=("euler", "heun", "dpm"),
-        help="how the teacher walks, with --teacher (default: the checkpoint's)",
+        help="the teacher's ODE solver, with --teacher (default: the checkpoint's)",
     )
-    p.add_argument(
-        "--output",
-        metavar="PATH",
-        help="mp4, webm, gif, png (a sprite sheet), or a folder with a final / (png frames); "
-        "default: clip.mp4, or the next clip-2.mp4, clip-3.mp4 that is free",
-    )
-    p.add_argument(
-        "--scale",
-        type=whole_number(1, 64),
-        default=4,
-        help="enlarge pixels this many times (default: %(default)s)",
-    )
+    add_output(p, None, "clip.mp4, or the next clip-2.mp4, clip-3.mp4 that is free")
     p.add_argument(
         "--fps", type=number(0.1, 240), help="frames per second (default: the checkpoint's)"
     )
-    p.add_argument("--device", default="auto", help="auto, cpu, cuda (default: %(default)s)")
-    p.add_argument("--overwrite", action="store_true", help="replace an existing output")
-    p.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     return p
 
 

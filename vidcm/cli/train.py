@@ -2,21 +2,25 @@
 
 import argparse
 
-from vidcm.cli.common import Parser, run
+from vidcm.cli.common import (
+    Parser,
+    add_device,
+    run,
+)
 
 
 def parser() -> argparse.ArgumentParser:
     p = Parser(
-        "train.py",
+        "train",
         "Train a codec, a teacher or a student, as the config says. A run that was interrupted goes "
         "on from its newest checkpoint when the same command is given again.",
         "examples:\n"
-        "  python tools/train.py --config configs/lpc/codec.yaml\n"
-        "  python tools/train.py --config configs/lpc/teacher.yaml optimizer.lr=5e-4 steps=2000\n"
+        "  vidcm train --config configs/lpc/codec.yaml\n"
+        "  vidcm train --config configs/lpc/teacher.yaml optimizer.lr=5e-4 steps=2000\n"
         "  deepspeed --num_gpus 2 tools/train.py --config configs/lpc/teacher.yaml zero=2",
     )
     p.add_argument("--config", required=True, help="a YAML file, see configs/")
-    p.add_argument("--device", default="auto", help="auto (a GPU when there is one), cpu, cuda")
+    add_device(p)
     p.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     p.add_argument(
         "overrides", nargs="*", metavar="key=value", help="change keys of the config, dotted"

@@ -3,12 +3,22 @@
 import argparse
 from collections.abc import Sequence
 
-from vidcm.cli.common import Parser, add_art, art_of, number, positive_int, run, seed, whole_number
+from vidcm.cli.common import (
+    Parser,
+    add_art,
+    add_device,
+    add_seed,
+    art_of,
+    number,
+    positive_int,
+    run,
+    whole_number,
+)
 
 
 def parser() -> Parser:
     p = Parser(
-        "vidcm tune",
+        "tune",
         "Search the times of a student's sampling steps on LPC prompts of the training split, and\n"
         "write them to its pipeline.json. Times are added one by one, each where it serves best.",
         "example:\n  vidcm tune --checkpoint my-model --art layers.tar --steps 2 4 8 --count 64",
@@ -26,9 +36,9 @@ def parser() -> Parser:
         help="the lowest sigma / alpha to stop at (%(default)g); for a student whose steps go "
         "straight to the data below a level, that level: stops below it only add grain",
     )
-    p.add_argument("--seed", type=seed, default=0, help="of the prompts and the noise (0)")
+    add_seed(p, "of the prompts and the noise")
     p.add_argument("--batch", type=positive_int, default=32, help="clips made at a time (32)")
-    p.add_argument("--device", default="auto", help="auto (a GPU when there is one), cpu, cuda")
+    add_device(p)
     p.add_argument("--dry-run", action="store_true", help="show what is found, change nothing")
     return p
 

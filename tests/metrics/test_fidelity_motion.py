@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from vidcm.metrics.fidelity import psnr, ssim
+from vidcm.metrics.fidelity import box_window, psnr, ssim, ssim_map
 from vidcm.metrics.motion import motion, motion_ratio
 
 
@@ -16,6 +16,25 @@ def test_psnr_of_a_known_error():
     truth = clips(3, 5, 17, 13, 3).clamp(0, 245)
     assert psnr(truth + 10, truth) == pytest.approx([20 * np.log10(25.5)] * 3)
     assert psnr(truth, truth).tolist() == [100] * 3
+    video = torch.zeros(2, 3, 1, 8, 8)  # in [-1, 1]
+    off = torch.stack([video[0] + 0.02, video[1] + 0.2])
+    torch.testing.assert_close(psnr(off, video, peak=2), torch.tensor([40.0, 20.0]))
+
+
+def test_a_mask_leaves_the_error_elsewhere_out():
+    truth = clips(2, 3, 7, 5, 3).clamp(0, 245)
+    wrong = truth.clone()
+    wrong[0, 1, 2, 3], wrong[1, 2] = truth[0, 1, 2, 3] + 10, 0
+    mask = torch.zeros(2, 3, 7, 5, 1, dtype=torch.bool)
+    mask[:, 1] = True
+    masked = psnr(wrong, truth, mask=mask)
+    assert masked[0] == pytest.approx(20 * np.log10(25.5) + 10 * np.log10(35)) and masked[1] == 100
+
+
+def test_box_ssim_of_an_image_with_itself_and_its_negative():
+    x = torch.rand(2, 3, 16, 16)
+    torch.testing.assert_close(ssim_map(x, x, box_window(5), peak=1), torch.ones(2, 3, 12, 12))
+    assert ssim_map(x, 1 - x, box_window(5), peak=1).mean() < 0
 
 
 def test_psnr_and_ssim_are_per_clip_and_fall_with_noise():
@@ -54,7 +73,7 @@ def test_ssim_equals_the_plain_definition():
 @pytest.mark.parametrize("bad", [clips(1, 2, 13, 13, 3).float(), clips(1, 2, 13, 11, 3)])
 def test_other_shapes_and_types_are_refused(bad):
     for measure in (psnr, ssim):
-        with pytest.raises(ValueError, match="expected two uint8"):
+        with pytest.raises(ValueError, match="expected two clips of one dtype"):
             measure(bad, clips(1, 2, 13, 13, 3))
 
 

@@ -81,8 +81,8 @@ def about_filled(exam: adherence.Exam, case: Case) -> adherence.Exam:
 
 
 def _psnr(frames: np.ndarray, truth: np.ndarray, kept: np.ndarray) -> float:
-    error = np.square(frames.astype(float) - truth)[~kept].mean()
-    return float(10 * np.log10(255**2 / max(error, 255**2 * 10 ** (-fidelity.BEST / 10))))
+    clip, true, filled = (torch.tensor(v)[None] for v in (frames, truth, ~kept[..., None]))
+    return float(fidelity.psnr(clip, true, mask=filled))
 
 
 def _ssim(frames: np.ndarray, truth: np.ndarray, kept: np.ndarray) -> float:

@@ -232,8 +232,8 @@ def _measure(make: Maker, truth: Truth) -> dict:
         "evaluations": made.evaluations,
         "adherence": adherence.summary(marks, attributes) | {"chance": adherence.chance(exams)},
         "fidelity": {
-            "psnr": fidelity.psnr(made.frames, truth.frames).mean(),
-            "ssim": fidelity.ssim(made.frames, truth.frames).mean(),
+            "psnr": fidelity.psnr(made.frames, truth.frames).mean().item(),
+            "ssim": fidelity.ssim(made.frames, truth.frames).mean().item(),
         },
         "motion": {
             "ratio": moves.overall,

@@ -9,8 +9,14 @@ VERSION = 1
 
 
 def motion(frames: Tensor) -> np.ndarray:
-    """Mean absolute difference between neighbouring frames, in grey levels (0..255): uint8
-    `(b t h w c)` -> float64 `(b,)`; 0 for clips of one frame."""
+    """Mean absolute difference between neighbouring frames of each clip, in grey levels.
+
+    Args:
+        frames: uint8 `(b t h w c)`.
+
+    Returns:
+        float64 `(b,)` in 0..255; 0 for clips of one frame.
+    """
     if frames.shape[1] < 2:
         return np.zeros(len(frames))
     return np.array([float(clip.int().diff(dim=0).abs().double().mean()) for clip in frames])
@@ -18,9 +24,14 @@ def motion(frames: Tensor) -> np.ndarray:
 
 @dataclass(frozen=True)
 class MotionRatio:
-    """per_clip: generated over true motion, nan where the truth stands still. overall: the ratio
-    of the means (nan when no true clip moves); unlike the mean of ratios it is not ruled by clips
-    that hardly move. still: how many true clips stand still."""
+    """Generated motion over true motion.
+
+    Attributes:
+        per_clip: ratio of each clip, nan where the true clip stands still.
+        overall: ratio of the means, nan when no true clip moves. Unlike the mean of the ratios,
+            clips that hardly move do not dominate it.
+        still: number of true clips that stand still.
+    """
 
     per_clip: np.ndarray
     overall: float
@@ -28,8 +39,10 @@ class MotionRatio:
 
 
 def motion_ratio(generated: np.ndarray, true: np.ndarray) -> MotionRatio:
-    """The ratio of two `motion(...)` of clips in the same order. 1 is right; below, frozen; above,
-    restless (flicker counts as motion)."""
+    """Ratio of two results of `motion` for clips in the same order.
+
+    1 is right; below 1 is frozen; above 1 is restless (flicker counts as motion).
+    """
     moves = true > 0
     per_clip = np.divide(generated, true, out=np.full(len(true), np.nan), where=moves)
     overall = float(generated.mean() / true.mean()) if moves.any() else float("nan")

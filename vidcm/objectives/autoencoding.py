@@ -4,10 +4,11 @@ import torch
 from torch import Tensor
 
 from vidcm.codecs.causal_vae import CausalVAE
-from vidcm.codecs.losses import charbonnier, kl_to_unit_normal, psnr, structural
+from vidcm.codecs.losses import charbonnier, kl_to_unit_normal, structural
 from vidcm.data.batch import Batch
 from vidcm.errors import UsageError
 from vidcm.media.pixels import to_video
+from vidcm.metrics.fidelity import psnr
 from vidcm.objectives.base import Loss
 from vidcm.rng import SampleRng
 
@@ -58,7 +59,7 @@ class Autoencoding:
         total = total + self.motion * charbonnier(rebuilt.diff(dim=2), video.diff(dim=2))
         if not self.decoder_only:
             total = total + self.kl * kl
-        quality = psnr(rebuilt.detach().clamp(-1, 1), video).mean()
+        quality = psnr(rebuilt.detach().clamp(-1, 1), video, peak=2).mean()
         return Loss(total, {"psnr": quality, "kl": kl.detach()})
 
     def _windows(self, video: Tensor, rng: SampleRng) -> Tensor:

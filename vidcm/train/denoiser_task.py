@@ -22,6 +22,7 @@ from vidcm.diffusion.times import SHIFT, shifted_timesteps, student_timesteps, t
 from vidcm.errors import UsageError
 from vidcm.media.contact_sheet import contact_sheet
 from vidcm.media.pixels import to_frames
+from vidcm.metrics.motion import motion, motion_ratio
 from vidcm.objectives.common import guidance_of
 from vidcm.objectives.flow_matching import FlowMatching
 from vidcm.registry import build, lookup
@@ -83,7 +84,7 @@ def video_task(config: TrainConfig, model: Denoiser, data: Dataset, device: torc
             start = noise * flow.path.sigma(times[0]).float()
             x = samplers.euler(guided, start, times, flow.encode(prompts))
             reference = draw(f"teacher, {TEACHER_STEPS} steps", x)
-            numbers["preview/motion"] = float(_motion(reference))
+            numbers["preview/motion"] = float(motion(reference).mean())
         if flow is not copy:
             scale = torch.full((len(prompts),), guidance, device=device)
             cond = copy.encode(prompts, scale if teacher else None)
@@ -94,7 +95,9 @@ def video_task(config: TrainConfig, model: Denoiser, data: Dataset, device: torc
                 x = sampler(copy, noise, times, cond, rng)
                 frames = draw(f"student, {steps} steps", x, reference)
                 if reference is not None:
-                    numbers[f"{RATIO}{steps}"] = float(_motion(frames) / _motion(reference))
+                    numbers[f"{RATIO}{steps}"] = motion_ratio(
+                        motion(frames), motion(reference)
+                    ).overall
         contact_sheet(rows, labels, path, scale=1, overwrite=True)
         for sentence in sick:
             tqdm.write(f"warning: {path.name}: {sentence}", file=sys.stderr)
@@ -102,10 +105,6 @@ def video_task(config: TrainConfig, model: Denoiser, data: Dataset, device: torc
         return numbers
 
     return Task(model, objective, data, preview, finish=lambda weights: weights)
-
-
-def _motion(frames: Tensor) -> Tensor:
-    return frames.float().diff(dim=1).abs().mean()
 
 
 def _fake(config: TrainConfig, folder: str, device: torch.device) -> Denoiser:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from vidcm.codecs.causal_vae import CausalVAE
-from vidcm.codecs.losses import psnr
 from vidcm.config import TrainConfig
 from vidcm.diffusion.denoiser import Denoiser
 from vidcm.errors import UsageError
@@ -17,6 +16,7 @@ from vidcm.lpc.caption_reader import CaptionReader
 from vidcm.lpc.naming_task import caption_task, naming_task
 from vidcm.media.contact_sheet import contact_sheet
 from vidcm.media.pixels import to_frames, to_video
+from vidcm.metrics.fidelity import psnr
 from vidcm.registry import build, lookup
 from vidcm.store import load_weights, read_weights
 from vidcm.train.loop import Task
@@ -107,7 +107,7 @@ def _codec_task(config: TrainConfig, model: CausalVAE, data, device: torch.devic
         rebuilt = rebuild(weights)[1]
         pairs = zip(held.numpy()[:4], to_frames(rebuilt).numpy()[:4], strict=True)
         contact_sheet([[a, b] for a, b in pairs], None, path, scale=2, overwrite=True)
-        return {"preview/psnr": float(psnr(rebuilt, video).mean())}
+        return {"preview/psnr": float(psnr(rebuilt, video, peak=2).mean())}
 
     @torch.no_grad()
     def finish(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -156,10 +156,27 @@ CURVES = (
 )
 
 
+def _tolerance(step: int) -> float:
+    """Relative, at step 1, 2, ...: rounding differs between processors, and training amplifies it.
+
+    Measured against these files over all curves: a last bit of every initial weight moves a loss by
+    up to 6e-7 at step 1, 4e-5 at step 9 and 1e-4 at step 20; torch without AVX stays below that,
+    AVX-512 is 1.1e-4 off at step 20, exact (float64) networks 1e-4 at step 10.
+    """
+    return 2e-5 * 1.2**step
+
+
 @pytest.mark.parametrize("run", CURVES, ids=[run.__name__ for run in CURVES])
 def test_losses_are_what_they_were(run):
     expected = json.loads((FOLDER / f"{run.__name__}.json").read_text("utf-8"))
-    assert run() == pytest.approx(expected, rel=1e-4)
+    losses = run()
+    assert len(losses) == len(expected)
+    off = {
+        step: f"{loss} for {value}"
+        for step, (loss, value) in enumerate(zip(losses, expected, strict=True), start=1)
+        if loss != pytest.approx(value, rel=_tolerance(step))
+    }
+    assert not off
 
 
 if __name__ == "__main__":

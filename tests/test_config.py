@@ -8,9 +8,11 @@ import yaml
 
 import vidcm
 from vidcm import config
-from vidcm.config import LoraConfig, TrainConfig, from_dict, load, parse_yaml, to_dict
+from vidcm.config import LoraConfig, TrainConfig, load, to_dict
 from vidcm.errors import UsageError
-from vidcm.registry import build, lookup
+from vidcm.registry import build, options_of
+from vidcm.schema import from_dict
+from vidcm.yaml_file import parse_yaml
 
 REPO = Path(vidcm.__file__).parents[1]
 SHIPPED = sorted(p for p in (REPO / "configs").rglob("*.yaml") if p.stem != "comparison")
@@ -47,16 +49,12 @@ def test_every_shipped_config_loads_and_its_parts_exist(path):
     model = build("model", found.model)
     assert sum(p.numel() for p in model.parameters()) > 1000
     # What needs a teacher or data is not made here, but its options are named right.
-    teacher = {"teacher": None} if "teacher" in options_of("objective", found.objective) else {}
+    teacher = (
+        {"teacher": None} if "teacher" in options_of("objective", found.objective["name"]) else {}
+    )
     build("objective", found.objective, **teacher)
-    assert set(found.data) - {"name"} <= options_of("data", found.data)
+    assert set(found.data) - {"name"} <= set(options_of("data", found.data["name"]))
     assert found.batch_size % found.accumulation == 0
-
-
-def options_of(kind: str, spec: dict) -> set[str]:
-    import inspect
-
-    return set(inspect.signature(lookup(kind, spec["name"])).parameters)
 
 
 def test_there_are_configs():
@@ -232,9 +230,67 @@ def test_an_alias_bomb_costs_nothing(tmp_path):
 
 def test_files_that_are_none(tmp_path):
     assert "no config file" in refused(tmp_path / "none.yaml")
-    assert "no config file" in refused(tmp_path)
+    assert "is a folder; give the config file" in refused(tmp_path)
     (tmp_path / "latin.yaml").write_bytes("output: caf\xe9".encode("latin-1"))
     assert "latin.yaml is not UTF-8 text" in refused(tmp_path / "latin.yaml")
+
+
+# --- one file on another --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def derived(file: Path) -> Path:
+    """A config in a folder of its own that builds on another file."""
+    folder = file.parent / "more"
+    folder.mkdir()
+    path = folder / "b.yaml"
+    path.write_text(
+        "base: ../a.yaml\nmodel: {widths: [3, 5, 7]}\noptimizer: {lr: 2e-3}\n"
+        "objective: {name: flow_matching}\nteacher: null"
+    )
+    file.write_text(LEAST + "optimizer: {lr: 1e-3, betas: [0.8, 0.9]}\nteacher: x\n")
+    return path
+
+
+def test_a_config_builds_on_its_base(derived):
+    found = load(derived, ["model.channels=11"])
+    assert found.model == {"name": "causal_vae", "channels": 11, "widths": [3, 5, 7]}
+    assert (found.optimizer.lr, found.optimizer.betas) == (2e-3, (0.8, 0.9))
+    assert found.teacher is None and found.steps == 11
+    assert "base" not in to_dict(found)
+
+
+def test_a_group_of_another_name_replaces_that_of_the_base(derived):
+    base = derived.parent.parent / "a.yaml"
+    base.write_text(base.read_text().replace("{name: autoencoding}", "{name: autoencoding, kl: 3}"))
+    assert load(derived).objective == {"name": "flow_matching"}
+
+
+@pytest.mark.parametrize(
+    "base, message",
+    [
+        ("none.yaml", "there is no config file .*none.yaml; .*b.yaml names it as its base"),
+        ("b.yaml", "b.yaml: its base b.yaml leads back to itself"),
+        ("../a.yaml", "a.yaml: its base more/b.yaml leads back to itself"),
+        ("..", "is a folder; give the config file"),
+        ("[a, b]", "base is .'a', 'b'.; expected the name of a YAML file"),
+    ],
+)
+def test_bases_that_are_none(derived, base, message):
+    import re
+
+    above = derived.parent.parent / "a.yaml"
+    above.write_text(above.read_text() + "base: more/b.yaml\n")
+    derived.write_text(f"base: {base}\n")
+    assert re.search(message, refused(derived))
+
+
+def test_home_is_expanded_everywhere_and_once(file, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    words = ["output=~/runs", "data.path=~/x", "codec=~/c", "model.widths=[~/y, a~b]"]
+    found = load(file, words)
+    assert (found.output, found.codec) == ("/home/me/runs", "/home/me/c")
+    assert found.data["path"] == "/home/me/x" and found.model["widths"] == ["/home/me/y", "a~b"]
 
 
 def test_keys_that_exclude_each_other(file):

@@ -11,13 +11,14 @@ import torch
 
 from vidcm import VideoPipeline
 from vidcm.cli import export
-from vidcm.config import TrainConfig, from_dict
+from vidcm.config import TrainConfig
 from vidcm.diffusion.denoiser import Denoiser
 from vidcm.diffusion.samplers import euler, flow_map, student_settings
 from vidcm.diffusion.times import student_timesteps
 from vidcm.errors import UsageError, VidcmError
 from vidcm.registry import build
 from vidcm.rng import SampleRng
+from vidcm.schema import from_dict
 from vidcm.store import read_card, read_weights, save_model
 
 NAMES = ["rectified_flow", "trig_flow", "variance_exploding"]

@@ -1,15 +1,12 @@
 """Where names become objects: one table, one `build`. A new component is one line here."""
 
-import difflib
 import inspect
-import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import import_module
-from pathlib import Path
-from types import NoneType, UnionType
 from typing import Any
 
 from vidcm.errors import UsageError
+from vidcm.schema import convert, suggest
 
 TABLE: dict[str, dict[str, str]] = {
     "model": {
@@ -75,72 +72,50 @@ TABLE: dict[str, dict[str, str]] = {
 }
 
 
-def suggest(word: str, known: list[str]) -> str:
-    """A did-you-mean tail for error messages, with the list of what is known."""
-    close = difflib.get_close_matches(word, known, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    return f"{hint} (known: {', '.join(sorted(known))})"
+def check_name(kind: str, spec: Any) -> str:
+    """The registered name in a spec, without importing its class. Raises UsageError."""
+    known = TABLE[kind]
+    if not isinstance(spec, Mapping):
+        raise UsageError(f"the {kind} is {spec!r}; write it as {{name: {spec}}}")
+    if "name" not in spec:
+        raise UsageError(f"the {kind} has no name (known: {', '.join(sorted(known))})")
+    name = spec["name"]
+    if not isinstance(name, str) or name not in known:
+        raise UsageError(f"unknown {kind} {name!r}{suggest(str(name), list(known))}")
+    return name
 
 
 def lookup(kind: str, name: str) -> type:
     """The class registered as `name` of `kind`. Raises UsageError with the nearest name."""
-    known = TABLE[kind]
-    if not isinstance(name, str) or name not in known:
-        raise UsageError(f"unknown {kind} {name!r}{suggest(str(name), list(known))}")
-    module, _, attribute = known[name].partition(":")
+    module, _, attribute = TABLE[kind][check_name(kind, {"name": name})].partition(":")
     return getattr(import_module(module), attribute)
 
 
+def options_of(kind: str, name: str) -> dict[str, inspect.Parameter]:
+    """The constructor parameters of a registered class, by name."""
+    return dict(inspect.signature(lookup(kind, name)).parameters)
+
+
 def build(kind: str, spec: Mapping[str, Any], **context: Any) -> Any:
-    """Make what `spec` describes: `name`, and the options of its constructor; `context` are
-    arguments that only the program can give. Raises UsageError for an unknown name or option."""
-    if not isinstance(spec, Mapping):
-        raise UsageError(f"the {kind} is {spec!r}; write it as {{name: {spec}}}")
-    options = dict(spec)
-    if "name" not in options:
-        raise UsageError(f"the {kind} has no name (known: {', '.join(sorted(TABLE[kind]))})")
-    cls = lookup(kind, options.pop("name"))
-    parameters = {n: p for n, p in inspect.signature(cls).parameters.items() if p.kind not in _REST}
+    """Build the object that `spec` describes.
+
+    Args:
+        kind: A key of `TABLE`.
+        spec: `name` and options of the constructor, as plain data.
+        context: Arguments that only the program can give; the constructor gets those it takes.
+
+    Raises:
+        UsageError: The name or an option is unknown or missing, or a value has another type.
+    """
+    name = check_name(kind, spec)
+    options = {k: v for k, v in spec.items() if k != "name"}
+    cls, parameters = lookup(kind, name), options_of(kind, name)
     for key, value in options.items():
         if key not in parameters or key in context:
             known = [p for p in parameters if p not in context]
-            raise UsageError(
-                f"{kind} {spec['name']!r} has no option {key!r}{suggest(str(key), known)}"
-            )
-        _check_plain(f"{kind} {spec['name']!r}: {key}", value, parameters[key].annotation)
-    missing = [
-        name
-        for name, p in parameters.items()
-        if p.default is p.empty and name not in options and name not in context
-    ]
-    if missing:
-        raise UsageError(f"{kind} {spec['name']!r} needs the option {missing[0]!r}")
+            raise UsageError(f"{kind} {name!r} has no option {key!r}{suggest(str(key), known)}")
+        options[key] = convert(parameters[key].annotation, value, f"{kind} {name!r}: {key}")
+    for key, parameter in parameters.items():
+        if parameter.default is parameter.empty and key not in options and key not in context:
+            raise UsageError(f"{kind} {name!r} needs the option {key!r}")
     return cls(**options, **{k: v for k, v in context.items() if k in parameters})
-
-
-_REST = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-_PLAIN = {float: int | float, Path: str | Path} | {k: k for k in (int, bool, str, NoneType)}
-
-
-def _check_plain(where: str, value: Any, kind: Any) -> None:
-    """Refuse a value of another type where the constructor asks for plain values, or for lists."""
-    if not _fits(value, kind):
-        name = kind.__name__ if isinstance(kind, type) else str(kind)
-        raise UsageError(f"{where}: {value!r} is not {name.replace('collections.abc.', '')}")
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    """Whether a value is of a kind; what is neither plain nor a list, its owner checks."""
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin is UnionType:
-        return any(_fits(value, k) for k in args)
-    if origin in (tuple, list, Sequence):
-        kinds = args if origin is tuple else args * len(value) if isinstance(value, _LIST) else ()
-        return (
-            isinstance(value, _LIST) and len(value) == len(kinds) and all(map(_fits, value, kinds))
-        )
-    flag = isinstance(value, bool) and kind is not bool  # True is an int to Python
-    return kind not in _PLAIN or isinstance(value, _PLAIN[kind]) and not flag
-
-
-_LIST = list | tuple

@@ -262,9 +262,15 @@ def test_a_tar_is_a_folder(make, tmp_path):
     assert packed.batch(0, range(3)).frames.equal(unpacked.batch(0, range(3)).frames)
 
 
-def test_art_that_is_missing_incomplete_or_broken(make, tmp_path):
-    with pytest.raises(UsageError, match="art was not found at .*set data.art or VIDCM_LPC_ART"):
+def test_art_that_is_missing_incomplete_or_broken(make, tmp_path, monkeypatch):
+    with pytest.raises(UsageError, match="none, where data.art says; set data.art or VIDCM_LPC_A"):
         make(art=tmp_path / "none")
+    monkeypatch.setenv("VIDCM_LPC_ART", "/nowhere")
+    with pytest.raises(UsageError, match="is not at /nowhere, where VIDCM_LPC_ART says"):
+        LPC()
+    monkeypatch.delenv("VIDCM_LPC_ART")
+    with pytest.raises(UsageError, match="the LPC art is needed; set data.art or VIDCM_LPC_ART"):
+        LPC()
     (tmp_path / "not.tar").write_text("x" * 2000)
     with pytest.raises(UsageError, match="neither a folder nor a readable tar"):
         make(art=tmp_path / "not.tar").batch(0, [0])

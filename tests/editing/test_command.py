@@ -185,7 +185,7 @@ INPAINT = ["--task", "inpaint", "--input", "clip"]
         (["--task", "image", "--preview", "x.gif"], "--preview writes .png files"),
         (["--task", "image", "--output", "x.png", "--preview", "./x.png"], "are both ./x.png"),
         (["--task", "image", "--prompt", "a", "--prompt", "b"], "only interpolate takes two"),
-        (["--task", "variation", "--input", "clip", "--strength", "nan"], "strength is nan"),
+        (["--task", "variation", "--input", "clip", "--strength", "nan"], "strength: nan is not a finite"),
         (["--task", "extend", "--input", "wide.mp4", "--given", "9"], "given is 9; use 1 to 4"),
         (["--task", "denoise", "--input", "clip", "--noise", "-3"], "noise is -3"),
         (["--task", "upscale", "--input", "clip", "--factor", "5"], "factor 5 does not divide"),

@@ -9,9 +9,10 @@ import tiny
 
 from vidcm import VideoPipeline
 from vidcm.cli import export
-from vidcm.config import TrainConfig, from_dict
+from vidcm.config import TrainConfig
 from vidcm.errors import UsageError
 from vidcm.media.write import write_clip
+from vidcm.schema import from_dict
 from vidcm.store import read_card
 from vidcm.train.launch import launch
 

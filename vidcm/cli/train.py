@@ -7,6 +7,7 @@ from vidcm.cli.common import (
     add_device,
     run,
 )
+from vidcm.config import load
 
 
 def parser() -> argparse.ArgumentParser:
@@ -33,7 +34,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from vidcm.config import load
+    config = load(args.config, args.overrides)  # before torch: a misspelt key is answered at once
+
     from vidcm.train.launch import launch
 
-    return launch(load(args.config, args.overrides), args.device)
+    return launch(config, args.device)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from vidcm.config import TrainConfig
 from vidcm.errors import UsageError
-from vidcm.registry import suggest
 from vidcm.rng import SampleRng
+from vidcm.schema import suggest
 from vidcm.store import read_card
 
 KINDS = ("first", "last", "both", "random")

@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vidcm.config import from_dict, load, read_keys
+from vidcm.config import load
 from vidcm.diffusion.samplers import SOLVERS
 from vidcm.errors import UsageError
+from vidcm.schema import from_dict
+from vidcm.yaml_file import read_keys
 
 
 @dataclass

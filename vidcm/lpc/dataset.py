@@ -43,7 +43,7 @@ def held_out(combination: Combination) -> bool:
 class LPC:
     """The reference data set. Endless: sample `i` of seed `s` is the same clip on every machine.
 
-    art: folder or tar of the layers. attributes: the attributes that vary (default: the
+    art: folder or tar of the layers (default: VIDCM_LPC_ART's). attributes: the attributes that vary (default: the
     vocabulary's `core`); the others stay at their first value. split: "train" or "heldout".
     partial: share of captions that leave attributes out. Raises UsageError for an unknown
     attribute or split and VidcmError for an incomplete or unreadable art folder.
@@ -51,7 +51,7 @@ class LPC:
 
     def __init__(
         self,
-        art: str | Path,
+        art: str | Path | None = None,
         *,
         attributes: Sequence[str] | None = None,
         num_frames: int = 9,

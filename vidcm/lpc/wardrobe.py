@@ -4,6 +4,7 @@ A sheet is 832x1344: 13 x 21 cells of 64 pixels, one row per action and directio
 """
 
 import io
+import os
 import tarfile
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,15 +23,25 @@ SHEET = (ROWS * CELL, 13 * CELL)
 
 
 class Sheets:
-    """Reads sheets from a folder or tar by their path inside it, as uint8 `(21, 13, 64, 64, 4)`."""
+    """Reads sheets from a folder or tar by their path inside it, as uint8 `(21, 13, 64, 64, 4)`.
 
-    def __init__(self, art: str | Path):
-        self.art = Path(art)
-        if not self.art.exists():
+    Args:
+        art: The folder or tar; None for the one that the environment names in VIDCM_LPC_ART.
+
+    Raises:
+        UsageError: There is no such file or folder.
+    """
+
+    def __init__(self, art: str | Path | None):
+        found = art or os.environ.get("VIDCM_LPC_ART")
+        if not found or not Path(found).exists():
+            source = "data.art" if art else "VIDCM_LPC_ART"
+            problem = f"is not at {found}, where {source} says" if found else "is needed"
             raise UsageError(
-                f"the LPC art was not found at {self.art}; set data.art or VIDCM_LPC_ART to the "
-                "folder or tar of layers (docs/data.md says where to get it)"
+                f"the LPC art {problem}; set data.art or VIDCM_LPC_ART to the folder or tar of "
+                "layers (docs/data.md says where to get it)"
             )
+        self.art = Path(found)
 
     @cached_property
     def _tar(self) -> tuple[tarfile.TarFile, dict[str, tarfile.TarInfo]]:

@@ -6,10 +6,11 @@ imports nothing heavy: torch comes with the first name that needs it.
 
 from typing import TYPE_CHECKING
 
+from vidcm.version import __version__
+
 if TYPE_CHECKING:
     from vidcm.pipeline import VideoPipeline as VideoPipeline
 
-__version__ = "0.1.0"
 __all__ = ["VideoPipeline", "__version__"]
 
 

@@ -9,10 +9,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vidcm import __version__
 from vidcm.errors import UsageError, VidcmError
 from vidcm.files import file_hash, replacing
 from vidcm.registry import build
+from vidcm.version import __version__
 
 FORMAT = 2  # 2: matrices may be int8 with a scale per row
 SCALE = "::scale"

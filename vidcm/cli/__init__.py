@@ -7,8 +7,8 @@ and is imported only when it is the one asked for. `tools/<command>.py` is the s
 import importlib
 import sys
 
-from vidcm import __version__
 from vidcm.cli.common import did_you_mean
+from vidcm.version import __version__
 
 COMMANDS = {
     "train": "train what a config names: codec, teacher or few-step student",

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vidcm import __version__
 from vidcm.errors import UsageError, VidcmError
 from vidcm.files import file_hash, replacing
 from vidcm.store import FORMAT
+from vidcm.version import __version__
 
 _NAME = re.compile(r"step-(\d{8})")
 

@@ -13,8 +13,8 @@ from vidcm import VideoPipeline
 from vidcm.cli import export
 from vidcm.diffusion.times import SHIFT, STEPS
 from vidcm.errors import UsageError, VidcmError
-from vidcm.media.clips import Clips, numbered
-from vidcm.media.write import read_png
+from vidcm.media.clips import Clips
+from vidcm.media.write import numbered, read_png
 from vidcm.pipeline import BUNDLED
 from vidcm.store import read_card, read_weights
 

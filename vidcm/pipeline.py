@@ -11,7 +11,7 @@ import torch
 
 from vidcm.codecs.causal_vae import CausalVAE
 from vidcm.codecs.chunked import decode_chunked
-from vidcm.conditioning.text import check_prompts
+from vidcm.conditioning.prompts import check_prompts
 from vidcm.diffusion import samplers
 from vidcm.diffusion.denoiser import Denoiser
 from vidcm.diffusion.guidance import CFGDenoiser, NegativePromptStudent
@@ -20,7 +20,6 @@ from vidcm.diffusion.times import shifted_timesteps, student_timesteps, to_path_
 from vidcm.diffusion.windows import Schedule, Windowed, check_then
 from vidcm.errors import UsageError, VidcmError
 from vidcm.media.clips import Clips, Clock
-from vidcm.media.clips import numbered as numbered
 from vidcm.media.pixels import to_frames
 from vidcm.rng import SampleRngs
 from vidcm.runtime import fast_cpu, pick_device
@@ -121,7 +120,8 @@ class VideoPipeline:
         Raises UsageError for an empty or huge prompt, numbers out of range or sizes that the
         strides of codec and network do not divide.
         """
-        prompts = check_prompts([prompts] if isinstance(prompts, str) else list(prompts))
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        check_prompts(prompts)
         if num_clips < 1:
             raise UsageError(f"num_clips is {num_clips}; it must be at least 1")
         prompts = [p for p in prompts for _ in range(num_clips)]

@@ -4,7 +4,8 @@ import pytest
 import tiny
 import torch
 
-from vidcm.conditioning.text import HashedWords, ngrams, words_of
+from vidcm.conditioning.prompts import words_of
+from vidcm.conditioning.text import HashedWords, ngrams
 
 
 @pytest.fixture

@@ -144,7 +144,7 @@ def _specs(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 def _outputs(args: argparse.Namespace, tasks: dict[str, "Task"]) -> list[str]:
     from vidcm.editing.tasks import Interpolate
-    from vidcm.media.clips import numbered
+    from vidcm.media.write import numbered
 
     counts = [task.count for task in tasks.values() if isinstance(task, Interpolate)]
     return numbered(args.output, counts[0] if counts else 1)

@@ -86,9 +86,8 @@ def _generate(args: argparse.Namespace) -> None:
     if not prompts:
         raise UsageError('there is no prompt; give --prompt "..." or --prompts-file')
 
-    from vidcm.conditioning.text import check_prompts
-    from vidcm.media.clips import numbered
-    from vidcm.media.write import check_output
+    from vidcm.conditioning.prompts import check_prompts
+    from vidcm.media.write import check_output, numbered
     from vidcm.pipeline import VideoPipeline
 
     check_prompts([*prompts, *(prompt for _, prompt in args.then)])
@@ -157,7 +156,7 @@ def _free(clips: int) -> str:
     from itertools import count
     from pathlib import Path
 
-    from vidcm.media.clips import numbered
+    from vidcm.media.write import numbered
 
     names = (f"clip-{i}.mp4" if i > 1 else "clip.mp4" for i in count(1))
     return next(n for n in names if not any(Path(p).exists() for p in numbered(n, clips)))

@@ -5,8 +5,6 @@ arXiv 1607.04606): there is no vocabulary to ship, and a word never seen in trai
 from the pieces it shares with words that were.
 """
 
-import re
-import unicodedata
 import zlib
 from collections.abc import Sequence
 from functools import lru_cache
@@ -16,16 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from vidcm.conditioning.prompts import words_of
 from vidcm.errors import UsageError
 from vidcm.models.attention import Attention
 from vidcm.models.rope import rotary
-
-_WORD = re.compile(r"[^\W_]+|[.,;:!?]")
-
-
-def words_of(prompt: str) -> list[str]:
-    """Lower-case words and stops of a prompt, after Unicode compatibility folding."""
-    return _WORD.findall(unicodedata.normalize("NFKC", prompt).lower())
 
 
 @lru_cache(maxsize=65536)
@@ -114,22 +106,3 @@ class _Block(nn.Module):
     def forward(self, x: Tensor, mask: Tensor, angles: Tensor) -> Tensor:
         x = x + self.attention(self.norms[0](x), mask=mask, angles=angles)
         return x + self.mlp(self.norms[1](x))
-
-
-MAX_PROMPT = 2000  # characters
-
-
-def check_prompts(prompts: list[str]) -> list[str]:
-    """Refuse what no text tower should be given. Raises UsageError."""
-    if not prompts:
-        raise UsageError("there is no prompt; give at least one")
-    for prompt in prompts:
-        if not isinstance(prompt, str):
-            raise UsageError(f"a prompt must be text, not {type(prompt).__name__}")
-        if not any(c.isalnum() for c in prompt):
-            raise UsageError("the prompt is empty of words; say what the clip should show")
-        if len(prompt) > MAX_PROMPT:
-            raise UsageError(
-                f"a prompt of {len(prompt)} characters is too long; use at most {MAX_PROMPT}"
-            )
-    return prompts

@@ -19,7 +19,8 @@ from vidcm.editing.scene import Canvas, Scene, Task, check, compose
 from vidcm.editing.tasks import Interpolate
 from vidcm.editing.walk import How, text, walk
 from vidcm.errors import UsageError
-from vidcm.media.pixels import check_clip, to_frames, to_video
+from vidcm.media.pixels import to_frames, to_video
+from vidcm.media.write import check_clip
 from vidcm.registry import build, lookup
 from vidcm.rng import SampleRng
 
@@ -183,7 +184,7 @@ def edit(
 
 def check_texts(prompts: list[str]) -> None:
     """Refuse what no text tower should be given; the empty prompt leaves all open."""
-    from vidcm.conditioning.text import check_prompts
+    from vidcm.conditioning.prompts import check_prompts
 
     check_prompts(["any" if p == "" else p for p in prompts])
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from vidcm.conditioning.text import check_prompts
+from vidcm.conditioning.prompts import check_prompts
 from vidcm.errors import VidcmError
 from vidcm.evaluation.cost import (
     Watch,

@@ -8,7 +8,7 @@ from importlib import resources
 import numpy as np
 from torch import Tensor
 
-from vidcm.conditioning.text import words_of
+from vidcm.conditioning.prompts import words_of
 from vidcm.lpc.adherence import Exam, exam, mark, read_open
 from vidcm.lpc.dataset import LPC, Combination
 from vidcm.lpc.diversity import describe

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vidcm.media.write import write_clip
+from vidcm.media.write import numbered, write_clip
 
 
 @dataclass(frozen=True)
@@ -35,17 +35,6 @@ class Clips:
             write_clip(clip, target, fps=fps or self.fps, overwrite=overwrite, scale=scale)
             for clip, target in zip(self.frames, numbered(path, len(self)), strict=True)
         ]
-
-
-def numbered(path: str | Path, count: int) -> list[str]:
-    """The file names of `count` clips: the path itself for one."""
-    text = str(path)
-    if count == 1:
-        return [text]
-    folder = text.endswith("/")
-    p = Path(text)
-    names = [str(p.with_name(f"{p.stem}-{i + 1}{p.suffix}")) for i in range(count)]
-    return [n + "/" for n in names] if folder else names
 
 
 class Clock:

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vidcm.media.pixels import check_clip
-from vidcm.media.write import check_positive, enlarge, page, write_png
+from vidcm.media.write import check_clip, check_positive, enlarge, page, write_png
 
 BACKGROUND = 32  # grey level of gutters and labels
 GUTTER = 4  # pixels between clips and between rows, before scaling

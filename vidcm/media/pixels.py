@@ -4,7 +4,6 @@
 `video` is float in [-1, 1], channels second: `(b c t h w)`.
 """
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,12 +33,3 @@ def to_frames(video: Tensor) -> Tensor:
         )
     pixels = video.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
     return pixels.permute(0, 2, 3, 4, 1).contiguous()
-
-
-def check_clip(frames: np.ndarray, channels: tuple[int, ...]) -> None:
-    """Raise ValueError unless `frames` are uint8 `(t h w c)` with one of these channel counts."""
-    if frames.dtype != np.uint8 or frames.ndim != 4 or 0 in frames.shape:
-        got = f"{frames.dtype} {frames.shape}"
-        raise ValueError(f"got frames {got}, expected uint8 (t h w c), none of them 0")
-    if frames.shape[-1] not in channels:
-        raise ValueError(f"got {frames.shape[-1]} channels, expected one of {channels} here")

@@ -22,7 +22,6 @@ import numpy as np
 from vidcm.errors import UsageError, VidcmError
 from vidcm.media.encoders import CODECS, encode, find_encoder, page, png
 from vidcm.media.encoders import enlarge as enlarge
-from vidcm.media.pixels import check_clip
 
 FORMATS = (".mp4", ".webm", ".gif", ".png")
 LARGEST = 16384  # pixels a side, h264's limit
@@ -163,6 +162,26 @@ def _kind(path: str | os.PathLike[str]) -> str:
             "of png frames"
         )
     return kind
+
+
+def check_clip(frames: np.ndarray, channels: tuple[int, ...]) -> None:
+    """Raise ValueError unless `frames` are uint8 `(t h w c)` with one of these channel counts."""
+    if frames.dtype != np.uint8 or frames.ndim != 4 or 0 in frames.shape:
+        got = f"{frames.dtype} {frames.shape}"
+        raise ValueError(f"got frames {got}, expected uint8 (t h w c), none of them 0")
+    if frames.shape[-1] not in channels:
+        raise ValueError(f"got {frames.shape[-1]} channels, expected one of {channels} here")
+
+
+def numbered(path: str | Path, count: int) -> list[str]:
+    """The file names of `count` clips: the path itself for one."""
+    text = str(path)
+    if count == 1:
+        return [text]
+    folder = text.endswith("/")
+    p = Path(text)
+    names = [str(p.with_name(f"{p.stem}-{i + 1}{p.suffix}")) for i in range(count)]
+    return [n + "/" for n in names] if folder else names
 
 
 def check_positive(name: str, value: int) -> None:

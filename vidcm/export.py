@@ -1,11 +1,9 @@
 """A pipeline folder out of model folders: what `generate` and `VideoPipeline` load."""
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -13,6 +11,7 @@ import torch
 from vidcm.diffusion.samplers import student_settings
 from vidcm.diffusion.times import SHIFT
 from vidcm.errors import UsageError
+from vidcm.files import replacing
 from vidcm.objectives.common import guidance_of
 from vidcm.pipeline import VideoPipeline
 from vidcm.registry import build, lookup
@@ -101,9 +100,9 @@ def export(
                 f"{models[role]} is not a {role}: a student takes a guidance scale as an input "
                 "(backbone.guidance_embed), a teacher does not"
             )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
-        draft = Path(folder)
+    with replacing(output) as draft:
+        if output.exists():
+            shutil.copytree(output, draft, ignore=shutil.ignore_patterns("pipeline.json", *ROLES))
         for role, card in cards.items():
             eight = storage == "int8" and role != "codec"
             dtype = torch.int8 if eight else torch.float16
@@ -120,11 +119,6 @@ def export(
                 )
         pipe("a test", steps=settings["student"].get("phases", 1))
         pipe("a test", steps=1, teacher=True)
-        output.mkdir(exist_ok=True)
-        for made in draft.iterdir():
-            if (output / made.name).is_dir():
-                shutil.rmtree(output / made.name)
-            os.replace(made, output / made.name)
 
 
 def refuse_still(student: str | Path) -> None:

@@ -1,53 +1,121 @@
-"""Files and folders that appear complete or not at all."""
+"""Atomic writes: a file or folder appears complete or not at all."""
 
+import fcntl
 import hashlib
 import os
-import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vidcm.errors import VidcmError
 
-
-def write_text(path: Path, text: str) -> None:
-    """Put a file in place whole or not at all. Raises VidcmError where it cannot be written."""
-    target = Path(os.path.realpath(path))
-    part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(text.encode("utf-8"))
-        os.replace(part, target)
-    except OSError as error:
-        raise VidcmError(f"cannot write {path}: {error.strerror}") from None
-    finally:
-        part.unlink(missing_ok=True)
+OLD = ".old"  # name of the replaced content inside the workspace
 
 
 @contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
-    """A temporary sibling that takes the folder's place when the block ends well, or vanishes."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Replace a file or folder atomically.
+
+    The block writes to the yielded path, which does not exist yet, has the name of the target and
+    lies on its file system. Links are followed and missing parents created. If the block or a
+    rename fails, or the process is interrupted, the old content is restored and nothing else is
+    left. A killed process may leave its workspace behind; the next write of the same target
+    restores the old content from it and removes it.
+
+    Args:
+        path: file or folder to write.
+
+    Yields:
+        Path to write to.
+
+    Raises:
+        VidcmError: the file system refuses.
+    """
+    target = Path(os.path.realpath(path))
+    missing = [folder for folder in target.parents if not folder.exists()]
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        yield temporary
-        if folder.exists():
-            old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-            os.replace(folder, old)
-            os.replace(temporary, folder)
-            shutil.rmtree(old)
-        else:
-            os.replace(temporary, folder)
-    except OSError as error:
-        raise VidcmError(f"cannot write {folder}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _workspace(target) as workspace:
+            yield workspace / target.name
+            _swap(workspace / target.name, target, workspace / OLD)
+    except BaseException as error:
+        for folder in missing:
+            with suppress(OSError):
+                folder.rmdir()
+        if isinstance(error, OSError):
+            raise VidcmError(f"cannot write {target}: {error.strerror or error}") from error
+        raise
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write UTF-8 text atomically. Raises VidcmError as `replacing` does."""
+    with replacing(path) as part:
+        part.write_bytes(text.encode("utf-8"))
 
 
 def file_hash(path: Path) -> str:
     """sha256 of a file, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _workspace(target: Path) -> Iterator[Path]:
+    """A locked folder beside `target`, removed afterwards unless it holds the only old content."""
+    # Hashed, since the name of the target may already be as long as the file system allows.
+    prefix = f".vidcm-{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:12]}-"
+    _recover(target, prefix)
+    # It gets the name that `_recover` looks for only once it is locked.
+    workspace = Path(tempfile.mkdtemp(dir=target.parent, prefix=".vidcm-new-"))
+    lock = os.open(workspace, os.O_RDONLY)
+    try:
+        _lock(lock)
+        workspace = workspace.rename(target.parent / (prefix + workspace.name[-8:]))
+        yield workspace
+    finally:
+        try:
+            _clean(workspace, target)
+        finally:
+            os.close(lock)
+
+
+def _swap(new: Path, target: Path, old: Path) -> None:
+    """Rename `new` to `target`; a folder cannot be renamed over, so it is moved to `old` first."""
+    if target.is_dir():
+        os.replace(target, old)
+    os.replace(new, target)
+
+
+def _recover(target: Path, prefix: str) -> None:
+    """Clean up the workspaces of killed processes."""
+    for workspace in target.parent.glob(f"{prefix}*"):
+        with suppress(FileNotFoundError):  # another process was faster
+            lock = os.open(workspace, os.O_RDONLY)
+            try:
+                if _lock(lock):
+                    _clean(workspace, target)
+            finally:
+                os.close(lock)
+
+
+def _clean(workspace: Path, target: Path) -> None:
+    """Restore the old content if its replacement is not in place, then remove the workspace."""
+    old = workspace / OLD
+    if old.exists() and not target.exists():
+        try:
+            os.replace(old, target)
+        except OSError as error:
+            text = f"{error.strerror}; its old content is kept in {old}"
+            raise OSError(error.errno, text) from error
+    shutil.rmtree(workspace, ignore_errors=True)
+
+
+def _lock(descriptor: int) -> bool:
+    """Lock an open folder until it is closed; False if it is locked or cannot be."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

@@ -37,7 +37,8 @@ def save_model(
             tensors |= _rounded(name, v)
         else:
             tensors[name] = v.to(dtype if v.is_floating_point() else None).contiguous()
-    with replacing(Path(folder)) as part:
+    with replacing(folder) as part:
+        part.mkdir()
         save_file(tensors, part / "model.safetensors")
         (part / "model.safetensors").chmod(0o644)  # safetensors writes for the owner alone
         card = {

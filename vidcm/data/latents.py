@@ -99,7 +99,8 @@ def write_shards(
     codec: fingerprint. about: facts for the index."""
     names: list[str] = []
     count = 0
-    with replacing(Path(folder)) as part:
+    with replacing(folder) as part:
+        part.mkdir()
         latents: list[Tensor] = []
         captions: list[list[str]] = []
 

@@ -1,7 +1,5 @@
 """Edits to look at: every task before and after, as one sheet and as small animated pictures."""
 
-import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +11,7 @@ from vidcm.errors import VidcmError
 from vidcm.evaluation.edit_cases import BLANK, NAMES, WAY, Case, cases_of
 from vidcm.evaluation.edits import make
 from vidcm.evaluation.protocol import Truth
+from vidcm.files import replacing
 from vidcm.media.contact_sheet import contact_sheet
 from vidcm.media.write import check_output, write_clip
 
@@ -93,13 +92,11 @@ def _beside(case: Case, made: np.ndarray) -> np.ndarray:
 
 
 def _write_small(frames: np.ndarray, path: Path, fps: float) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".vidcm-") as folder:
+    with replacing(path) as part:
         for scale in (3, 2, 1):
-            part = write_clip(frames, Path(folder) / f"{scale}.gif", fps=fps, scale=scale)
+            write_clip(frames, part, fps=fps, scale=scale, overwrite=True)
             if part.stat().st_size <= LARGEST:
-                os.replace(part, path)
                 return
-    raise VidcmError(
-        f"{path} would be larger than {LARGEST} bytes; leave out its task with --tasks"
-    )
+        raise VidcmError(
+            f"{path} would be larger than {LARGEST} bytes; leave out its task with --tasks"
+        )

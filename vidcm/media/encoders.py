@@ -45,25 +45,31 @@ def find_encoder(kind: str) -> None:
 def encode(frames: np.ndarray, path: Path, kind: str, fps: float, scale: int) -> None:
     """Write uint8 `(t h w 3)` to `path` (absolute) as `kind`, one of CODECS, enlarged."""
     import av
+    from av.error import FFmpegError
 
     codec = CODECS[kind]
     # Every ratio in use (24000/1001, 29.97, 12.5) is met exactly; a float's own is not a ratio.
     rate = Fraction(float(fps)).limit_denominator(1001)
     pictures = _indexed(frames, scale) if kind == ".gif" else _subsampled(frames, scale)
-    # `path` is absolute, so no part of a name can pass for one of ffmpeg's protocols.
-    with av.open(str(path), "w", format=kind[1:], options=codec.container) as out:
-        stream = cast("av.VideoStream", out.add_stream(codec.encoder, rate, codec.options))
-        context = stream.codec_context
-        even = 1 if kind == ".gif" else 2
-        context.height, context.width = (-(-n * scale // even) * even for n in frames.shape[1:3])
-        context.pix_fmt = codec.pixels
-        if kind != ".gif":
-            context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709
-            context.color_range = 1  # 16..235
-        for index, picture in enumerate(pictures):
-            picture.pts, picture.duration, picture.time_base = index, 1, 1 / rate
-            out.mux(stream.encode(picture))
-        out.mux(stream.encode(None))
+    try:
+        # `path` is absolute, so no part of a name can pass for one of ffmpeg's protocols.
+        with av.open(str(path), "w", format=kind[1:], options=codec.container) as out:
+            stream = cast("av.VideoStream", out.add_stream(codec.encoder, rate, codec.options))
+            context = stream.codec_context
+            even = 1 if kind == ".gif" else 2
+            context.height, context.width = (
+                -(-n * scale // even) * even for n in frames.shape[1:3]
+            )
+            context.pix_fmt = codec.pixels
+            if kind != ".gif":
+                context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709
+                context.color_range = 1  # 16..235
+            for index, picture in enumerate(pictures):
+                picture.pts, picture.duration, picture.time_base = index, 1, 1 / rate
+                out.mux(stream.encode(picture))
+            out.mux(stream.encode(None))
+    except FFmpegError as error:
+        raise OSError(error.errno, error.strerror) from error
 
 
 def _subsampled(frames: np.ndarray, scale: int) -> Iterator["av.VideoFrame"]:

@@ -1,7 +1,5 @@
 """The sound of an edited clip: its source's own packets, unchanged, where the timing is."""
 
-import os
-import secrets
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +10,7 @@ from av.container import InputContainer, OutputContainer
 from av.error import FFmpegError
 
 from vidcm.errors import VidcmError
+from vidcm.files import replacing
 from vidcm.media.demux import Clock, opened, regular_file
 
 SECONDS = 30.0  # a deadline, as that of reading frames
@@ -51,19 +50,18 @@ def add_sound(video: Path, source: Path, start: float = 0.0) -> None:
 
     Packets are copied, not coded anew, so that the beginning is met to within one (about 20 ms).
     Raises NoSound where the container does not take them, VidcmError where it cannot be written."""
-    part = video.with_name(f".vidcm-{secrets.token_hex(6)}.tmp")
     stop = time.monotonic() + SECONDS
+    options = {"movflags": "+faststart"} if video.suffix.lower() == ".mp4" else {}
     try:
-        with opened(regular_file(source), stop) as held, av.open(f"file:{video}") as made:
-            origin = _origin(source, stop)
-            options = {"movflags": "+faststart"} if video.suffix.lower() == ".mp4" else {}
-            with av.open(f"file:{part}", "w", video.suffix[1:].lower(), options) as out:
-                _copy(made, held.container, out, origin + start)
-        os.replace(part, video)
-    except (FFmpegError, OSError) as error:
+        with (
+            replacing(video) as part,
+            opened(regular_file(source), stop) as held,
+            av.open(f"file:{video}") as made,
+            av.open(f"file:{part}", "w", video.suffix[1:].lower(), options) as out,
+        ):
+            _copy(made, held.container, out, _origin(source, stop) + start)
+    except FFmpegError as error:
         raise VidcmError(f"cannot put sound into {video}: {error.strerror or error}") from None
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _origin(source: Path, stop: float) -> float:

@@ -8,18 +8,15 @@ alone, before a long generation), and put files in place whole or not at all.
 
 import os
 import re
-import secrets
-import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 
 from vidcm.errors import UsageError, VidcmError
+from vidcm.files import replacing
 from vidcm.media.encoders import CODECS, encode, find_encoder, page, png
 from vidcm.media.encoders import enlarge as enlarge
 
@@ -107,7 +104,7 @@ def write_clip(
         if kind != ".png":
             raise UsageError(f"got columns {columns} for {path}: only a .png sheet has columns")
     target = check_output(path, overwrite)
-    with _in_place(target) as temporary:
+    with replacing(target) as temporary:
         if kind in CODECS:
             encode(frames, temporary, kind, fps, scale)
         elif kind == ".png":
@@ -188,36 +185,3 @@ def check_positive(name: str, value: int) -> None:
     """Refuse an option below one."""
     if not isinstance(value, int) or value < 1:
         raise UsageError(f"got {name} {value}, expected a whole number from 1")
-
-
-@contextmanager
-def _in_place(target: Path) -> Iterator[Path]:
-    """A free name beside `target`; what is there becomes `target` if the block ends well."""
-    from av.error import FFmpegError
-
-    missing = [folder for folder in target.parents if not folder.exists()]
-    temporary = target.parent / f".vidcm-{secrets.token_hex(6)}.tmp"
-    aside = temporary.with_suffix(".old")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        if target.is_dir():  # a folder cannot be renamed over one that holds frames
-            target.rename(aside)
-        temporary.replace(target)
-    except BaseException as error:
-        if aside.exists() and not target.exists():
-            aside.rename(target)
-        _remove(temporary)
-        for folder in missing:
-            with suppress(OSError):
-                folder.rmdir()
-        if isinstance(error, OSError | FFmpegError):
-            raise VidcmError(f"cannot write {target}: {error.strerror or error}") from error
-        raise
-    finally:
-        if target.exists():  # else what was there could not be put back: never delete it
-            _remove(aside)
-
-
-def _remove(path: Path) -> None:
-    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

@@ -79,6 +79,7 @@ def save(run: Path, step: int, state: dict[str, Any], config: dict, *, keep: int
     """Write `state` (tensors and plain data) for `step`, then drop all but the newest `keep`."""
     folder = folder_of(run, step)
     with replacing(folder) as part:
+        part.mkdir()
         try:
             torch.save(state, part / "state.pt")
         except RuntimeError:  # torch's writer does not say what the system said

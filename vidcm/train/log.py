@@ -1,10 +1,10 @@
 """What a run writes down as it goes: metrics.jsonl, and TensorBoard where that is installed."""
 
 import json
-import os
 import time
 from pathlib import Path
 
+from vidcm.files import write_text
 from vidcm.objectives.base import STUDENT
 from vidcm.train.engine import StepReport, mean_logs
 
@@ -23,9 +23,7 @@ class Log:
         if self.path.exists():
             lines = self.path.read_text("utf-8", errors="replace").splitlines()
             kept = [x for x in lines if (step := step_of(x)) is not None and step <= start]
-            part = self.path.with_name(".metrics.jsonl.part")
-            part.write_text("".join(x + "\n" for x in kept), "utf-8")
-            os.replace(part, self.path)
+            write_text(self.path, "".join(x + "\n" for x in kept))
             counts = [c for x in kept if (c := json.loads(x).get("skipped")) is not None]
             self.skipped = counts[-1] if counts else 0
         try:

@@ -17,6 +17,7 @@ from vidcm.config import TrainConfig, to_dict
 from vidcm.data.batch import Dataset, MicroBatch
 from vidcm.data.loader import batches
 from vidcm.errors import UsageError, VidcmError
+from vidcm.files import write_text
 from vidcm.objectives.base import Objective
 from vidcm.train import checkpoint
 from vidcm.train.engine import Engine
@@ -150,7 +151,7 @@ def _on_chief(engine: Engine, act: Callable[..., int | None], *args: Any) -> int
 
 
 def _prepare(run: Path, config: TrainConfig, log: Log, start: int) -> None:
-    (run / "config.json").write_text(json.dumps(to_dict(config), indent=1), "utf-8")
+    write_text(run / "config.json", json.dumps(to_dict(config), indent=1))
     log.open(start)
 
 

@@ -69,7 +69,6 @@ TO_DO = frozenset(
     train/tasks.py
     """.split()
 )
-)
 
 
 def names(path: Path) -> Iterator[str]:

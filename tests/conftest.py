@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,18 @@ os.environ.update(
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips the tests marked `timm` where it cannot be imported, as beside another torchvision."""
+    marked = [item for item in items if item.get_closest_marker("timm")]
+    try:
+        if marked:
+            import_module("timm")
+    except (ImportError, RuntimeError) as error:
+        reason = f"timm does not import ({error}): pip install 'vidcm[timm]' with its own torch"
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session")

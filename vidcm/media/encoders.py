@@ -14,17 +14,28 @@ if TYPE_CHECKING:
     import av
 
 
-class Codec(NamedTuple):
+class Encoding(NamedTuple):
+    """Encoder, its pixel format and options, and the options of the container."""
+
     encoder: str
     pixels: str
     options: dict[str, str]
     container: dict[str, str]
 
 
-CODECS = {
-    ".mp4": Codec("libx264", "yuv420p", {"crf": "17"}, {"movflags": "+faststart"}),
-    ".webm": Codec("libvpx-vp9", "yuv420p", {"crf": "20", "b:v": "0", "cpu-used": "2"}, {}),
-    ".gif": Codec("gif", "pal8", {}, {"loop": "0"}),
+# The same frames give the same bytes, on one machine or another:
+# - mbtree=0: with AVX-512, x264's macroblock tree handles 8 macroblocks at a time and, where 8 do
+#   not divide the columns (64 pixels are 4), adds what lies in memory after a row to its costs.
+# - threads: x264's output depends on their number, which by default is that of the cores. They
+#   share out frames, since PyAV's default of slices makes files larger.
+# - fflags: without bitexact, Matroska draws the identifiers of segment and track at random.
+X264 = {"crf": "17", "mbtree": "0", "threads": "4", "thread_type": "frame"}
+VP9 = {"crf": "20", "b:v": "0", "cpu-used": "2", "threads": "4"}
+BITEXACT = {"fflags": "+bitexact"}
+ENCODINGS = {
+    ".mp4": Encoding("libx264", "yuv420p", X264, BITEXACT | {"movflags": "+faststart"}),
+    ".webm": Encoding("libvpx-vp9", "yuv420p", VP9, BITEXACT),
+    ".gif": Encoding("gif", "pal8", {}, {"loop": "0"}),
 }
 
 
@@ -32,7 +43,7 @@ def find_encoder(kind: str) -> None:
     """Raise VidcmError where this build of PyAV cannot write `kind`, an extension or "" for png."""
     import av
 
-    encoder = CODECS[kind].encoder if kind in CODECS else "png"
+    encoder = ENCODINGS[kind].encoder if kind in ENCODINGS else "png"
     try:
         av.Codec(encoder, "w")
     except ValueError as error:
@@ -43,24 +54,26 @@ def find_encoder(kind: str) -> None:
 
 
 def encode(frames: np.ndarray, path: Path, kind: str, fps: float, scale: int) -> None:
-    """Write uint8 `(t h w 3)` to `path` (absolute) as `kind`, one of CODECS, enlarged."""
+    """Write uint8 `(t h w 3)` to `path` (absolute) as `kind`, one of ENCODINGS, enlarged."""
     import av
     from av.error import FFmpegError
 
-    codec = CODECS[kind]
+    encoding = ENCODINGS[kind]
     # Every ratio in use (24000/1001, 29.97, 12.5) is met exactly; a float's own is not a ratio.
     rate = Fraction(float(fps)).limit_denominator(1001)
     pictures = _indexed(frames, scale) if kind == ".gif" else _subsampled(frames, scale)
     try:
         # `path` is absolute, so no part of a name can pass for one of ffmpeg's protocols.
-        with av.open(str(path), "w", format=kind[1:], options=codec.container) as out:
-            stream = cast("av.VideoStream", out.add_stream(codec.encoder, rate, codec.options))
+        with av.open(str(path), "w", format=kind[1:], options=encoding.container) as out:
+            stream = cast(
+                "av.VideoStream", out.add_stream(encoding.encoder, rate, encoding.options)
+            )
             context = stream.codec_context
             even = 1 if kind == ".gif" else 2
             context.height, context.width = (
                 -(-n * scale // even) * even for n in frames.shape[1:3]
             )
-            context.pix_fmt = codec.pixels
+            context.pix_fmt = encoding.pixels
             if kind != ".gif":
                 context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709
                 context.color_range = 1  # 16..235

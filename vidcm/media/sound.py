@@ -12,6 +12,7 @@ from av.error import FFmpegError
 from vidcm.errors import VidcmError
 from vidcm.files import replacing
 from vidcm.media.demux import Clock, opened, regular_file
+from vidcm.media.encoders import ENCODINGS
 
 SECONDS = 30.0  # a deadline, as that of reading frames
 
@@ -51,13 +52,14 @@ def add_sound(video: Path, source: Path, start: float = 0.0) -> None:
     Packets are copied, not coded anew, so that the beginning is met to within one (about 20 ms).
     Raises NoSound where the container does not take them, VidcmError where it cannot be written."""
     stop = time.monotonic() + SECONDS
-    options = {"movflags": "+faststart"} if video.suffix.lower() == ".mp4" else {}
+    kind = video.suffix.lower()
+    options = ENCODINGS[kind].container
     try:
         with (
             replacing(video) as part,
             opened(regular_file(source), stop) as held,
             av.open(f"file:{video}") as made,
-            av.open(f"file:{part}", "w", video.suffix[1:].lower(), options) as out,
+            av.open(f"file:{part}", "w", kind[1:], options) as out,
         ):
             _copy(made, held.container, out, _origin(source, stop) + start)
     except FFmpegError as error:

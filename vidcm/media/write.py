@@ -17,7 +17,7 @@ import numpy as np
 
 from vidcm.errors import UsageError, VidcmError
 from vidcm.files import replacing
-from vidcm.media.encoders import CODECS, encode, find_encoder, page, png
+from vidcm.media.encoders import ENCODINGS, encode, find_encoder, page, png
 from vidcm.media.encoders import enlarge as enlarge
 
 FORMATS = (".mp4", ".webm", ".gif", ".png")
@@ -89,12 +89,12 @@ def write_clip(
     interrupt, no file is left behind and an older output is as it was.
     """
     kind = _kind(path)
-    check_clip(frames, (3,) if kind in CODECS else (3, 4))
+    check_clip(frames, (3,) if kind in ENCODINGS else (3, 4))
     fastest = 50 if kind == ".gif" else 1000
     if not 0.01 <= fps <= fastest:
         raise UsageError(f"got fps {fps}, expected 0.01 to {fastest} in {kind or 'png'} files")
     check_positive("scale", scale)
-    if kind in CODECS and max(frames.shape[1:3]) * scale > LARGEST:
+    if kind in ENCODINGS and max(frames.shape[1:3]) * scale > LARGEST:
         raise UsageError(
             f"got {frames.shape[2]}x{frames.shape[1]} frames and scale {scale}, expected at most "
             f"{LARGEST} pixels a side in {kind}: lower the scale or write png"
@@ -105,7 +105,7 @@ def write_clip(
             raise UsageError(f"got columns {columns} for {path}: only a .png sheet has columns")
     target = check_output(path, overwrite)
     with replacing(target) as temporary:
-        if kind in CODECS:
+        if kind in ENCODINGS:
             encode(frames, temporary, kind, fps, scale)
         elif kind == ".png":
             temporary.write_bytes(png(page(frames, columns or len(frames)), scale))

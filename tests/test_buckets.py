@@ -111,7 +111,9 @@ def test_shards_of_several_shapes_keep_their_captions(tmp_path):
 
 def test_ranks_and_micro_batches_of_a_step_share_a_shape(tmp_path):
     data = LatentShards(cache(tmp_path / "x"), batch_size=8)
-    common: dict[str, Any] = dict(seed=3, start=2, stop=9, batch_size=8, accumulation=2, workers=2)
+    common: dict[str, Any] = dict(
+        seed=3, start=2, stop=9, batch_size=8, gradient_accumulation_steps=2, num_workers=2
+    )
     ranks = [list(batches(data, rank=r, world=2, **common)) for r in range(2)]
     shapes = set()
     for parts in zip(*ranks, strict=True):
@@ -215,8 +217,8 @@ def test_a_run_on_buckets_resumes_exactly(tmp_path):
             batch_size=4,
             save_every=3,
             log_every=1,
-            keep=9,
-            workers=0,
+            keep_checkpoints=9,
+            num_workers=0,
         )
         torch.manual_seed(0)
         data = build("data", config.data, batch_size=config.batch_size)

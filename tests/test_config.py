@@ -54,7 +54,7 @@ def test_every_shipped_config_loads_and_its_parts_exist(path):
     )
     build("objective", found.objective, **teacher)
     assert set(found.data) - {"name"} <= set(options_of("data", found.data["name"]))
-    assert found.batch_size % found.accumulation == 0
+    assert found.batch_size % found.gradient_accumulation_steps == 0
 
 
 def test_there_are_configs():
@@ -102,7 +102,7 @@ def test_numbers_are_numbers(text, value):
         (["optimizer.lr=1e-4"], "optimizer.lr", 1e-4),
         (["optimizer.betas=[0.8, 0.95]"], "optimizer.betas", (0.8, 0.95)),
         (["steps=2e3"], "steps", 2000),
-        (["prompts=[an orc, 'a, b']"], "prompts", ["an orc", "a, b"]),
+        (["preview_prompts=[an orc, 'a, b']"], "preview_prompts", ["an orc", "a, b"]),
         (
             ["model.widths=[3, 5, 7]"],
             "model",
@@ -145,16 +145,16 @@ def test_overrides(file, overrides, name, value):
         ("steps=0", "steps is 0; it must be at least 1"),
         ("output=3", "output: 3 is not str"),
         ("model=dit", "model: 'dit' is not dict"),
-        ("prompts=[1]", "prompts: 1 is not str"),
-        ("prompts=one", "prompts: 'one' is not list"),
+        ("preview_prompts=[1]", "preview_prompts: 1 is not str"),
+        ("preview_prompts=one", "preview_prompts: 'one' is not list"),
         ("optimizer=3", "optimizer: 3 is not OptimizerConfig"),
         ("optimizer.betas=[0.9]", "betas: .0.9. is not tuple"),
         ("optimizer.lr=0", "optimizer.lr is 0.0; it must be above 0"),
         ("optimizer.lr=.nan", "optimizer: lr: nan is not a finite number"),
         ("optimizer.lr=1e999", "optimizer: lr: inf is not a finite number"),
         ("optimizer.lr=fast", "optimizer: lr: 'fast' is not float"),
-        ("optimizer.clip=0", "optimizer.clip is 0.0; it must be above 0"),
-        ("ema=1", r"ema is 1.0; it must be in \[0, 1\)"),
+        ("optimizer.max_grad_norm=0", "optimizer.max_grad_norm is 0.0; it must be above 0"),
+        ("ema_decay=1", r"ema_decay is 1.0; it must be in \[0, 1\)"),
         ("precision=fp16", "precision is 'fp16'; use fp32 or bf16"),
         ("zero=4", "zero is 4;.*0, 1, 2 and 3"),
         ("lora=3", "lora: 3 is not LoraConfig"),
@@ -165,7 +165,7 @@ def test_overrides(file, overrides, name, value):
         ("lora={}", r"set init \(or teacher\) to its folder"),
         ("compile=1", "compile: 1 is not bool"),
         ("sample_every=0", "sample_every is 0; it must be at least 1"),
-        ("workers=-1", "workers is -1; it must be at least 0"),
+        ("num_workers=-1", "num_workers is -1; it must be at least 0"),
         ("seed=-1", "seed is -1; it must be at least 0"),
         ("model={a: 1, a: 2}", "override model.*: the key 'a' stands twice"),
         ("seed=9223372036854775808", r"seed is 9223372036854775808; it must be below 2\^63"),
@@ -176,8 +176,8 @@ def test_overrides(file, overrides, name, value):
         ),
         ("optimizer.betas=[-0.1, 0.9]", "optimizer.betas are"),
         ("optimizer.weight_decay=-1", "optimizer.weight_decay is -1.0; it must be 0 or above"),
-        ("optimizer.warmup=-1", "optimizer.warmup is -1; it must be 0 or above"),
-        ("optimizer.final=2", r"optimizer.final is 2.0; it must be in \[0, 1\]"),
+        ("optimizer.warmup_steps=-1", "optimizer.warmup_steps is -1; it must be 0 or above"),
+        ("optimizer.final_lr_ratio=2", r"optimizer.final_lr_ratio is 2.0; it must be in \[0, 1\]"),
         ("objective.mean=.nan", "objective.mean: nan is not a finite number"),
         ("data.x={y: [1, .inf]}", "data.x.y.1: inf is not a finite number"),
         ("steps=!!float", "override steps=!!float: a value does not fit its tag"),
@@ -294,7 +294,7 @@ def test_home_is_expanded_everywhere_and_once(file, monkeypatch):
 
 
 def test_keys_that_exclude_each_other(file):
-    assert "freezes the text tower of init" in refused(file, "init=a", "text=b", "lora={}")
+    assert "freezes the text tower of init" in refused(file, "init=a", "init_text=b", "lora={}")
     assert refused(file, "zero=3", "compile=true").endswith("use zero=2, or compile=false")
 
 

@@ -87,12 +87,12 @@ def test_kinds_of_a_mask(mask, kinds):
     "shares, message",
     [
         ({"frist": 0.3}, "has no kind 'frist'; did you mean 'first'"),
-        ({"first": -0.1}, "given.first is -0.1; it must be a share"),
-        ({"first": "0.3"}, "given.first is '0.3'; it must be a share"),
-        ({"first": True}, "given.first is True; it must be a share"),
-        ({"first": float("nan")}, "given.first is nan; it must be a share"),
+        ({"first": -0.1}, "given_frames.first is -0.1; it must be a share"),
+        ({"first": "0.3"}, "given_frames.first is '0.3'; it must be a share"),
+        ({"first": True}, "given_frames.first is True; it must be a share"),
+        ({"first": float("nan")}, "given_frames.first is nan; it must be a share"),
         ({"first": 0.7, "last": 0.4}, "add up to 1.1; they must not exceed 1"),
-        (0.3, "given is 0.3; write it as"),
+        (0.3, "given_frames is 0.3; write it as"),
     ],
 )
 def test_senseless_shares_are_refused(shares, message):
@@ -181,9 +181,9 @@ def test_runs_in_which_given_frames_go_unseen_are_refused(tmp_path):
     "objective, kinds",
     [
         ({"name": "flow_matching"}, set()),
-        ({"name": "flow_matching", "given": None}, set()),
-        ({"name": "flow_matching", "given": {"first": 0.3, "last": 0}}, {"first"}),
-        ({"name": "rcm", "consistency": {"given": {"both": 0.3}}}, {"both"}),
+        ({"name": "flow_matching", "given_frames": None}, set()),
+        ({"name": "flow_matching", "given_frames": {"first": 0.3, "last": 0}}, {"first"}),
+        ({"name": "rcm", "consistency": {"given_frames": {"both": 0.3}}}, {"both"}),
     ],
 )
 def test_a_card_says_what_its_model_was_trained_with(objective, kinds):

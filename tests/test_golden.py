@@ -41,7 +41,7 @@ def frames(positions: range) -> Batch:
 def curve(spec: dict, objective: Objective, data: Callable[[range], Batch]) -> list[float]:
     """The losses of a run: twenty steps of the engine that training uses."""
     torch.manual_seed(0)
-    config = TrainConfig(model={}, objective={}, data={}, output="", steps=STEPS, ema=0.9)
+    config = TrainConfig(model={}, objective={}, data={}, output="", steps=STEPS, ema_decay=0.9)
     model, device = build("model", spec), torch.device("cpu")
     engine = assemble(model, objective, config, device, start_alone)
     losses = []
@@ -98,7 +98,7 @@ def _in_turns(spec: dict) -> list[float]:
 
 
 def distribution_matching() -> list[float]:
-    return _in_turns({"name": "distribution_matching", "every": 3})
+    return _in_turns({"name": "distribution_matching", "student_update_freq": 3})
 
 
 def adversarial() -> list[float]:
@@ -108,7 +108,7 @@ def adversarial() -> list[float]:
 def rcm() -> list[float]:
     extra = {"matching": {"weight": 0.5}, "adversarial": {"weight": 0.5, "blocks": [1]}}
     consistency = {"name": "consistency_tuning", "stages": 4}
-    return _in_turns({"name": "rcm", "consistency": consistency, "every": 3, **extra})
+    return _in_turns({"name": "rcm", "consistency": consistency, "student_update_freq": 3, **extra})
 
 
 def _taught(name: str, **backbone) -> list[float]:

@@ -226,7 +226,7 @@ def config(name: str, models: dict[str, Path], clips: Path, output: Path, **opti
         "steps": 2,
         "batch_size": 2,
         "sample_every": 2,
-        "workers": 0,
+        "num_workers": 0,
     }
     return from_dict(TrainConfig, keys, "here")
 

@@ -44,18 +44,26 @@ def test_every_name_imports_and_its_options_are_explained(kind, name):
         ),
         ("model", {"name": "causal_vae", "channels": True}, "channels: True is not int"),
         ("model", {"name": "attribute_net"}, "needs the option 'classes'"),
-        ("objective", {"name": "flow_matching", "mean": "0"}, "mean: '0' is not float"),
+        ("objective", {"name": "flow_matching", "p_mean": "0"}, "p_mean: '0' is not float"),
         ("objective", {"name": "consistency_tuning", "teacher": None}, "no option 'teacher'"),
         ("data", {"name": "latents", "path": 3}, r"path: 3 is not str \| "),
         ("data", {"name": "lpc", "art": "/nowhere"}, "art is not at /nowhere, where data.art says"),
-        ("objective", {"name": "flow_matching", "mean": math.nan}, "mean: nan is not a finite"),
+        ("objective", {"name": "flow_matching", "p_mean": math.nan}, "p_mean: nan is not a finite"),
         (
             "objective",
-            {"name": "flow_map", "guidance": 3},
-            r"guidance: 3 is not tuple\[float, float",
+            {"name": "flow_map", "guidance_range": 3},
+            r"guidance_range: 3 is not tuple\[float, float",
         ),
-        ("objective", {"name": "flow_map", "guidance": ["a", 3]}, r"guidance: \['a', 3\] is not"),
-        ("objective", {"name": "flow_map", "guidance": [True, 3]}, "guidance: .* is not tuple"),
+        (
+            "objective",
+            {"name": "flow_map", "guidance_range": ["a", 3]},
+            r"guidance_range: \['a', 3\] is not",
+        ),
+        (
+            "objective",
+            {"name": "flow_map", "guidance_range": [True, 3]},
+            "guidance_range: .* is not tuple",
+        ),
         ("objective", {"name": "adversarial", "blocks": [0.5]}, "blocks: 0.5 is not int"),
         ("data", {"name": "folder", "root": "x", "num_frames": 5, "size": 16}, "size: 16 is not"),
         ("model", {"name": "causal_vae", "widths": [48]}, r"widths \[48\], .*: use three of each"),
@@ -89,7 +97,7 @@ def test_a_patch_is_three_numbers(patch):
 
 
 def test_whole_numbers_pass_for_floats_and_context_reaches_whoever_takes_it():
-    found = build("objective", {"name": "flow_matching", "mean": 1}, teacher="ignored")
-    assert found.mean == 1 and type(found.mean) is float
+    found = build("objective", {"name": "flow_matching", "p_mean": 1}, teacher="ignored")
+    assert found.p_mean == 1 and type(found.p_mean) is float
     teacher = object()
     assert build("objective", {"name": "consistency_tuning"}, teacher=teacher).teacher is teacher

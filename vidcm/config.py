@@ -16,24 +16,26 @@ Spec = dict[str, Any]  # {"name": registered name, **options of its constructor}
 
 @dataclass
 class OptimizerConfig:
-    """AdamW with linear warm-up and a cosine to `final * lr`; `clip` bounds the gradient norm."""
+    """AdamW with linear warm-up and a cosine to `final_lr_ratio * lr`; `max_grad_norm` bounds the gradient norm."""
 
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.01
-    warmup: int = 100
-    final: float = 0.05
-    clip: float = 1.0
+    warmup_steps: int = 100
+    final_lr_ratio: float = 0.05
+    max_grad_norm: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("lr", "clip"):
+        for name in ("lr", "max_grad_norm"):
             if (value := getattr(self, name)) <= 0:
                 raise UsageError(f"optimizer.{name} is {value}; it must be above 0")
-        for name in ("weight_decay", "warmup"):
+        for name in ("weight_decay", "warmup_steps"):
             if (value := getattr(self, name)) < 0:
                 raise UsageError(f"optimizer.{name} is {value}; it must be 0 or above")
-        if not 0 <= self.final <= 1:
-            raise UsageError(f"optimizer.final is {self.final}; it must be in [0, 1]")
+        if not 0 <= self.final_lr_ratio <= 1:
+            raise UsageError(
+                f"optimizer.final_lr_ratio is {self.final_lr_ratio}; it must be in [0, 1]"
+            )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UsageError(f"optimizer.betas are {list(self.betas)}; both must be in [0, 1)")
 
@@ -67,38 +69,44 @@ class TrainConfig:
     steps: int
     seed: int = 0
     batch_size: int = 32
-    accumulation: int = 1
+    gradient_accumulation_steps: int = 1
     init: str | None = None  # a model folder whose weights to start from
-    text: str | None = None  # a caption reader's model folder: what the text tower starts as
+    init_text: str | None = None  # a caption reader's model folder: what the text tower starts as
     teacher: str | None = None  # a model folder, for objectives that distil
     lora: LoraConfig | None = None  # train low-rank updates of `init` (or else of `teacher`)
     codec: str | None = None  # a model folder; encodes frames and decodes the sample sheets
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    ema: float = 0.999
+    ema_decay: float = 0.999
     precision: str = "fp32"
     zero: int = 0
     activation_checkpointing: bool = (
         False  # compute blocks twice rather than keep what is inside them
     )
     compile: bool = False  # torch.compile for the networks that are trained
-    workers: int = 1
+    num_workers: int = 1
     max_skipped: int = 10
     log_every: int = 20
     sample_every: int = 500
     save_every: int = 500
-    keep: int = 2
-    prompts: list[str] = field(default_factory=list)
+    keep_checkpoints: int = 2
+    preview_prompts: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        positive = ("steps", "batch_size", "accumulation", "keep", "max_skipped")
+        positive = (
+            "steps",
+            "batch_size",
+            "gradient_accumulation_steps",
+            "keep_checkpoints",
+            "max_skipped",
+        )
         least = dict.fromkeys((*positive, "log_every", "sample_every", "save_every"), 1)
-        for name, low in {**least, "workers": 0, "seed": 0}.items():
+        for name, low in {**least, "num_workers": 0, "seed": 0}.items():
             if getattr(self, name) < low:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be at least {low}")
         if self.seed >= 2**63:
             raise UsageError(f"seed is {self.seed}; it must be below 2^63")
-        if not 0 <= self.ema < 1:
-            raise UsageError(f"ema is {self.ema}; it must be in [0, 1)")
+        if not 0 <= self.ema_decay < 1:
+            raise UsageError(f"ema_decay is {self.ema_decay}; it must be in [0, 1)")
         if self.precision not in ("fp32", "bf16"):
             raise UsageError(f"precision is {self.precision!r}; use fp32 or bf16")
         if self.zero not in (0, 1, 2, 3):
@@ -112,9 +120,9 @@ class TrainConfig:
             raise UsageError(
                 "lora updates a network that is there already; set init (or teacher) to its folder"
             )
-        if self.lora and self.text:
+        if self.lora and self.init_text:
             raise UsageError(
-                "lora freezes the text tower of init, and text would replace it; drop one"
+                "lora freezes the text tower of init, and init_text would replace it; drop one"
             )
 
     @property

@@ -44,7 +44,7 @@ def world(puppets, tmp_path_factory) -> Path:
         "output": "unused",
         "steps": 100000,
         "batch_size": 2,
-        "workers": 0,
+        "num_workers": 0,
         "sample_every": 100000,
         "model": denoiser(guidance_embed=True, patch_size=[1, 4, 4]),
         "init": "unused",

@@ -103,7 +103,7 @@ def test_the_share_from_noise(share):
             return super().predict_x0(x_t, t, cond)
 
     seeing, places = Seeing(), range(200)
-    objective = Adversarial(seeing, blocks=[0], from_noise=share, mean=-1.0, std=0.3)
+    objective = Adversarial(seeing, blocks=[0], from_noise=share, p_mean=-1.0, p_std=0.3)
     objective(Watching(seeing.path), batch(places, 1), 0.0, SampleRng(1, places))
     at_noise = [t for t in times if abs(t - T_START) < 1e-6]
     assert len(at_noise) / 200 == pytest.approx(share, abs=0.1)
@@ -126,7 +126,7 @@ def test_prompts_and_scales_are_told(act):
             said.append(list(prompts))
 
     hearing, places = Hearing(), range(200)
-    objective = Adversarial(hearing, [0], guidance=[2.0, 3.0], dropout=0.3)
+    objective = Adversarial(hearing, [0], guidance_range=[2.0, 3.0], prompt_dropout=0.3)
     getattr(objective, act)(Listening(hearing.path), batch(places, 1), 0.0, SampleRng(1, places))
     ((scale,), (first, *others)) = told, said
     assert 2 <= scale.min() < 2.1 and 2.9 < scale.max() < 3
@@ -143,7 +143,7 @@ def test_what_starts_from_noise_holds_nothing_of_the_data():
             return super().predict_x0(x_t, t, cond)
 
     seeing, places = Seeing(), range(60)
-    objective, given = Adversarial(seeing, blocks=[0], mean=-1.0, std=0.3), batch(places)
+    objective, given = Adversarial(seeing, blocks=[0], p_mean=-1.0, p_std=0.3), batch(places)
     assert given.latents is not None
     for latents in (given.latents, given.latents + 1):
         data = Batch(given.captions, latents=latents)
@@ -206,7 +206,13 @@ class Seeing(nn.Module):
 def test_a_one_step_gan_finds_the_data():
     seeing = Seeing()
     objective = Adversarial(
-        seeing, [0], hidden=16, from_noise=1.0, noise=(-2.0, 0.3), dropout=0.0, every=3
+        seeing,
+        [0],
+        hidden=16,
+        from_noise=1.0,
+        noise=(-2.0, 0.3),
+        prompt_dropout=0.0,
+        student_update_freq=3,
     )
     student = Learnt(seeing.path, shift=0.8)
     student.std.requires_grad_(False)
@@ -228,12 +234,12 @@ def test_a_one_step_gan_finds_the_data():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"every": 1}, "2 networks need at least 2 turns"),
+        ({"student_update_freq": 1}, "2 networks need at least 2 turns"),
         ({"from_noise": 1.5}, "from_noise 1.5 is not in"),
         ({"noise": [0.1]}, "not a mean and a deviation"),
         ({"blocks": []}, "would see nothing"),
         ({"hidden": 0}, "would see nothing"),
-        ({"guidance": [0.0, 1.0]}, "above 0"),
+        ({"guidance_range": [0.0, 1.0]}, "above 0"),
     ],
 )
 def test_senseless_options_are_refused(options, message):

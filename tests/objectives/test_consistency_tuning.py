@@ -44,8 +44,8 @@ def mutant(old: str, new: str) -> type[ConsistencyTuning]:
 
 WRONG_CLOCK = ("/ (sigma - lower)", "/ (t - r)")
 GUIDANCE_OFF_BY_ONE = (
-    "x_r = question.step(",
-    "x_r = Question(question.prompts, question.scale + 1).step(",
+    "x_r = prompts.step(",
+    "x_r = PromptBatch(prompts.prompts, prompts.scale + 1).step(",
 )
 BACKWARD_STEP = ('x_t, t, r, "euler")', 'x_t, t, 2 * t - r, "euler")')
 OTHER_NOISE = (
@@ -60,7 +60,7 @@ OTHER_NOISE = (
 def distilled(path, kind=ConsistencyTuning, stages: int = 9) -> list[float]:
     """Losses of the exact map under the exact guided teacher, at stages 3 to the last."""
     world = Gaussian(path, means=MEANS)
-    objective = kind(world, stages=stages, huber=0.0)
+    objective = kind(world, stages=stages, huber_c=0.0)
     return [float(loss(world, objective, (k + 0.5) / stages)) for k in range(3, stages)]
 
 
@@ -85,7 +85,7 @@ def test_a_student_deaf_to_guidance_is_not_left_alone():
             return super().predict_x0(x_t, t, super().encode(["up"] * len(x_t)))
 
     world = Gaussian(RectifiedFlow(), means=MEANS)
-    objective = ConsistencyTuning(world, stages=9, huber=0.0)
+    objective = ConsistencyTuning(world, stages=9, huber_c=0.0)
     deaf = loss(Deaf(world.path, means=MEANS), objective, 0.99)
     assert deaf > 20 * loss(world, objective, 0.99)
 
@@ -102,7 +102,7 @@ def test_the_scales_told_fill_the_range_and_empty_prompts_are_told_too():
     world = Gaussian(RectifiedFlow(), means=MEANS)
     loss(
         Listening(world.path, means=MEANS),
-        ConsistencyTuning(world, guidance=[2.0, 3.0], dropout=0.3),
+        ConsistencyTuning(world, guidance_range=[2.0, 3.0], prompt_dropout=0.3),
     )
     assert told[0].equal(told[1]) and 2 <= told[0].min() < 2.1 and 2.9 < told[0].max() < 3
     assert 0.15 < said.count("") / len(said) < 0.45
@@ -120,14 +120,14 @@ def test_straight_steps_end_at_the_mean_that_the_guided_teacher_calls_clean():
             return x_t - like(t, x_t) * flow.velocity(x_t, t, cond)
 
     mean = Mean(world.path, means=MEANS)
-    all_straight, none = (ConsistencyTuning(world, stages=9, straight=s) for s in (1e9, 0.0))
+    all_straight, none = (ConsistencyTuning(world, stages=9, min_sigma=s) for s in (1e9, 0.0))
     assert float(loss(mean, all_straight, 0.9)) == pytest.approx(0, abs=1e-9)
     assert float(loss(world, all_straight, 0.9)) > 0.1  # a sample is not a mean
     assert float(loss(mean, none, 0.9)) > 0.1
 
 
 def test_steps_are_straight_below_the_level_alone():
-    plain, straight = (ConsistencyTuning(None, stages=2, straight=s) for s in (0.0, 4.0))
+    plain, straight = (ConsistencyTuning(None, stages=2, min_sigma=s) for s in (0.0, 4.0))
     sigma = torch.tensor([0.5, 4.0, 7.9, 8.2, 15.0, 17.0, 100.0])
     before = plain.lower(sigma, 0.9)
     after = straight.lower(sigma, 0.9)
@@ -162,7 +162,7 @@ class Constant(Gaussian):
 @every_path
 @pytest.mark.parametrize("kind, right", [(ConsistencyTuning, True), (mutant(*WRONG_CLOCK), False)])
 def test_the_weight_is_one_over_the_gap_in_sigma(path, kind, right):
-    objective = kind(None, q=4.0, stages=1, huber=0.0, max_weight=1e9, mean=2.0, std=0.5)
+    objective = kind(None, q=4.0, stages=1, huber_c=0.0, max_weight=1e9, p_mean=2.0, p_std=0.5)
     sigma = torch.exp(2.0 + 0.5 * SampleRng(1, PLACES).normal())
     lower = objective.lower(sigma, 0.0)
     assert (lower > 0).all()
@@ -176,7 +176,7 @@ def test_the_weight_is_one_over_the_gap_in_sigma(path, kind, right):
 
 def test_a_tilt_weighs_octaves_of_noise_alike():
     objective = ConsistencyTuning(
-        None, q=4.0, stages=1, huber=0.0, max_weight=1e9, mean=2.0, std=0.5, tilt=1.0
+        None, q=4.0, stages=1, huber_c=0.0, max_weight=1e9, p_mean=2.0, p_std=0.5, weight_power=1.0
     )
     sigma = torch.exp(2.0 + 0.5 * SampleRng(1, PLACES).normal())
     found = float(loss(Constant(RectifiedFlow(), means=MEANS), objective))
@@ -185,7 +185,7 @@ def test_a_tilt_weighs_octaves_of_noise_alike():
 
 def test_weights_are_bounded_and_huber_is_smooth_at_zero():
     objective = ConsistencyTuning(
-        None, q=1e3, stages=1, max_weight=0.01, mean=3.0, std=0.1, huber=0.0
+        None, q=1e3, stages=1, max_weight=0.01, p_mean=3.0, p_std=0.1, huber_c=0.0
     )
     sigma = torch.exp(3.0 + 0.1 * SampleRng(1, PLACES).normal())
     gap = sigma - objective.lower(sigma, 0.0)
@@ -194,7 +194,7 @@ def test_weights_are_bounded_and_huber_is_smooth_at_zero():
     )
     still = Gaussian(RectifiedFlow(), means=MEANS)
     still.predict_x0 = lambda x_t, t, cond: (x_t * 0).requires_grad_()
-    value = loss(still, ConsistencyTuning(None, mean=3.0, q=8.0, stages=1, huber=1e-3))
+    value = loss(still, ConsistencyTuning(None, p_mean=3.0, q=8.0, stages=1, huber_c=1e-3))
     value.backward()
     assert value.detach() == 0
 
@@ -205,7 +205,7 @@ def test_weights_are_bounded_and_huber_is_smooth_at_zero():
 def test_at_r_zero_it_is_denoising():
     """Early stages ask for the clean latents themselves, as a denoiser's loss does."""
     world = Gaussian(RectifiedFlow(), means=MEANS)
-    objective = ConsistencyTuning(None, mean=-2.0, std=0.5, huber=0.0, dropout=0.0)
+    objective = ConsistencyTuning(None, p_mean=-2.0, p_std=0.5, huber_c=0.0, prompt_dropout=0.0)
     rng = SampleRng(1, PLACES)
     sigma = torch.exp(-2.0 + 0.5 * rng.normal())
     assert (objective.lower(sigma, 0.0) == 0).all()
@@ -221,7 +221,7 @@ def test_at_r_zero_it_is_denoising():
 def test_the_exact_map_is_left_alone_without_a_teacher(path):
     """Where data are one point, the noise of a sample is its trajectory, at every stage."""
     world, given = Gaussian(path, std=0.0, means=MEANS), batch(std=0.0)
-    objective = ConsistencyTuning(None, dropout=0.0)
+    objective = ConsistencyTuning(None, prompt_dropout=0.0)
     for progress in (0.0, 0.5, 0.99):
         assert float(objective(world, given, progress, SampleRng(1, PLACES)).total) < 1e-9
 
@@ -229,7 +229,7 @@ def test_the_exact_map_is_left_alone_without_a_teacher(path):
 def test_both_points_share_their_noise():
     """Small steps of the same noise are close to each other; steps of other noise are not."""
     world = Gaussian(RectifiedFlow(), means=MEANS)
-    options = {"q": 4.0, "stages": 6, "huber": 0.0}
+    options = {"q": 4.0, "stages": 6, "huber_c": 0.0}
     near = [
         float(loss(world, kind(None, **options), 0.99))
         for kind in (ConsistencyTuning, mutant(*OTHER_NOISE))
@@ -309,7 +309,7 @@ def one_step(model: Denoiser, told: float | None) -> tuple[float, float]:
     return float(x.mean()) - mean, float(x.std() / (0.5 * eps).std())
 
 
-OPTIONS = {"guidance": [1.0, 2.0], "dropout": 0.0, "mean": 0.7}
+OPTIONS = {"guidance_range": [1.0, 2.0], "prompt_dropout": 0.0, "p_mean": 0.7}
 
 
 @pytest.mark.parametrize("taught", [True, False])
@@ -335,9 +335,9 @@ def test_training_by_the_wrong_clock_does_not(student):
     [
         ({"q": 1.0}, "q > 1 and stages >= 1"),
         ({"stages": 0}, "q > 1 and stages >= 1"),
-        ({"guidance": [5.0, 1.5]}, r"not a range \[low, high\]"),
-        ({"guidance": [0.0, 1.5]}, "above 0"),
-        ({"guidance": [1.0]}, "not a range"),
+        ({"guidance_range": [5.0, 1.5]}, r"not a range \[low, high\]"),
+        ({"guidance_range": [0.0, 1.5]}, "above 0"),
+        ({"guidance_range": [1.0]}, "not a range"),
     ],
 )
 def test_senseless_options_are_refused(options, message):

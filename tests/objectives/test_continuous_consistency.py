@@ -117,15 +117,15 @@ def test_the_exact_map_is_left_alone_without_a_teacher(path):
         ContinuousConsistency,
         mutant("dz = cos * eps - sin * x0", "dz = cos * eps + sin * x0"),
     ]
-    early, wrong = (tangent(model, k(None, dropout=0.0), 0.0, std=0.0) for k in kinds)
+    early, wrong = (tangent(model, k(None, prompt_dropout=0.0), 0.0, std=0.0) for k in kinds)
     assert early < 1e-8 < 0.1 < wrong
-    assert tangent(model, kinds[0](None, dropout=0.0), std=0.0) < 1e-8
+    assert tangent(model, kinds[0](None, prompt_dropout=0.0), std=0.0) < 1e-8
 
 
 PLANTED = {
     "guidance off by one": (
-        "v = question.velocity(",
-        "v = Question(question.prompts, question.scale + 1).velocity(",
+        "v = prompts.velocity(",
+        "v = PromptBatch(prompts.prompts, prompts.scale + 1).velocity(",
     ),
     "a missing cosine": ("-cos.square() * (still", "-cos * (still"),
     "a missing sine": ("cos * sin * z + pushed", "cos * z + pushed"),
@@ -187,7 +187,7 @@ def test_gradients_have_their_closed_form(change):
     world, student = Gaussian(RectifiedFlow(), means=MEANS), Shifted(RectifiedFlow(), means=MEANS)
     right = []
     for c in (0.1, 2.0):
-        found = run(student, kind(world, normalise=c), 0.0)
+        found = run(student, kind(world, tangent_c=c), 0.0)
         g = -0.3 / (1 + ratios().square())
         pushed = g / (g.abs() + c)
         (gradient,) = torch.autograd.grad(found.total, student.by)
@@ -246,7 +246,7 @@ class Listening(Mapped):
 
 def test_the_scales_told_fill_the_range_and_empty_prompts_are_told_too():
     world, student = (kind(RectifiedFlow(), means=MEANS) for kind in (Gaussian, Listening))
-    run(student, ContinuousConsistency(world, guidance=[2.0, 3.0], dropout=0.3))
+    run(student, ContinuousConsistency(world, guidance_range=[2.0, 3.0], prompt_dropout=0.3))
     assert 2 <= student.told.min() < 2.1 and 2.9 < student.told.max() < 3
     assert 0.15 < student.said.count("") / len(student.said) < 0.45
     run(student, ContinuousConsistency(None))
@@ -305,7 +305,7 @@ def one_step(model: Denoiser, told: float | None) -> tuple[float, float]:
 def test_training_reaches_the_exact_one_step_map(student, taught):
     world = Gaussian(RectifiedFlow(), means={"": 0.4, "0.9": 0.9})
     # Of so short a run: after a warm-up of a fifth of it, ends of the range of scales lag behind.
-    options = {"guidance": [1.0, 2.0], "dropout": 0.0, "mean": 0.7, "warmup": 0.5}
+    options = {"guidance_range": [1.0, 2.0], "prompt_dropout": 0.0, "p_mean": 0.7, "warmup": 0.5}
     objective = ContinuousConsistency(world if taught else None, **options)
     trained(student, objective)
     for told in (1.0, 1.5, 2.0) if taught else (None,):
@@ -320,12 +320,12 @@ def test_training_reaches_the_exact_one_step_map(student, taught):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"guidance": [5.0, 1.5]}, r"not a range \[low, high\]"),
-        ({"guidance": [0.0, 1.5]}, "above 0"),
-        ({"guidance": [1.0]}, "not a range"),
-        ({"dropout": 1.5}, r"dropout is 1.5; it must be in \[0, 1\]"),
+        ({"guidance_range": [5.0, 1.5]}, r"not a range \[low, high\]"),
+        ({"guidance_range": [0.0, 1.5]}, "above 0"),
+        ({"guidance_range": [1.0]}, "not a range"),
+        ({"prompt_dropout": 1.5}, r"prompt_dropout is 1.5; it must be in \[0, 1\]"),
         ({"warmup": -0.1}, r"warmup is -0.1; it must be in \[0, 1\]"),
-        ({"normalise": 0.0}, "normalise is 0.0; it must be above 0"),
+        ({"tangent_c": 0.0}, "tangent_c is 0.0; it must be above 0"),
         ({"derivative": {"name": "exakt"}}, "unknown derivative 'exakt'; did you mean 'exact'"),
         ({"derivative": {"name": "exact", "h": 1e-3}}, "no option 'h'"),
         ({"derivative": "exact"}, "the derivative is 'exact'; write it as {name: exact}"),

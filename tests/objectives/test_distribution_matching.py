@@ -13,7 +13,7 @@ from vidcm.diffusion.times import STEPS, to_path_time
 from vidcm.errors import UsageError
 from vidcm.objectives.backward_simulation import backward_simulation, step_prefixes
 from vidcm.objectives.base import STUDENT
-from vidcm.objectives.common import Question
+from vidcm.objectives.common import PromptBatch
 from vidcm.objectives.distribution_matching import DistributionMatching
 from vidcm.rng import SampleRng
 
@@ -136,13 +136,15 @@ def test_the_fake_score_s_loss_is_least_at_the_exact_score(path):
 @every_path
 def test_a_rollout_is_what_the_sampler_makes(path):
     student, noise = Learnt(path, 0.1, 0.8), SampleRng(3, PLACES).normal(1, 1, 1, 5).double()
-    question = Question(["up"] * len(PLACES), torch.full((len(PLACES),), 2.0))
+    prompts = PromptBatch(["up"] * len(PLACES), torch.full((len(PLACES),), 2.0))
     for times in STEPS.values():
-        found = backward_simulation(student, [times], question, noise, SampleRng(1, PLACES))
+        found = backward_simulation(student, [times], prompts, noise, SampleRng(1, PLACES))
         rng = SampleRng(1, PLACES)
         rng.uniform()  # which walk: there is one
         grid = to_path_time(path, times).tolist()
-        expected = samplers.consistency(student, noise, grid, question.to(student, True), rng)
+        expected = samplers.consistency(
+            student, noise, grid, prompts.encode(student, with_guidance=True), rng
+        )
         torch.testing.assert_close(found.detach(), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -150,15 +152,15 @@ def test_samples_of_a_rollout_go_their_own_ways():
     """Each by a walk, a prompt and a scale of its own, whatever the others' are."""
     path, choices = RectifiedFlow(), step_prefixes([1, 2, 4])
     student, noise = Learnt(path, 0.1, 0.8), SampleRng(3, PLACES).normal(1, 1, 1, 3).double()
-    prompts = ["" if p % 3 else "up" for p in PLACES]
-    question = Question(prompts, 1 + 4 * SampleRng(4, PLACES).uniform())
-    found = backward_simulation(student, choices, question, noise, SampleRng(1, PLACES)).detach()
+    texts = ["" if p % 3 else "up" for p in PLACES]
+    prompts = PromptBatch(texts, 1 + 4 * SampleRng(4, PLACES).uniform())
+    found = backward_simulation(student, choices, prompts, noise, SampleRng(1, PLACES)).detach()
     for place in PLACES:
         rng, row = SampleRng(1, [place]), torch.tensor([place])
         times = choices[int(rng.uniform() * len(choices))]
-        own = question.of(row)
-        assert own.prompts == [prompts[place]] and own.scale.equal(question.scale[row])
-        cond = student.encode([prompts[place]], question.scale[row])
+        own = prompts.of(row)
+        assert own.prompts == [texts[place]] and own.scale.equal(prompts.scale[row])
+        cond = student.encode([texts[place]], prompts.scale[row])
         alone = samplers.consistency(student, noise[row], times, cond, rng)
         torch.testing.assert_close(found[row], alone, rtol=1e-5, atol=1e-6)
 
@@ -197,7 +199,7 @@ def test_scales_told_fill_the_range_and_the_fake_score_hears_the_same():
     path = RectifiedFlow()
     student, fake = Listening(path), Listening(path)
     places = range(300)
-    objective = matching(path, fake, guidance=[2.0, 3.0], dropout=0.3)
+    objective = matching(path, fake, guidance_range=[2.0, 3.0], prompt_dropout=0.3)
     objective(student, batch(places, 1), 0.0, SampleRng(1, places))
     scale, prompts = told[student][-1]
     assert 2 <= scale.min() < 2.1 and 2.9 < scale.max() < 3
@@ -225,7 +227,7 @@ def test_a_batch_split_over_ranks_has_the_same_loss(act):
 def test_training_reaches_the_mean_and_the_spread():
     path = RectifiedFlow()
     fake = Learnt(path)  # starts as the teacher
-    student, objective = Learnt(path, 0.6, 0.9), matching(path, fake, guidance=[1.0, 2.0])
+    student, objective = Learnt(path, 0.6, 0.9), matching(path, fake, guidance_range=[1.0, 2.0])
     optimizers = {
         STUDENT: torch.optim.Adam(student.parameters(), lr=0.03),
         "fake": torch.optim.Adam(fake.parameters(), lr=0.06),
@@ -241,19 +243,19 @@ def test_training_reaches_the_mean_and_the_spread():
 
 
 def test_turns_have_a_period_and_the_fake_score_goes_first():
-    turns = [matching(RectifiedFlow(), every=3).turn(step, 0.0) for step in range(7)]
+    turns = [matching(RectifiedFlow(), student_update_freq=3).turn(step, 0.0) for step in range(7)]
     assert turns == ["fake", "fake", STUDENT, "fake", "fake", STUDENT, "fake"]
 
 
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"every": 1}, "every is 1; 2 networks need at least 2 turns"),
+        ({"student_update_freq": 1}, "student_update_freq is 1; 2 networks need at least 2 turns"),
         ({"steps": []}, "not numbers of sampling steps"),
         ({"steps": [0, 2]}, "not numbers of sampling steps"),
-        ({"guidance": [5.0, 1.5]}, r"not a range \[low, high\]"),
-        ({"dropout": 1.1}, "dropout 1.1 is not in"),
-        ({"rate": 0.0}, "rate is 0.0; it must be above 0"),
+        ({"guidance_range": [5.0, 1.5]}, r"not a range \[low, high\]"),
+        ({"prompt_dropout": 1.1}, "prompt_dropout 1.1 is not in"),
+        ({"lr_scale": 0.0}, "lr_scale is 0.0; it must be above 0"),
         ({"betas": [0.9]}, "not two numbers"),
         ({"betas": [0.9, 1.0]}, "not two numbers"),
     ],

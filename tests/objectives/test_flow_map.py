@@ -12,7 +12,7 @@ from vidcm.diffusion.paths import RectifiedFlow, TrigFlow
 from vidcm.diffusion.samplers import flow_map
 from vidcm.diffusion.times import T_START, student_timesteps
 from vidcm.errors import UsageError
-from vidcm.objectives.common import Question
+from vidcm.objectives.common import PromptBatch
 from vidcm.objectives.flow_map import FlowMap
 from vidcm.registry import build
 from vidcm.rng import SampleRng
@@ -25,7 +25,7 @@ FINITE = {"name": "finite_difference"}
 def exact(path, kind=FlowMap, **options) -> float:
     """The mean square error of the exact map under the exact guided teacher."""
     world = Flow(path, means=MEANS)
-    return float(loss(world, kind(world, power=0.0, **options)))
+    return float(loss(world, kind(world, adaptive_p=0.0, **options)))
 
 
 # --- with a teacher -------------------------------------------------------------------------------
@@ -47,7 +47,7 @@ def test_the_exact_map_is_left_alone_without_a_teacher(path, improved):
     swap = ("path.velocity(x0, eps, t)", "path.velocity(eps, x0, t)")
     found = []
     for kind in (FlowMap, mutant(FlowMap, swap)):
-        objective = kind(None, power=0.0, dropout=0.0, improved=improved)
+        objective = kind(None, adaptive_p=0.0, prompt_dropout=0.0, improved=improved)
         found.append(float(objective(world, given, 0.0, SampleRng(1, PLACES)).total))
     assert found[0] < 1e-10 < 1e-2 < found[1]
 
@@ -69,15 +69,15 @@ def test_mistakes_in_the_derivative_do_not_vanish(planted):
 
 def test_guidance_as_lcm_counts_it_does_not_vanish(monkeypatch):
     swap = ("t, self.prompts, self.scale)", "t, self.prompts, self.scale + 1)")
-    monkeypatch.setattr("vidcm.objectives.flow_map.Question", mutant(Question, swap))
+    monkeypatch.setattr("vidcm.objectives.flow_map.PromptBatch", mutant(PromptBatch, swap))
     assert exact(RF) > 1e-2
 
 
 def test_unshared_noise_does_not_vanish():
     """v must be the velocity at x_t itself, not at another noise's."""
     swap = (
-        "question.velocity(self.teacher, x_t, t)",
-        "question.velocity(self.teacher, path.add_noise(x0, eps.roll(1, 0), t), t)",
+        "prompts.velocity(self.teacher, x_t, t)",
+        "prompts.velocity(self.teacher, path.add_noise(x0, eps.roll(1, 0), t), t)",
     )
     assert exact(RF, mutant(FlowMap, swap)) > 1e-2
 
@@ -91,8 +91,13 @@ def beside_the_paper(path, improved: bool, kind=FlowMap) -> float:
     spec["path"] = {"name": name or "variance_exploding"}
     model = tiny.shaken(build("model", spec)).eval()
     teacher = tiny.shaken(build("model", tiny.denoiser() | {"path": spec["path"]}), seed=3).eval()
-    options = {"power": 0.0, "improved": improved, "dropout": 0.0, "log_normal": [0.0, 1.0]}
-    objective = kind(teacher, shift=1.0, instant=0.3, whole=0.2, **options)
+    options = {
+        "adaptive_p": 0.0,
+        "improved": improved,
+        "prompt_dropout": 0.0,
+        "log_normal": [0.0, 1.0],
+    }
+    objective = kind(teacher, shift=1.0, p_equal=0.3, p_to_data=0.2, **options)
     places = range(6)
     given = Batch(["an orc"] * 6, latents=SampleRng(8, places).normal(5, 1, 2, 3))
     found = objective(model, given, 0.0, SampleRng(1, places)).total
@@ -100,8 +105,8 @@ def beside_the_paper(path, improved: bool, kind=FlowMap) -> float:
     rng = SampleRng(1, places)
     t, s = (path.t_from_sigma(p / (1 - p)) for p in objective.draw_times(rng))
     x_t = path.add_noise(given.latents, rng.normal(5, 1, 2, 3), t)
-    question = Question.draw(given, rng, 0.0, objective.guidance)
-    cond, v = question.to(model, True), question.velocity(teacher, x_t, t)
+    prompts = PromptBatch.draw(given, rng, 0.0, objective.guidance_range)
+    cond, v = prompts.encode(model, with_guidance=True), prompts.velocity(teacher, x_t, t)
     along = model.velocity(x_t, t, cond) if improved else v
     h = 1e-3 * (t if path.t_max > 2 else torch.ones_like(t))
     wide = h.view(-1, 1, 1, 1, 1)
@@ -149,20 +154,20 @@ def test_the_loss_pulls_towards_the_exact_map(improved):
     swap = ("target = u + moved", "target = u - moved")
     slopes = []
     for kind in (FlowMap, mutant(FlowMap, swap)):
-        found = loss(model, kind(world, power=0.0, improved=improved))
+        found = loss(model, kind(world, adaptive_p=0.0, improved=improved))
         slopes.append(float(torch.autograd.grad(found, model.by)[0]))
     # The improved one differentiates along a velocity that is off as well.
     assert slopes[0] == pytest.approx(2 * 0.3, rel=0.3 if improved else 1e-6)
     assert slopes[1] < slopes[0] - 0.1
 
 
-WEIGHTED = mutant(FlowMap, ("(errors.detach() + self.floor)", "(errors + self.floor)"))
+WEIGHTED = mutant(FlowMap, ("(errors.detach() + self.adaptive_c)", "(errors + self.adaptive_c)"))
 
 
 @pytest.mark.parametrize("kind, right", [(FlowMap, True), (WEIGHTED, False)])
 def test_a_weight_is_a_number_to_the_gradient(kind, right):
     model = Off(RF, means=MEANS)
-    found = loss(model, kind(Flow(RF, means=MEANS), power=1.0, floor=0.5))
+    found = loss(model, kind(Flow(RF, means=MEANS), adaptive_p=1.0, adaptive_c=0.5))
     slope = float(torch.autograd.grad(found, model.by)[0])
     assert (slope == pytest.approx(2 * 0.3 / (0.3**2 + 0.5), rel=1e-6)) == right
 
@@ -176,7 +181,7 @@ def test_a_student_deaf_to_guidance_is_not_left_alone():
             return super().flow_map(x_t, t, s, self.encode(["up"] * len(x_t)))
 
     world = Flow(RF, means=MEANS)
-    assert loss(Deaf(RF, means=MEANS), FlowMap(world, power=0.0)) > 1e-2
+    assert loss(Deaf(RF, means=MEANS), FlowMap(world, adaptive_p=0.0)) > 1e-2
 
 
 # --- the law of times -----------------------------------------------------------------------------
@@ -187,22 +192,22 @@ def law(kind=FlowMap, count: int = 2000, **options) -> dict[str, float]:
     t, s = kind(None, **options).draw_times(SampleRng(1, range(count)))
     assert (s <= t).all() and (0 <= s).all() and (t <= T_START).all()
     one_step = (t > 0.95) & (s == 0)
-    found = {"instant": s == t, "whole": (s == 0) & (t > 0), "one step": one_step}
+    found = {"p_equal": s == t, "p_to_data": (s == 0) & (t > 0), "one step": one_step}
     return {k: float(v.float().mean()) for k, v in found.items()}
 
 
 @pytest.mark.parametrize("options", [{}, {"log_normal": [0.0, 1.0]}], ids=["uniform", "log-normal"])
 def test_the_pairs_that_few_steps_need_are_drawn_often(options):
     found = law(**options)
-    assert found["instant"] == pytest.approx(0.5, abs=0.04)
-    assert found["whole"] == pytest.approx(0.25, abs=0.04)
+    assert found["p_equal"] == pytest.approx(0.5, abs=0.04)
+    assert found["p_to_data"] == pytest.approx(0.25, abs=0.04)
     assert found["one step"] > 0.06
 
 
 def test_an_endpoint_hardly_drawn_is_found_out():
     """MeanFlow's law for images, and a law without whole jumps, never show one step from noise."""
     assert law(log_normal=[-0.4, 1.0], shift=1.0)["one step"] < 0.01
-    assert law(whole=0.0)["one step"] == 0
+    assert law(p_to_data=0.0)["one step"] == 0
 
 
 def test_times_are_shifted_by_the_factor_on_sigma():
@@ -226,9 +231,9 @@ class Astray(Flow):
 def test_weights_are_of_the_mean_square_whatever_the_size(power, floor):
     world = Flow(RF, means=MEANS)
     model = Astray(RF, means=MEANS)
-    objective = FlowMap(world, power=power, floor=floor)
+    objective = FlowMap(world, adaptive_p=power, adaptive_c=floor)
     u_plus_moved = ("target = u + moved", "target = u - 3.0 + moved")  # what the exact one gives
-    wrong = mutant(FlowMap, u_plus_moved)(world, power=power, floor=floor)
+    wrong = mutant(FlowMap, u_plus_moved)(world, adaptive_p=power, adaptive_c=floor)
     for width in (2, 5):
         assert float(loss(model, wrong, width=width)) == pytest.approx(9 / (9 + floor) ** power)
         assert float(loss(model, objective, width=width)) < 1e-10  # the error is against itself
@@ -238,7 +243,7 @@ def test_summing_over_latents_is_found_out():
     swap = ("square().flatten(1).mean(1)", "square().flatten(1).sum(1)")
     world = Flow(RF, means=MEANS)
     astray = (swap, ("target = u + moved", "target = u - 3.0 + moved"))
-    wrong = mutant(FlowMap, *astray)(world, power=0.0)
+    wrong = mutant(FlowMap, *astray)(world, adaptive_p=0.0)
     narrow, wide = (float(loss(Astray(RF, means=MEANS), wrong, width=w)) for w in (2, 6))
     assert wide > 2.5 * narrow
 
@@ -268,7 +273,7 @@ def test_only_the_prediction_takes_a_gradient_and_scales_are_told_when_taught():
     for teacher in (None, Flow(RF, means=MEANS)):
         told.clear()
         graded.clear()
-        FlowMap(teacher, improved=True, guidance=[2.0, 3.0], dropout=0.3)(
+        FlowMap(teacher, improved=True, guidance_range=[2.0, 3.0], prompt_dropout=0.3)(
             Watching(RF, means=MEANS), batch(), 0.0, SampleRng(1, PLACES)
         )
         assert graded == [(True, True), (False, False)]
@@ -293,7 +298,7 @@ def drawn(model, steps: int, told: float | None) -> tuple[float, float]:
 @pytest.mark.parametrize("taught", [True, False])
 def test_training_reaches_the_map_of_any_number_of_steps(monkeypatch, taught):
     world = Flow(RF, means={"": 0.4, "0.9": 0.9})
-    options = {"guidance": [1.0, 2.0], "dropout": 0.0, "shift": 3.0}
+    options = {"guidance_range": [1.0, 2.0], "prompt_dropout": 0.0, "shift": 3.0}
     objective = FlowMap(world if taught else None, improved=not taught, **options)
     model = trained(student(monkeypatch, two_times=True), objective, 350)
     for told in (1.0, 2.0) if taught else (None,):
@@ -308,15 +313,15 @@ def test_training_reaches_the_map_of_any_number_of_steps(monkeypatch, taught):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"instant": 0.8, "whole": 0.3}, "instant 0.8 and whole 0.3 are not shares"),
-        ({"whole": -0.1}, "not shares"),
+        ({"p_equal": 0.8, "p_to_data": 0.3}, "p_equal 0.8 and p_to_data 0.3 are not probabilities"),
+        ({"p_to_data": -0.1}, "not probabilities"),
         ({"log_normal": [1.0]}, "std above 0"),
         ({"log_normal": [1.0, 0.0]}, "std above 0"),
-        ({"shift": 0.0}, "shift 0.0, floor"),
-        ({"floor": 0.0}, "floor 0.0"),
-        ({"power": -1.0}, "power -1.0"),
-        ({"guidance": [0.0, 1.5]}, "above 0"),
-        ({"dropout": -0.1}, r"not in \[0, 1\)"),
+        ({"shift": 0.0}, "shift 0.0, adaptive_c"),
+        ({"adaptive_c": 0.0}, "adaptive_c 0.0"),
+        ({"adaptive_p": -1.0}, "adaptive_p -1.0"),
+        ({"guidance_range": [0.0, 1.5]}, "above 0"),
+        ({"prompt_dropout": -0.1}, r"not in \[0, 1\)"),
         ({"derivative": {"name": "exakt"}}, "did you mean 'exact'"),
     ],
 )

@@ -71,7 +71,9 @@ def test_dropout_empties_its_share_of_prompts(dropout, low, high):
             return super().encode(prompts, guidance)
 
     listener = Listening(world.path, means=world.means)
-    FlowMatching(dropout=dropout)(listener, batch(world, prompt="up"), 0.0, SampleRng(1, PLACES))
+    FlowMatching(prompt_dropout=dropout)(
+        listener, batch(world, prompt="up"), 0.0, SampleRng(1, PLACES)
+    )
     assert low <= seen.count("") / len(seen) <= high and set(seen) <= {"", "up"}
 
 
@@ -94,4 +96,4 @@ def test_guided_velocity_is_the_guided_world_s_without_gradients():
 @pytest.mark.parametrize("dropout", [-0.1, 1.0])
 def test_a_dropout_that_leaves_no_prompt_is_refused(dropout):
     with pytest.raises(UsageError, match="dropout .* is not in"):
-        FlowMatching(dropout=dropout)
+        FlowMatching(prompt_dropout=dropout)

@@ -76,7 +76,9 @@ def pulls(kind, count: int = 40) -> torch.Tensor:
     """The loss's gradient at the exact velocity, over its own error: standard scores of zero."""
     model, found = Leaning(RectifiedFlow()), []
     for k in range(count):
-        total = loss(model, kind(dropout=0.0, given=GIVEN), places=range(k * 32, k * 32 + 32))
+        total = loss(
+            model, kind(prompt_dropout=0.0, given_frames=GIVEN), places=range(k * 32, k * 32 + 32)
+        )
         found.append(torch.autograd.grad(total, model.lean)[0])
     gradients = torch.stack(found)
     return (gradients.mean(0) / (gradients.std(0) / count**0.5)).nan_to_num()  # 0 / 0: none seen
@@ -98,9 +100,9 @@ def test_it_has_one_when_given_frames_are_not_shown_as_such(planted):
 # --- both objectives ------------------------------------------------------------------------------
 
 OBJECTIVES = {
-    "teacher": (FlowMatching, lambda kind, world: kind(given=GIVEN)),
-    "taught": (ConsistencyTuning, lambda kind, world: kind(world, given=GIVEN)),
-    "alone": (ConsistencyTuning, lambda kind, world: kind(None, given=GIVEN)),
+    "teacher": (FlowMatching, lambda kind, world: kind(given_frames=GIVEN)),
+    "taught": (ConsistencyTuning, lambda kind, world: kind(world, given_frames=GIVEN)),
+    "alone": (ConsistencyTuning, lambda kind, world: kind(None, given_frames=GIVEN)),
 }
 each = pytest.mark.parametrize("name", OBJECTIVES)
 COUNTED = ("free_mean(", "(lambda x, _: x.flatten(1).mean(1))(")
@@ -176,7 +178,7 @@ def test_shares_of_nothing_are_no_shares(name):
     kind, make = OBJECTIVES[name]
     world, nothing = Clips(RectifiedFlow()), {"first": 0.0}
     first = () if name == "teacher" else (world if name == "taught" else None,)
-    found = [loss(world, kind(*first, given=g), 0.4, range(8)) for g in (None, nothing)]
+    found = [loss(world, kind(*first, given_frames=g), 0.4, range(8)) for g in (None, nothing)]
     assert found[0].equal(found[1])
 
 
@@ -187,7 +189,7 @@ def test_shares_of_nothing_are_no_shares(name):
 def test_the_exact_map_is_left_alone_but_for_the_euler_step(path):
     """As without given frames: each stage halves the loss, towards zero."""
     world, stages = Clips(path), 9
-    objective = ConsistencyTuning(world, stages=stages, huber=0.0, given=GIVEN)
+    objective = ConsistencyTuning(world, stages=stages, huber_c=0.0, given_frames=GIVEN)
     losses = [
         float(loss(world, objective, (k + 0.5) / stages, range(48)))
         for k in (3, stages - 2, stages - 1)
@@ -202,7 +204,7 @@ TEACHER_IS_NOT_TOLD = ("self.teacher, x_t, t, r,", "self.teacher, x_t, t.amax(1)
 def test_a_teacher_not_told_of_them_leads_astray():
     world, losses = Clips(RectifiedFlow()), []
     for kind in (ConsistencyTuning, mutant(ConsistencyTuning, TEACHER_IS_NOT_TOLD)):
-        objective = kind(world, stages=9, huber=0.0, given=GIVEN)
+        objective = kind(world, stages=9, huber_c=0.0, given_frames=GIVEN)
         losses.append(float(loss(world, objective, 0.99, range(48))))
     assert losses[1] > 5 * losses[0]
 
@@ -218,7 +220,14 @@ class Constant(Clips):
 def test_the_mean_is_over_what_is_free():
     """|f(x_t, t) - f(x_r, r)| is sigma - r there: every sample's loss is 1, whatever is given."""
     objective = ConsistencyTuning(
-        None, q=4.0, stages=1, huber=0.0, max_weight=1e9, mean=2.0, std=0.5, given=GIVEN
+        None,
+        q=4.0,
+        stages=1,
+        huber_c=0.0,
+        max_weight=1e9,
+        p_mean=2.0,
+        p_std=0.5,
+        given_frames=GIVEN,
     )
     assert float(loss(Constant(RectifiedFlow()), objective)) == pytest.approx(1, rel=1e-4)
 
@@ -228,7 +237,7 @@ def test_the_mean_is_over_what_is_free():
 )
 def test_shares_that_make_no_sense_are_refused(kind):
     with pytest.raises(UsageError, match="did you mean 'first'"):
-        kind(given={"frist": 0.3})
+        kind(given_frames={"frist": 0.3})
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -273,7 +282,9 @@ def sampled(model: Denoiser, shown: GivenLatents, conditioned: bool) -> torch.Te
 def test_training_reaches_the_law_given_the_first_frame(learner):
     """Shown the frame, the student draws what goes with it; with guesses projected alone, it is as
     far off as the frame is from the mean."""
-    objective = ConsistencyTuning(None, given={"first": 0.6}, dropout=0.0, mean=0.7, huber=0.1)
+    objective = ConsistencyTuning(
+        None, given_frames={"first": 0.6}, prompt_dropout=0.0, p_mean=0.7, huber_c=0.1
+    )
     model, mask = trained(learner, objective), torch.tensor([True, False, False])
     for first in (-0.3, 2.0):
         shown = GivenLatents(torch.tensor([first, 0, 0]).view(1, 1, 3, 1, 1), mask)

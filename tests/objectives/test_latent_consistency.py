@@ -13,7 +13,7 @@ from vidcm.diffusion.paths import RectifiedFlow
 from vidcm.diffusion.samplers import consistency, flow_map, student_settings
 from vidcm.diffusion.times import SHIFT, shifted_timesteps, student_timesteps, to_path_time
 from vidcm.errors import UsageError
-from vidcm.objectives.common import Question
+from vidcm.objectives.common import PromptBatch
 from vidcm.objectives.latent_consistency import LatentConsistency
 from vidcm.objectives.phased_consistency import PhasedConsistency
 from vidcm.registry import build
@@ -57,24 +57,24 @@ def test_heun_is_closer_by_far(kind):
 def test_order_of_the_teacher_s_steps(path, solver, order):
     world = Flow(path, means=MEANS)
     x = torch.linspace(-2, 2, 5, dtype=torch.float64).view(1, 5, 1, 1, 1)
-    question = Question(["up"], torch.tensor([3.0]))
+    prompts = PromptBatch(["up"], torch.tensor([3.0]))
     ends = path.t_from_sigma(torch.tensor([20.0, 0.1], dtype=torch.float64))
-    told = world.encode(["up"], question.scale)
+    told = world.encode(["up"], prompts.scale)
     exact, errors = world.flow(x, ends[:1], ends[1:], told), []
     for steps in (60, 120, 240):
         times, at = torch.linspace(float(ends[0]), float(ends[1]), steps + 1).double(), x
         for t, r in zip(times, times[1:], strict=False):
-            at = question.step(world, at, t.view(1), r.view(1), solver)
+            at = prompts.step(world, at, t.view(1), r.view(1), solver)
         errors.append(float((at - exact).abs().max()))
     assert math.log2(errors[1] / errors[2]) == pytest.approx(order, abs=0.12) and errors[2] < 0.05
 
 
 def test_where_a_step_ends_at_the_data_it_is_euler_s():
     """There is no slope at no noise, whatever a teacher would say of it."""
-    world, question = Flow(RF, means=MEANS), Question(["up", ""], torch.tensor([3.0, 2.0]))
+    world, prompts = Flow(RF, means=MEANS), PromptBatch(["up", ""], torch.tensor([3.0, 2.0]))
     x, t = batch(range(2)).latents, torch.tensor([0.4, 0.4], dtype=torch.float64)
     r = torch.tensor([0.0, 0.1], dtype=torch.float64)
-    euler, heun = (question.step(world, x, t, r, solver) for solver in ("euler", "heun"))
+    euler, heun = (prompts.step(world, x, t, r, solver) for solver in ("euler", "heun"))
     assert heun[0].equal(euler[0]) and not heun[1].isclose(euler[1]).any()
 
 
@@ -90,8 +90,8 @@ MISTAKES = {
 @both
 @pytest.mark.parametrize("planted", MISTAKES.values(), ids=MISTAKES)
 def test_mistakes_in_teaching_do_not_vanish(kind, planted, monkeypatch):
-    wrong = mutant(Question, planted)
-    monkeypatch.setattr("vidcm.objectives.latent_consistency.Question", wrong)
+    wrong = mutant(PromptBatch, planted)
+    monkeypatch.setattr("vidcm.objectives.latent_consistency.PromptBatch", wrong)
     mistaken = error(RF, kind, intervals=384)
     monkeypatch.undo()
     assert mistaken > 20 * error(RF, kind, intervals=384)
@@ -219,7 +219,7 @@ class Noise(Flow):
 @pytest.mark.parametrize("huber", [None, 0.5])
 def test_the_loss_is_of_single_latents_in_units_of_their_spread(path, huber):
     """Nine, or Huber's value of three, wherever the edge, whatever the path and the size."""
-    options = {"intervals": 8, "huber": huber, "shift": 1.0}
+    options = {"intervals": 8, "huber_c": huber, "shift": 1.0}
     plain = 9.0 if huber is None else math.hypot(3, huber) - huber
     for width in (2, 7):
         objective = PhasedConsistency(None, 2, **options)
@@ -248,7 +248,7 @@ def test_a_batch_split_over_ranks_has_the_same_loss(kind):
 @both
 def test_scales_and_empty_prompts_are_told(kind):
     model = Watching()
-    kind(Flow(RF, means=MEANS), guidance=[2.0, 3.0], dropout=0.3)(
+    kind(Flow(RF, means=MEANS), guidance_range=[2.0, 3.0], prompt_dropout=0.3)(
         model, batch(), 0.0, SampleRng(1, PLACES)
     )
     (said, told), (again, heard) = model.told
@@ -261,7 +261,7 @@ def test_scales_and_empty_prompts_are_told(kind):
 
 @both
 def test_both_points_share_their_noise(kind):
-    world, options = Flow(RF, means=MEANS), {"intervals": 384, "huber": None}
+    world, options = Flow(RF, means=MEANS), {"intervals": 384, "huber_c": None}
     swap = (
         "x_r = path.add_noise(x0, eps, r)",
         "x_r = path.add_noise(x0, rng.normal(*x0.shape[1:]), r)",
@@ -281,7 +281,7 @@ def test_the_exact_map_is_left_alone_without_a_teacher(path, kind):
     """Where data are one point, the noise of a sample is its trajectory."""
     world, count = Flow(path, std=0.0, means=MEANS), len(PLACES)
     given = Batch(["up"] * count, latents=torch.full((count, 2, 3, 2, 2), 0.9).double())
-    objective = kind(None, dropout=0.0)
+    objective = kind(None, prompt_dropout=0.0)
     assert float(objective(world, given, 0.0, SampleRng(1, PLACES)).total) < 1e-12
 
 
@@ -304,8 +304,8 @@ def drawn(model, sampler, times: list[float], told: float = 1.5) -> tuple[float,
     return float(x.mean()) - (0.4 + told * (0.9 - 0.4)), float(x.std()) / 0.5
 
 
-TAUGHT = {"guidance": [1.0, 2.0], "dropout": 0.0, "intervals": 12, "shift": 3.0}
-TAUGHT |= {"solver": "heun", "huber": None}
+TAUGHT = {"guidance_range": [1.0, 2.0], "prompt_dropout": 0.0, "intervals": 12, "shift": 3.0}
+TAUGHT |= {"solver": "heun", "huber_c": None}
 
 
 @pytest.mark.parametrize("decay", [None, 0.9])
@@ -350,10 +350,10 @@ def test_the_exact_phases_lead_to_the_data(path, phases):
         ({"skip": 49}, "use 1 to 48"),
         ({"shift": 0.0}, "above 0 .1 is an even grid"),
         ({"solver": "dpm"}, "unknown solver 'dpm' .known: euler, heun"),
-        ({"huber": 0.0}, "null for the squared error"),
-        ({"guidance": [5.0, 1.5]}, r"not a range \[low, high\]"),
-        ({"guidance": [1.0]}, "not a range"),
-        ({"dropout": 1.0}, r"not in \[0, 1\)"),
+        ({"huber_c": 0.0}, "null for the squared error"),
+        ({"guidance_range": [5.0, 1.5]}, r"not a range \[low, high\]"),
+        ({"guidance_range": [1.0]}, "not a range"),
+        ({"prompt_dropout": 1.0}, r"not in \[0, 1\)"),
         ({"target_decay": 1.0}, "target_decay is 1.0; it must be between 0 and 1, or null"),
         ({"target_decay": 0.0}, "a target that is the student itself"),
     ],

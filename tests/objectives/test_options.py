@@ -17,14 +17,14 @@ TUNING = {"name": "consistency_tuning"}
 )
 def test_a_deviation_is_not_negative(name):
     with pytest.raises(UsageError, match="std is -0.5; a deviation of ln sigma must be 0 or above"):
-        build("objective", {"name": name, "std": -0.5}, teacher=None)
+        build("objective", {"name": name, "p_std": -0.5}, teacher=None)
 
 
 @pytest.mark.parametrize(
     "name, options, message",
     [
-        ("consistency_tuning", {"huber": -1e-3}, "huber -0.001, max_weight"),
-        ("consistency_tuning", {"max_weight": 0}, "use huber from 0 and max_weight above 0"),
+        ("consistency_tuning", {"huber_c": -1e-3}, "huber_c -0.001, max_weight"),
+        ("consistency_tuning", {"max_weight": 0}, "use huber_c from 0 and max_weight above 0"),
         ("autoencoding", {"crop": -8}, "crop -8 is not a multiple"),
         ("autoencoding", {"windows": 0}, "windows 0, tries 3: both must be at least 1"),
         ("autoencoding", {"tries": 0}, "windows 1, tries 0: both must be at least 1"),

@@ -69,17 +69,21 @@ def test_at_first_it_is_two_steps_of_the_guided_teacher():
     assert error(run(world, world, FIRST)) > 0.02 < error(run(Twice(RF, means=MEANS), world, LAST))
 
 
-AGAIN = "self._teach(first, question, x_middle, middle, s)"
+AGAIN = "self._teach(first, prompts, x_middle, middle, s)"
 MISTAKES = {
     "both steps from the start": (AGAIN, AGAIN.replace("x_middle", "x_t"), (0, 1)),
     "one step": (AGAIN, "x_middle", (0, 1)),
-    "a step from another time": (AGAIN, "self._teach(first, question, x_middle, t, s)", (0, 1)),
+    "a step from another time": (AGAIN, "self._teach(first, prompts, x_middle, t, s)", (0, 1)),
     "guidance off by one": (
-        "question.velocity(self.teacher",
-        "Question(question.prompts, question.scale + 1).velocity(self.teacher",
+        "prompts.velocity(self.teacher",
+        "PromptBatch(prompts.prompts, prompts.scale + 1).velocity(self.teacher",
         (0,),
     ),
-    "a deaf copy": ("question.to(network, True)", "question.to(network, False)", (1,)),
+    "a deaf copy": (
+        "prompts.encode(network, with_guidance=True)",
+        "prompts.encode(network, with_guidance=False)",
+        (1,),
+    ),
 }
 
 
@@ -138,7 +142,9 @@ def test_a_student_is_sampled_at_the_times_of_its_last_part():
 
 
 def test_scales_and_empty_prompts_are_told_to_student_and_copy_and_only_one_learns():
-    model, earlier = watched(LAST, steps=2, halvings=2, guidance=[2.0, 3.0], dropout=0.3)
+    model, earlier = watched(
+        LAST, steps=2, halvings=2, guidance_range=[2.0, 3.0], prompt_dropout=0.3
+    )
     (said, told), *others = model.told + earlier.told
     assert len(others) == 2 and all(p == said and w.equal(told) for p, w in others)
     assert 2 <= told.min() < 2.1 and 2.9 < told.max() < 3
@@ -176,7 +182,7 @@ def test_a_batch_split_over_ranks_has_the_same_loss(progress):
 
 def test_training_reaches_what_the_teacher_draws_in_its_many_steps(monkeypatch):
     world = Flow(RF, means={"": 0.4, "0.9": 0.9})
-    options = {"guidance": [1.0, 2.0], "dropout": 0.0, "shift": 3.0}
+    options = {"guidance_range": [1.0, 2.0], "prompt_dropout": 0.0, "shift": 3.0}
     objective = ProgressiveDistillation(world, 2, 2, **options)
     model, rng = trained(student(monkeypatch), objective, 300), SampleRng(3, range(200))
     noise = rng.normal(1, 1, 1, 16)
@@ -197,8 +203,8 @@ def test_training_reaches_what_the_teacher_draws_in_its_many_steps(monkeypatch):
         ({"steps": 0}, "steps 0, halvings 5: use 1 or more of each"),
         ({"halvings": 0}, "steps 1, halvings 0: use 1 or more"),
         ({"shift": 0.0}, "above 0 .1 is an even grid"),
-        ({"guidance": [5.0, 1.5]}, r"not a range \[low, high\]"),
-        ({"dropout": 1.0}, r"not in \[0, 1\)"),
+        ({"guidance_range": [5.0, 1.5]}, r"not a range \[low, high\]"),
+        ({"prompt_dropout": 1.0}, r"not in \[0, 1\)"),
     ],
 )
 def test_senseless_options_are_refused(options, message):

@@ -90,7 +90,9 @@ def test_it_is_the_sum_of_its_terms(context):
 
 
 def test_further_networks_share_the_turns(context):
-    rcm = RegularisedConsistency(**context, matching={}, adversarial={"blocks": [0]}, every=5)
+    rcm = RegularisedConsistency(
+        **context, matching={}, adversarial={"blocks": [0]}, student_update_freq=5
+    )
     turns = [rcm.turn(step, 0.0) for step in range(10)]
     assert turns == ["fake", "critic", "fake", "critic", STUDENT] * 2
 
@@ -106,10 +108,16 @@ def test_further_networks_share_the_turns(context):
         ({"consistency": TUNING, "matching": 1.0}, "matching is 1.0; expected a group"),
         ({"consistency": TUNING, "matching": {"weight": "1"}}, "matching.weight is '1'"),
         ({"consistency": TUNING, "adversarial": {"weight": -1}}, "adversarial.weight is -1"),
-        ({"consistency": TUNING, "matching": {"every": 3}}, "no option 'every'"),
+        (
+            {"consistency": TUNING, "matching": {"student_update_freq": 3}},
+            "no option 'student_update_freq'",
+        ),
         ({"consistency": TUNING, "matching": {"step": [1]}}, "no option 'step'; did you mean 'st"),
         ({"consistency": TUNING, "start": 1.0}, "start 1.0 is not in"),
-        ({"matching": {}, "adversarial": {}, "every": 2}, "3 networks need at least 3 turns"),
+        (
+            {"matching": {}, "adversarial": {}, "student_update_freq": 2},
+            "3 networks need at least 3 turns",
+        ),
         (
             {"consistency": {"name": "rcm", "matching": {}}, "matching": {}},
             "consistency cannot be rcm",

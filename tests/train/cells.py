@@ -39,7 +39,7 @@ PROMPTS = ["an orc walks left", "a lady in a red dress", "a man falls", ""]
 STUDENT = tiny.denoiser(guidance_embed=True, two_times=True)
 # Wide steps, so that differences between two ends of one do not magnify rounding.
 WIDE = {"name": "finite_difference", "h": 0.1}
-COARSE = {"intervals": 4, "huber": 0.1}
+COARSE = {"intervals": 4, "huber_c": 0.1}
 ROWS: dict[str, dict[str, Any]] = {
     "flow_matching": {},
     "consistency_tuning": {"stages": 4},
@@ -51,10 +51,10 @@ ROWS: dict[str, dict[str, Any]] = {
     "flow_map, finite difference": {"derivative": WIDE},
     "continuous_consistency": {},
     "continuous_consistency, finite difference": {"derivative": WIDE},
-    "distribution_matching": {"every": 2, "steps": [1, 2]},
-    "adversarial": {"every": 2, "blocks": [0, 1]},
+    "distribution_matching": {"student_update_freq": 2, "steps": [1, 2]},
+    "adversarial": {"student_update_freq": 2, "blocks": [0, 1]},
     "rcm": {
-        "every": 3,
+        "student_update_freq": 3,
         "consistency": {"name": "consistency_tuning"},
         "matching": {"steps": [1, 2]},
         "adversarial": {"blocks": [1]},
@@ -75,7 +75,7 @@ def updates() -> tuple[bool, ...]:
 
 def settings(row: str, folder: Path, zero: int, lora: bool, **changes: Any) -> TrainConfig:
     """The config of a cell; the teacher lies in `folder`."""
-    keys: dict[str, Any] = dict(output="", steps=12, batch_size=BATCH, ema=0.7, zero=zero)
+    keys: dict[str, Any] = dict(output="", steps=12, batch_size=BATCH, ema_decay=0.7, zero=zero)
     return TrainConfig(
         model=STUDENT,
         objective={"name": row.partition(",")[0], **ROWS[row]},
@@ -83,7 +83,7 @@ def settings(row: str, folder: Path, zero: int, lora: bool, **changes: Any) -> T
         teacher=str(folder),
         init=str(folder),
         lora=LoraConfig(rank=3, alpha=6) if lora else None,
-        optimizer=OptimizerConfig(lr=1e-4, clip=0.5),
+        optimizer=OptimizerConfig(lr=1e-4, max_grad_norm=0.5),
         **keys,
         **changes,
     )

@@ -82,8 +82,10 @@ class Points:
 def config(output: str = "", **changes: Any) -> TrainConfig:
     """A short run of the toy task, its gradients large enough to be clipped."""
     named = dict.fromkeys(("model", "objective", "data"), {"name": "toy"})
-    optimizer = OptimizerConfig(lr=0.01, warmup=2, clip=0.5)
-    plain = dict(steps=STEPS, batch_size=BATCH, seed=5, ema=0.7, workers=0, optimizer=optimizer)
+    optimizer = OptimizerConfig(lr=0.01, warmup_steps=2, max_grad_norm=0.5)
+    plain = dict(
+        steps=STEPS, batch_size=BATCH, seed=5, ema_decay=0.7, num_workers=0, optimizer=optimizer
+    )
     return TrainConfig(**named, **{"output": output, **plain, **changes})
 
 
@@ -94,7 +96,7 @@ class Trio:
     def __init__(self) -> None:
         self.fake, self.critic = Tiny(), nn.Linear(5, 1)
         self.roles = {
-            "fake": Role(self.fake, self.follow, rate=0.5),
+            "fake": Role(self.fake, self.follow, lr_scale=0.5),
             "critic": Role(self.critic, self.judge, betas=(0.0, 0.9)),
         }
 
@@ -152,7 +154,7 @@ def task(data: Points, *, trio: bool = False) -> Task:
 def local(config: TrainConfig) -> LocalEngine:
     """A fresh engine of one process."""
     step = TrainStep(task(Points()).model, regression, CPU)
-    return LocalEngine(step, config.optimizer, ema=config.ema)
+    return LocalEngine(step, config.optimizer, ema_decay=config.ema_decay)
 
 
 def together(config: TrainConfig, start: Start) -> Engine:
@@ -179,10 +181,10 @@ def run(engine: Engine, config: TrainConfig, start: int = 0, stop: int = STEPS) 
         start=start,
         stop=stop,
         batch_size=config.batch_size,
-        accumulation=config.accumulation,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
         rank=engine.rank,
         world=engine.world,
-        workers=0,
+        num_workers=0,
     )
     reports = []
     for step, parts in enumerate(stream, start=start):
@@ -213,7 +215,7 @@ def parity(folder: Path) -> None:
     for stage, accumulation, precision in [*kinds, *((s, 2, "bf16") for s in STAGES[1:])]:
         # Toy parameters would all stay whole: make ZeRO-3 shard them, in half of the cases.
         ours.PERSISTENT = 0 if accumulation == 1 or precision == "bf16" else 100_000
-        keys = dict(zero=stage, accumulation=accumulation, precision=precision)
+        keys = dict(zero=stage, gradient_accumulation_steps=accumulation, precision=precision)
         engine, chosen = start(**keys)
         reports = run(engine, chosen, 0, HALF)
         path = folder / f"{stage}-{accumulation}-{precision}.pt"
@@ -241,7 +243,7 @@ def roles(folder: Path) -> None:
 
     results: dict[tuple, dict] = {}
     for key in [(s, a) for s in STAGES[:3] for a in ACCUMULATIONS]:
-        chosen = config(zero=key[0], accumulation=key[1])
+        chosen = config(zero=key[0], gradient_accumulation_steps=key[1])
         engine = together(chosen, start_on_ranks)
         reports = run(engine, chosen, 0, UNEVEN)
         path = folder / "{}-{}.pt".format(*key)
@@ -314,7 +316,9 @@ def killed(folder: Path) -> int:
 
 
 LONG: dict[str, Any] = dict(steps=400, save_every=50, log_every=1, sample_every=200)
-SHORT: dict[str, Any] = dict(steps=20, save_every=4, log_every=1, sample_every=9, accumulation=2)
+SHORT: dict[str, Any] = dict(
+    steps=20, save_every=4, log_every=1, sample_every=9, gradient_accumulation_steps=2
+)
 
 
 if __name__ == "__main__":

@@ -147,7 +147,7 @@ def test_equals_one_process(parity: list[dict], alone: dict, key: tuple) -> None
 def test_the_case_is_a_hard_one(alone: dict) -> None:
     applied = [r[3] for r in alone["reports"]]
     assert applied == [True, True, False, True, True, True], "a sample of one rank is bad in step 2"
-    clip = ranks.config().optimizer.clip
+    clip = ranks.config().optimizer.max_grad_norm
     assert all(r[2] > clip for r in alone["reports"] if r[3]), "clipping is active"
     weights, average = alone["weights"], alone["average"]
     assert not torch.equal(weights["scale"], average["scale"])

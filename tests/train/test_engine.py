@@ -23,7 +23,7 @@ def test_a_step_is_bad_by_its_loss_or_its_gradient_alone(spoilt: str) -> None:
         return Loss(total + math.inf if spoilt == "loss" else total + root)
 
     chosen, model = ranks.config(), ranks.Tiny()
-    engine = LocalEngine(TrainStep(model, objective, ranks.CPU), chosen.optimizer, ema=0.7)
+    engine = LocalEngine(TrainStep(model, objective, ranks.CPU), chosen.optimizer, ema_decay=0.7)
     before = copy.deepcopy(engine.weights(ema=False))
     part = MicroBatch(ranks.Points().batch(5, range(8)), 5, list(range(8)))
     report = engine.step([part], 0.0, 0.1, 0)
@@ -32,7 +32,7 @@ def test_a_step_is_bad_by_its_loss_or_its_gradient_alone(spoilt: str) -> None:
 
 
 def test_the_average_lags_by_its_decay_and_is_what_goes_out() -> None:
-    chosen = ranks.config(ema=0.7)
+    chosen = ranks.config(ema_decay=0.7)
     engine, trained = ranks.local(chosen), {"first.weight", "first.bias", "last.weight", "scale"}
     expected = engine.weights(ema=True)
     for step in (0, 1, 3, 4):  # the data of 2 are bad
@@ -48,7 +48,7 @@ def test_gradients_are_the_mean_of_the_parts_and_last_one_step() -> None:
     """Two parts are one batch, whatever was left of the step before."""
     weights = []
     for accumulation in (1, 2):
-        chosen = ranks.config(accumulation=accumulation)
+        chosen = ranks.config(gradient_accumulation_steps=accumulation)
         engine = ranks.local(chosen)
         norms = [norm for *_, norm, _ in ranks.run(engine, chosen, 0, 2)]
         weights.append((torch.tensor(norms), *engine.weights(ema=False).values()))
@@ -63,7 +63,7 @@ def test_gradients_are_the_mean_of_the_parts_and_last_one_step() -> None:
 
 def test_gradients_are_clipped_by_their_norm() -> None:
     engine, chosen = ranks.local(ranks.config()), ranks.config()
-    assert chosen.optimizer.clip == 0.5
+    assert chosen.optimizer.max_grad_norm == 0.5
     ((*_, norm, _),) = ranks.run(engine, chosen, 0, 1)
     left = torch.stack([p.grad.norm() for p in engine.parameters.values() if p.grad is not None])
     assert norm > 0.6 and float(left.norm()) == pytest.approx(0.5, rel=1e-4)
@@ -85,7 +85,7 @@ def test_bf16_is_for_the_objective_alone(precision: str) -> None:
         return ranks.regression(model, batch, progress, rng)
 
     chosen, step = ranks.config(), TrainStep(ranks.Tiny(), objective, ranks.CPU)
-    engine = LocalEngine(step, chosen.optimizer, ema=None, precision=precision)
+    engine = LocalEngine(step, chosen.optimizer, ema_decay=None, precision=precision)
     assert ranks.run(engine, chosen, 0, 1)[0][-1]
     assert seen == [precision == "bf16"] and not torch.is_autocast_enabled("cpu")
     assert {v.dtype for v in engine.weights(ema=False).values()} == {torch.float32}

@@ -35,7 +35,7 @@ def root(tmp_path_factory) -> Path:
 
 def config(root: Path, output: str, objective: dict, **keys) -> TrainConfig:
     data = {"name": "folder", "root": str(root / "clips"), "num_frames": 9, "size": [16, 24]}
-    common = {"steps": 2, "batch_size": 4, "sample_every": 2, "workers": 0}
+    common = {"steps": 2, "batch_size": 4, "sample_every": 2, "num_workers": 0}
     common |= {"codec": str(root / "codec"), "output": str(root / output)}
     spec = {"objective": objective, "data": data | {"fps": 8}, "model": tiny.denoiser(), **keys}
     return from_dict(TrainConfig, common | spec, "here")
@@ -44,15 +44,18 @@ def config(root: Path, output: str, objective: dict, **keys) -> TrainConfig:
 def test_a_teacher_and_its_student_are_trained_with_given_frames(root):
     teacher, tuning = str(root / "teacher" / "final"), {"name": "consistency_tuning"}
     model = tiny.denoiser(guidance_embed=True)
-    student = config(root, "taught", tuning | {"given": GIVEN}, model=model)
+    student = config(root, "taught", tuning | {"given_frames": GIVEN}, model=model)
     student.teacher = str(tiny.save(root / "plain", tiny.denoiser()))
     with pytest.raises(UsageError, match="first, random, which the teacher .* was not"):
         launch(student, "cpu")
-    assert launch(config(root, "teacher", {"name": "flow_matching", "given": GIVEN}), "cpu") == 0
+    assert (
+        launch(config(root, "teacher", {"name": "flow_matching", "given_frames": GIVEN}), "cpu")
+        == 0
+    )
     student.teacher = student.init = teacher
     assert launch(student, "cpu") == 0
     made = read_card(root / "taught" / "final")["made"]
-    assert made["config"]["objective"]["given"] == GIVEN
+    assert made["config"]["objective"]["given_frames"] == GIVEN
 
     models = {"codec": root / "codec", "teacher": teacher, "student": root / "taught" / "final"}
     words = [*tiny.export_arguments(models, root / "pipeline"), "--frames", "9", "--allow-still"]

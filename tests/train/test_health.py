@@ -246,7 +246,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def ran(models: dict[str, Path], output: Path, **changes: Any) -> dict:
     """A run of one step; its last line of metrics.jsonl, the preview's."""
-    keys: dict[str, Any] = dict(steps=1, batch_size=2, workers=0, sample_every=1)
+    keys: dict[str, Any] = dict(steps=1, batch_size=2, num_workers=0, sample_every=1)
     keys |= {"teacher": str(models["teacher"]), "codec": str(models["codec"])}
     config = TrainConfig(
         model=tiny.denoiser(guidance_embed=True),
@@ -266,7 +266,7 @@ def test_a_preview_says_when_it_is_sick(models, tmp_path, monkeypatch, capsys):
         return (frozen(squares()).permute(0, 4, 1, 2, 3).float() / 127.5 - 1)[:, :, :5]
 
     monkeypatch.setattr(CausalVAE, "decode", still)
-    line = ran(models, tmp_path / "run", prompts=["a man walks"] * 5)
+    line = ran(models, tmp_path / "run", preview_prompts=["a man walks"] * 5)
     assert line["preview/healthy"] == 0
     shown = [x for x in capsys.readouterr().err.splitlines() if "warning: " in x]
     starts = ("teacher, 25", "student, 4", "student, 2", "student, 1")
@@ -282,7 +282,7 @@ def test_a_healthy_preview_is_silent(models, tmp_path, monkeypatch, capsys):
         return (squares().permute(0, 4, 1, 2, 3).float() / 127.5 - 1)[:, :, :5]
 
     monkeypatch.setattr(CausalVAE, "decode", moving)
-    line = ran(models, tmp_path / "run", prompts=["a man walks"] * 5)
+    line = ran(models, tmp_path / "run", preview_prompts=["a man walks"] * 5)
     assert line["preview/healthy"] == 1 and line["preview/motion_ratio_1"] == 1
     assert "warning" not in capsys.readouterr().err
 

@@ -43,7 +43,7 @@ def copied(engine: Holding) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("accumulation", ranks.ACCUMULATIONS)
 def test_an_average_lags_by_its_decay(accumulation: int) -> None:
     """Once a step, however many parts a batch has; what is not trained stays."""
-    engine, chosen = start("average", accumulation=accumulation)
+    engine, chosen = start("average", gradient_accumulation_steps=accumulation)
     expected = student(engine)
     assert_close(copied(engine), expected, rtol=0)
     for step in range(ranks.STEPS):

@@ -114,12 +114,12 @@ def test_stop_and_resume_to_the_bit(tmp_path: Path, straight: Path, workers: int
     else:
         data = Interrupting(10 * ranks.BATCH)
     before = signal.getsignal(signal.SIGTERM)
-    assert train(run, data, workers=workers) == 143
+    assert train(run, data, num_workers=workers) == 143
     assert signal.getsignal(signal.SIGTERM) is before
     newest = checkpoint.newest(run)
     assert newest is not None and not (run / "final.pt").exists()
     assert workers or newest.name == "step-00000010"
-    assert train(run, workers=workers) == 0
+    assert train(run, num_workers=workers) == 0
     assert_same_run(run, straight)
     assert train(run) == 0, "a finished run exports again"
 
@@ -198,7 +198,14 @@ def test_another_config_does_not_resume(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds a run of 5 steps, and steps is 4; raise it"):
         train(run, steps=4)
     # How the work is shared out, and how often it is looked at, does not make it another run.
-    free = dict(workers=1, accumulation=1, log_every=7, sample_every=5, keep=1, max_skipped=3)
+    free = dict(
+        num_workers=1,
+        gradient_accumulation_steps=1,
+        log_every=7,
+        sample_every=5,
+        keep_checkpoints=1,
+        max_skipped=3,
+    )
     assert train(run, **free) == 0
 
 
@@ -231,14 +238,14 @@ def test_bad_steps_in_a_row_stop_the_run(tmp_path: Path) -> None:
 
 
 def test_learning_rate_closed_form() -> None:
-    config = OptimizerConfig(lr=0.3, warmup=11, final=0.1)
+    config = OptimizerConfig(lr=0.3, warmup_steps=11, final_lr_ratio=0.1)
     rates = [learning_rate(config, s, 101) for s in range(102)]
     assert rates[:11] == pytest.approx([0.3 * (s + 1) / 11 for s in range(11)])
     assert max(rates) == pytest.approx(0.3) and rates[11] == pytest.approx(0.3)
     assert rates[56] == pytest.approx(0.3 * 0.55), "half way along the cosine: the mean of its ends"
     assert rates[101] == pytest.approx(0.03)
     assert all(a > b for a, b in zip(rates[11:], rates[12:], strict=False))
-    assert learning_rate(OptimizerConfig(lr=0.3, warmup=0), 0, 7) == pytest.approx(0.3)
+    assert learning_rate(OptimizerConfig(lr=0.3, warmup_steps=0), 0, 7) == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize(("world", "accumulation"), [(1, 1), (2, 1), (1, 2), (2, 3), (3, 4)])
@@ -254,7 +261,9 @@ def test_positions_do_not_depend_on_the_partition(world: int, accumulation: int)
 
 @pytest.mark.parametrize("workers", [0, 3])
 def test_batches_of_all_ranks_are_the_global_batch(workers: int) -> None:
-    common = dict(seed=5, start=1, stop=4, batch_size=24, accumulation=3, workers=workers)
+    common = dict(
+        seed=5, start=1, stop=4, batch_size=24, gradient_accumulation_steps=3, num_workers=workers
+    )
     each = [list(batches(ranks.Points(), rank=r, world=2, **common)) for r in (0, 1)]
     for step, (a, b) in enumerate(zip(*each, strict=True), start=1):
         at = [p for part in [*a, *b] for p in part.positions]

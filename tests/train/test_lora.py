@@ -101,7 +101,7 @@ def config(models: dict[str, Path], tmp_path: Path, monkeypatch) -> TrainConfig:
     """Four steps of a student from a teacher of its own, on clips of noise."""
     monkeypatch.setitem(registry.TABLE["data"], "clips", "tiny:Clips")
     shutil.copytree(models["teacher"], tmp_path / "teacher")
-    keys: dict[str, Any] = dict(steps=4, batch_size=2, workers=0, save_every=2, sample_every=4)
+    keys: dict[str, Any] = dict(steps=4, batch_size=2, num_workers=0, save_every=2, sample_every=4)
     return TrainConfig(
         model=tiny.denoiser(guidance_embed=True),
         objective={"name": "latent_consistency", "target_decay": 0.5},

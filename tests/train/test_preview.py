@@ -23,7 +23,7 @@ class Clips:
 
 @pytest.mark.parametrize(
     "options, scale",
-    [({}, 3.0), ({"guidance": [1.0, 2.0]}, 2.0), ({"guidance": [4.0, 6.0]}, 4.0)],
+    [({}, 3.0), ({"guidance_range": [1.0, 2.0]}, 2.0), ({"guidance_range": [4.0, 6.0]}, 4.0)],
     ids=["inside", "below", "above"],
 )
 def test_previews_stay_inside_the_range_of_scales(tmp_path, monkeypatch, options, scale):
@@ -36,7 +36,7 @@ def test_previews_stay_inside_the_range_of_scales(tmp_path, monkeypatch, options
         steps=1,
         teacher=str(models["teacher"]),
         codec=str(models["codec"]),
-        prompts=["an orc", "a lady"],
+        preview_prompts=["an orc", "a lady"],
     )
     made = module.video_task(config, build("model", config.model), Clips(), torch.device("cpu"))
     told, walked = [], []

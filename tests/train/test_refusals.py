@@ -38,7 +38,9 @@ def config(folder: Path, **changes) -> TrainConfig:
     keys = dict(model=tiny.denoiser(guidance_embed=True), objective=TUNING, teacher="teacher")
     keys |= dict(init="teacher", codec="codec", output=str(folder / "run"), steps=1, batch_size=4)
     keys |= dict(data={"name": "latents", "path": str(folder / "latents")}, **changes)
-    named = {k: str(folder / keys[k]) for k in ("teacher", "init", "codec", "text") if keys.get(k)}
+    named = {
+        k: str(folder / keys[k]) for k in ("teacher", "init", "codec", "init_text") if keys.get(k)
+    }
     return TrainConfig(**{**keys, **named})
 
 
@@ -63,7 +65,10 @@ def test_what_fits_is_made(folder: Path) -> None:
         ),
         ({"teacher": "other_tower"}, "text tower has buckets=101, the student's 127; set model.c"),
         ({"init": "codec"}, "init .*codec holds a CausalVAE, and the model is a Denoiser"),
-        ({"text": "codec"}, "text .*codec holds no text tower; give a caption reader's folder"),
+        (
+            {"init_text": "codec"},
+            "init_text .*codec holds no text tower; give a caption reader's folder",
+        ),
         ({"objective": {"name": "flow_matching"}}, "flow_matching asks no teacher; leave out"),
         ({"objective": {"name": "autoencoding"}}, "autoencoding trains a CausalVAE, and model den"),
         ({"objective": {"name": "caption_naming"}}, "caption_naming trains a CaptionReader"),
@@ -86,13 +91,13 @@ def test_what_does_not_fit_is_refused(folder: Path, changes: dict, message: str)
 def test_a_batch_that_does_not_divide_is_refused_before_anything_is_loaded(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen = config(folder, accumulation=3, codec="nowhere")
+    chosen = config(folder, gradient_accumulation_steps=3, codec="nowhere")
     with pytest.raises(UsageError, match="batch_size 4 does not divide into 3 micro-batches"):
         launch(chosen, "cpu")
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(UsageError, match="batch_size 4 does not divide into 6 micro-batches"):
-        launch(config(folder, accumulation=2, codec="nowhere"), "cpu")
+        launch(config(folder, gradient_accumulation_steps=2, codec="nowhere"), "cpu")
     assert not (folder / "run").exists()
 
 

@@ -29,7 +29,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def task(models: dict[str, str], objective: dict, output: str = "", **changes: Any) -> Any:
-    keys: dict[str, Any] = dict(steps=6, batch_size=2, workers=0, sample_every=6, log_every=1)
+    keys: dict[str, Any] = dict(steps=6, batch_size=2, num_workers=0, sample_every=6, log_every=1)
     config = TrainConfig(
         model=tiny.denoiser(guidance_embed=True),
         objective=objective,
@@ -58,7 +58,7 @@ def test_the_fake_score_starts_as_the_teacher_and_is_told_scales(models: dict[st
 def test_a_run_of_three_networks_exports_the_student_alone(
     models: dict[str, str], tmp_path: Path
 ) -> None:
-    spec = {"name": "rcm", "every": 3, "consistency": CONSISTENCY, **EXTRAS}
+    spec = {"name": "rcm", "student_update_freq": 3, "consistency": CONSISTENCY, **EXTRAS}
     config, made = task(models, spec, str(tmp_path))
     engine = assemble(made.model, made.objective, config, CPU, start_alone)
     final: list[dict] = []

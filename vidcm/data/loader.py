@@ -11,7 +11,7 @@ def positions(step: int, batch_size: int, parts: int, part: int) -> list[int]:
     """The part-th of `parts` equal pieces of the global batch of a step."""
     if batch_size % parts:
         raise UsageError(
-            f"batch_size {batch_size} does not divide into {parts} micro-batches (ranks x accumulation); "
+            f"batch_size {batch_size} does not divide into {parts} micro-batches (ranks x gradient_accumulation_steps); "
             f"use {batch_size // parts * parts or parts} or {(batch_size // parts + 1) * parts}"
         )
     size = batch_size // parts
@@ -26,26 +26,28 @@ def batches(
     start: int,
     stop: int,
     batch_size: int,
-    accumulation: int,
+    gradient_accumulation_steps: int,
     rank: int,
     world: int,
-    workers: int,
+    num_workers: int,
 ) -> Iterator[list[MicroBatch]]:
     """The micro-batches of this rank for steps `start..stop`, prepared ahead by threads."""
 
     def one(step: int) -> list[MicroBatch]:
         parts = []
-        for turn in range(accumulation):
-            at = positions(step, batch_size, world * accumulation, turn * world + rank)
+        for turn in range(gradient_accumulation_steps):
+            at = positions(
+                step, batch_size, world * gradient_accumulation_steps, turn * world + rank
+            )
             parts.append(MicroBatch(data.batch(seed, at), seed, at))
         return parts
 
-    if workers == 0:
+    if num_workers == 0:
         yield from map(one, range(start, stop))
         return
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(num_workers) as pool:
         ahead = []
         for step in range(start, stop):
-            while len(ahead) < workers + 1 and step + len(ahead) < stop:
+            while len(ahead) < num_workers + 1 and step + len(ahead) < stop:
                 ahead.append(pool.submit(one, step + len(ahead)))
             yield ahead.pop(0).result()

@@ -30,17 +30,21 @@ class GivenFrames:
 
     def __init__(self, shares: Mapping[str, float] | None = None):
         if shares is not None and not isinstance(shares, Mapping):
-            raise UsageError(f"given is {shares!r}; write it as {{first: 0.3, last: 0.1}}")
+            raise UsageError(f"given_frames is {shares!r}; write it as {{first: 0.3, last: 0.1}}")
         self.shares = dict(shares or {})
         for kind, share in self.shares.items():
             if kind not in KINDS:
-                raise UsageError(f"given has no kind {kind!r}{suggest(str(kind), list(KINDS))}")
+                raise UsageError(
+                    f"given_frames has no kind {kind!r}{suggest(str(kind), list(KINDS))}"
+                )
             if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
                 raise UsageError(
-                    f"given.{kind} is {share!r}; it must be a share of samples, 0 to 1"
+                    f"given_frames.{kind} is {share!r}; it must be a share of samples, 0 to 1"
                 )
         if (total := sum(self.shares.values())) > 1 + 1e-6:
-            raise UsageError(f"the shares of given add up to {total:g}; they must not exceed 1")
+            raise UsageError(
+                f"the shares of given_frames add up to {total:g}; they must not exceed 1"
+            )
 
     def __bool__(self) -> bool:
         return any(self.shares.values())
@@ -73,15 +77,15 @@ class GivenFrames:
         patch = config.model.get("backbone", {}).get("patch_size", (1,))
         if self and patch[0] != 1:
             raise UsageError(
-                f"objective.given needs tokens of one latent frame, and model.backbone.patch_size is "
+                f"objective.given_frames needs tokens of one latent frame, and model.backbone.patch_size is "
                 f"{list(patch)}; let it begin with 1"
             )
         if self and config.teacher is not None:
             kinds = {kind for kind, share in self.shares.items() if share}
             if unknown := sorted(kinds - trained_with(read_card(config.teacher))):
                 raise UsageError(
-                    f"objective.given asks for {', '.join(unknown)}, which the teacher "
-                    f"{config.teacher} was not trained with; train one with the same given, or go "
+                    f"objective.given_frames asks for {', '.join(unknown)}, which the teacher "
+                    f"{config.teacher} was not trained with; train one with the same given_frames, or go "
                     "without a teacher"
                 )
 
@@ -125,4 +129,4 @@ def trained_with(card: Mapping[str, Any]) -> set[str]:
     """The kinds that the model of a card (`model.json`) was trained with; none for most."""
     objective = card.get("made", {}).get("config", {}).get("objective", {})
     spec = objective.get("consistency") or objective  # the term of rcm that has them
-    return {kind for kind, share in (spec.get("given") or {}).items() if share}
+    return {kind for kind, share in (spec.get("given_frames") or {}).items() if share}

@@ -47,7 +47,7 @@ def train_for_seconds(
             f"output={probe}",
             f"steps={PROBE}",
             "log_every=1",
-            "prompts=[a woman walks left]",
+            "preview_prompts=[a woman walks left]",
         ]
         train(config, [*overrides, *few], run / "peak.json")
         seconds = seconds_per_step(probe, batch_size, after=1)
@@ -147,6 +147,7 @@ def settings_of(config: TrainConfig) -> dict[str, Any]:
 
 
 _FREE = {
-    *("output", "steps", "workers", "log_every", "sample_every", "save_every", "keep", "prompts"),
+    *("output", "steps", "num_workers", "log_every", "sample_every", "save_every"),
+    *("keep_checkpoints", "preview_prompts"),
     *("max_skipped", "teacher", "codec"),
 }

@@ -18,9 +18,9 @@ from vidcm.data.batch import Batch
 from vidcm.diffusion.denoiser import Denoiser
 from vidcm.diffusion.times import T_START, to_path_time
 from vidcm.errors import UsageError
-from vidcm.objectives.backward_simulation import draw_time
+from vidcm.objectives.backward_simulation import sample_timesteps
 from vidcm.objectives.base import Loss, Role, check_period, role_settings, whose_turn
-from vidcm.objectives.common import Question, check_dropout, check_guidance, check_log_normal
+from vidcm.objectives.common import PromptBatch, check_dropout, check_guidance, check_log_normal
 from vidcm.rng import SampleRng
 
 
@@ -55,17 +55,17 @@ class Adversarial:
         teacher: Denoiser | None,
         blocks: Sequence[int] = (1, 3, 5),
         hidden: int = 64,
-        mean: float = 0.2,
-        std: float = 1.8,
+        p_mean: float = 0.2,
+        p_std: float = 1.8,
         from_noise: float = 0.5,
         noise: tuple[float, float] | list[float] = (0.1, 1.0),
-        guidance: tuple[float, float] | list[float] = (1.0, 1.0),
-        dropout: float = 0.1,
-        every: int = 2,
-        rate: float = 1.0,
+        guidance_range: tuple[float, float] | list[float] = (1.0, 1.0),
+        prompt_dropout: float = 0.1,
+        student_update_freq: int = 2,
+        lr_scale: float = 1.0,
         betas: tuple[float, float] | list[float] | None = None,
     ):
-        check_period(every, 1)
+        check_period(student_update_freq, 1)
         if not 0 <= from_noise <= 1:
             raise UsageError(f"from_noise {from_noise} is not in [0, 1]")
         if len(noise) != 2 or noise[1] < 0:
@@ -75,11 +75,12 @@ class Adversarial:
                 f"blocks {list(blocks)}, hidden {hidden}: the critic would see nothing"
             )
         self.teacher, self.blocks, self.hidden = teacher, list(blocks), hidden
-        self.mean, self.std = check_log_normal(mean, std)
+        self.p_mean, self.p_std = check_log_normal(p_mean, p_std)
         self.from_noise, self.noise = from_noise, tuple(noise)
-        self.guidance = check_guidance(guidance)
-        self.dropout = check_dropout(dropout, all_empty=True)
-        self.every, self.rate, self.betas = every, rate, role_settings(rate, betas)
+        self.guidance_range = check_guidance(guidance_range)
+        self.prompt_dropout = check_dropout(prompt_dropout, all_empty=True)
+        self.student_update_freq = student_update_freq
+        self.lr_scale, self.betas = lr_scale, role_settings(lr_scale, betas)
 
     @cached_property
     def critic(self) -> Critic:
@@ -96,10 +97,10 @@ class Adversarial:
 
     @property
     def roles(self) -> dict[str, Role]:
-        return {"critic": Role(self.critic, self.critic_loss, self.rate, self.betas)}
+        return {"critic": Role(self.critic, self.critic_loss, self.lr_scale, self.betas)}
 
     def turn(self, step: int, progress: float) -> str:
-        return whose_turn(step, self.every, ["critic"])
+        return whose_turn(step, self.student_update_freq, ["critic"])
 
     def __call__(self, model: Denoiser, batch: Batch, progress: float, rng: SampleRng) -> Loss:
         """The student's: its samples should pass for data."""
@@ -124,16 +125,18 @@ class Adversarial:
         """Prompts, and what the student makes of them in one step."""
         assert batch.latents is not None
         data, path = batch.latents, model.path
-        question = Question.draw(batch, rng, self.dropout, self.guidance)
-        t = draw_time(path, rng, self.mean, self.std).to(data)
+        prompts = PromptBatch.draw(batch, rng, self.prompt_dropout, self.guidance_range)
+        t = sample_timesteps(path, rng, self.p_mean, self.p_std).to(data)
         eps = rng.normal(*data.shape[1:]).to(data)
         alone = rng.uniform() < self.from_noise
         start = to_path_time(path, [T_START]).to(data).expand(len(data))
         from_noise = path.add_noise(torch.zeros_like(data), eps, start)
         some = alone.view(-1, *[1] * (data.ndim - 1))
         x_t = torch.where(some, from_noise, path.add_noise(data, eps, t))
-        x0 = model.predict_x0(x_t, torch.where(alone, start, t), question.to(model, True))
-        return question.prompts, x0
+        x0 = model.predict_x0(
+            x_t, torch.where(alone, start, t), prompts.encode(model, with_guidance=True)
+        )
+        return prompts.prompts, x0
 
     def _features(
         self, model: Denoiser, x0: Tensor, prompts: list[str], rng: SampleRng
@@ -141,7 +144,7 @@ class Adversarial:
         """The teacher's tokens after the chosen blocks, of latents it sees through noise."""
         assert self.teacher is not None
         path = self.teacher.path
-        t = draw_time(path, rng, *self.noise).to(x0)
+        t = sample_timesteps(path, rng, *self.noise).to(x0)
         x_t = path.add_noise(x0, rng.normal(*x0.shape[1:]).to(x0), t)
         with _watching([_blocks(self.teacher)[i] for i in self.blocks]) as seen:
             self.teacher.predict(x_t, t, self.teacher.encode(prompts))

@@ -9,13 +9,13 @@ from vidcm.diffusion.denoiser import Denoiser
 from vidcm.diffusion.paths import ProbPath
 from vidcm.diffusion.times import sample_sigma, student_timesteps, to_path_time
 from vidcm.errors import UsageError
-from vidcm.objectives.common import Question
+from vidcm.objectives.common import PromptBatch
 from vidcm.rng import SampleRng
 
 
-def draw_time(path: ProbPath, rng: SampleRng, mean: float, std: float) -> Tensor:
+def sample_timesteps(path: ProbPath, rng: SampleRng, p_mean: float, p_std: float) -> Tensor:
     """Times `(b,)` on `path` whose ln(sigma / alpha) is N(mean, std), kept as `sample_sigma`."""
-    return path.t_from_sigma(sample_sigma(path, rng, mean, std)).clamp(max=path.t_max)
+    return path.t_from_sigma(sample_sigma(path, rng, p_mean, p_std)).clamp(max=path.t_max)
 
 
 def step_prefixes(steps: Sequence[int]) -> list[tuple[float, ...]]:
@@ -33,7 +33,7 @@ def step_prefixes(steps: Sequence[int]) -> list[tuple[float, ...]]:
 def backward_simulation(
     student: Denoiser,
     choices: Sequence[tuple[float, ...]],
-    question: Question,
+    prompts: PromptBatch,
     noise: Tensor,
     rng: SampleRng,
 ) -> Tensor:
@@ -54,7 +54,9 @@ def backward_simulation(
         on = (last >= i).nonzero().squeeze(1)
         if len(on):
             with torch.no_grad():
-                cond = question.of(on).to(student, True)
+                cond = prompts.of(on).encode(student, with_guidance=True)
                 x0 = student.predict_x0(x_t[on], grid[on, i - 1], cond)
             x_t = x_t.index_copy(0, on, student.path.add_noise(x0, fresh[on], grid[on, i]))
-    return student.predict_x0(x_t, grid.gather(1, last[:, None])[:, 0], question.to(student, True))
+    return student.predict_x0(
+        x_t, grid.gather(1, last[:, None])[:, 0], prompts.encode(student, with_guidance=True)
+    )

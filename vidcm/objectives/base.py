@@ -38,7 +38,7 @@ class Role:
 
     module: nn.Module
     objective: Callable[[Any, Batch, float, SampleRng], Loss]
-    rate: float = 1.0
+    lr_scale: float = 1.0
     betas: tuple[float, float] | None = None
 
 
@@ -65,24 +65,26 @@ def target_network_of(objective: object) -> TargetNetwork | None:
     return getattr(objective, "held", None)
 
 
-def whose_turn(step: int, every: int, others: Sequence[str]) -> str:
+def whose_turn(step: int, student_update_freq: int, others: Sequence[str]) -> str:
     """In every period of `every` steps the others go first, in rotation, and the student last."""
-    place = step % every
-    return STUDENT if place == every - 1 or not others else others[place % len(others)]
+    place = step % student_update_freq
+    return (
+        STUDENT if place == student_update_freq - 1 or not others else others[place % len(others)]
+    )
 
 
-def check_period(every: int, others: int) -> None:
+def check_period(student_update_freq: int, others: int) -> None:
     """Raises UsageError when a period of `every` steps has no turn for one of the roles."""
-    if every < 1 + others:
+    if student_update_freq < 1 + others:
         raise UsageError(
-            f"every is {every}; {others + 1} networks need at least {others + 1} turns"
+            f"student_update_freq is {student_update_freq}; {others + 1} networks need at least {others + 1} turns"
         )
 
 
-def role_settings(rate: float, betas: Sequence[float] | None) -> tuple[float, float] | None:
+def role_settings(lr_scale: float, betas: Sequence[float] | None) -> tuple[float, float] | None:
     """The betas as a pair. Raises UsageError for a rate or betas that make no sense."""
-    if rate <= 0:
-        raise UsageError(f"rate is {rate}; it must be above 0")
+    if lr_scale <= 0:
+        raise UsageError(f"lr_scale is {lr_scale}; it must be above 0")
     if betas is None:
         return None
     if len(betas) != 2 or not all(0 <= b < 1 for b in betas):

@@ -41,25 +41,27 @@ def guided_velocity(
 
 
 @dataclass(frozen=True)
-class Question:
+class PromptBatch:
     """prompts: those of the batch, some replaced by the empty one. scale: guidance `(b,)`."""
 
     prompts: list[str]
     scale: Tensor
 
     @staticmethod
-    def draw(batch: Batch, rng: SampleRng, dropout: float, guidance: Sequence[float]) -> "Question":
+    def draw(
+        batch: Batch, rng: SampleRng, dropout: float, guidance: Sequence[float]
+    ) -> "PromptBatch":
         """dropout: share of empty prompts. guidance: the range that scales are uniform in."""
         prompts, (low, high) = draw_prompts(batch, rng, dropout), guidance
-        return Question(prompts, low + (high - low) * rng.uniform())
+        return PromptBatch(prompts, low + (high - low) * rng.uniform())
 
-    def of(self, rows: Tensor) -> "Question":
+    def of(self, rows: Tensor) -> "PromptBatch":
         """That of some samples, by their places in the batch."""
-        return Question([self.prompts[i] for i in rows.tolist()], self.scale[rows])
+        return PromptBatch([self.prompts[i] for i in rows.tolist()], self.scale[rows])
 
-    def to(self, student: Denoiser, taught: bool) -> Cond:
-        """As a student hears it: the scale only when a teacher answers with it."""
-        return student.encode(self.prompts, self.scale if taught else None)
+    def encode(self, student: Denoiser, *, with_guidance: bool) -> Cond:
+        """The condition of a student; with the guidance scale only where a teacher supervises it."""
+        return student.encode(self.prompts, self.scale if with_guidance else None)
 
     def velocity(self, teacher: Denoiser, x_t: Tensor, t: Tensor) -> Tensor:
         """The guided teacher's answer, without gradients."""
@@ -86,32 +88,34 @@ def check_derivative(derivative: Derivative, config: TrainConfig) -> None:
         )
 
 
-def check_guidance(guidance: Sequence[float]) -> tuple[float, float]:
+def check_guidance(guidance_range: Sequence[float]) -> tuple[float, float]:
     """The range of scales as a pair. Raises UsageError for one that is none, or not above 0."""
-    if len(guidance) != 2 or not 0 < guidance[0] <= guidance[1]:
-        raise UsageError(f"guidance {guidance} is not a range [low, high] above 0")
-    return guidance[0], guidance[1]
+    if len(guidance_range) != 2 or not 0 < guidance_range[0] <= guidance_range[1]:
+        raise UsageError(f"guidance_range {guidance_range} is not a range [low, high] above 0")
+    return guidance_range[0], guidance_range[1]
 
 
-def check_log_normal(mean: float, std: float) -> tuple[float, float]:
+def check_log_normal(p_mean: float, p_std: float) -> tuple[float, float]:
     """Mean and deviation of ln sigma. Raises UsageError for a deviation below 0."""
-    if std < 0:
-        raise UsageError(f"std is {std}; a deviation of ln sigma must be 0 or above")
-    return mean, std
+    if p_std < 0:
+        raise UsageError(f"p_std is {p_std}; a deviation of ln sigma must be 0 or above")
+    return p_mean, p_std
 
 
-def check_dropout(dropout: float, *, all_empty: bool = False) -> float:
+def check_dropout(prompt_dropout: float, *, all_empty: bool = False) -> float:
     """The share of empty prompts. Raises UsageError outside [0, 1); all_empty: 1 will do too."""
-    if not 0 <= dropout <= 1 or (dropout == 1 and not all_empty):
-        raise UsageError(f"dropout {dropout} is not in [0, 1{']' if all_empty else ')'}")
-    return dropout
+    if not 0 <= prompt_dropout <= 1 or (prompt_dropout == 1 and not all_empty):
+        raise UsageError(
+            f"prompt_dropout {prompt_dropout} is not in [0, 1{']' if all_empty else ')'}"
+        )
+    return prompt_dropout
 
 
 def guidance_of(objective: dict) -> list[float]:
     """The range of scales that students of an objective are told; of an objective made of others,
     that of its consistency term."""
     spec = objective.get("consistency", objective)
-    if "guidance" in spec or "name" not in spec:
-        return list(spec.get("guidance", (1.0, 5.0)))
+    if "guidance_range" in spec or "name" not in spec:
+        return list(spec.get("guidance_range", (1.0, 5.0)))
     options = inspect.signature(lookup("objective", spec["name"])).parameters
-    return list(options["guidance"].default) if "guidance" in options else [1.0, 5.0]
+    return list(options["guidance_range"].default) if "guidance_range" in options else [1.0, 5.0]

@@ -19,7 +19,7 @@ from vidcm.diffusion.shapes import like
 from vidcm.diffusion.times import sample_sigma
 from vidcm.errors import UsageError
 from vidcm.objectives.base import Loss
-from vidcm.objectives.common import Question, check_dropout, check_guidance, check_log_normal
+from vidcm.objectives.common import PromptBatch, check_dropout, check_guidance, check_log_normal
 from vidcm.rng import SampleRng
 
 
@@ -41,63 +41,63 @@ class ConsistencyTuning:
     def __init__(
         self,
         teacher: Denoiser | None,
-        mean: float = 0.2,
-        std: float = 1.8,
+        p_mean: float = 0.2,
+        p_std: float = 1.8,
         q: float = 2.0,
         stages: int = 6,
-        guidance: tuple[float, float] | list[float] = (1.0, 5.0),
-        huber: float = 1e-3,
-        dropout: float = 0.1,
-        tilt: float = 0.0,
+        guidance_range: tuple[float, float] | list[float] = (1.0, 5.0),
+        huber_c: float = 1e-3,
+        prompt_dropout: float = 0.1,
+        weight_power: float = 0.0,
         max_weight: float = 1e3,
-        straight: float = 0.0,
-        given: dict[str, float] | None = None,
+        min_sigma: float = 0.0,
+        given_frames: dict[str, float] | None = None,
     ):
         if q <= 1 or stages < 1:
             raise UsageError(
                 f"q={q}, stages={stages}: the gap shrinks only with q > 1 and stages >= 1"
             )
-        if huber < 0 or max_weight <= 0:
+        if huber_c < 0 or max_weight <= 0:
             raise UsageError(
-                f"huber {huber}, max_weight {max_weight}: use huber from 0 and max_weight above 0"
+                f"huber_c {huber_c}, max_weight {max_weight}: use huber_c from 0 and max_weight above 0"
             )
-        if straight < 0:
-            raise UsageError(f"straight is {straight}; it must be a noise level, 0 or above")
-        self.mean, self.std = check_log_normal(mean, std)
+        if min_sigma < 0:
+            raise UsageError(f"min_sigma is {min_sigma}; it must be a noise level, 0 or above")
+        self.p_mean, self.p_std = check_log_normal(p_mean, p_std)
         self.teacher, self.q, self.stages = teacher, q, stages
-        self.guidance, self.huber = check_guidance(guidance), huber
-        self.dropout = check_dropout(dropout, all_empty=True)
-        self.tilt, self.max_weight, self.straight = tilt, max_weight, straight
-        self.given = GivenFrames(given)
+        self.guidance_range, self.huber_c = check_guidance(guidance_range), huber_c
+        self.prompt_dropout = check_dropout(prompt_dropout, all_empty=True)
+        self.weight_power, self.max_weight, self.min_sigma = weight_power, max_weight, min_sigma
+        self.given_frames = GivenFrames(given_frames)
 
     def check(self, config: TrainConfig) -> None:
         """Raises UsageError where given frames would go unseen, by the student or the teacher."""
-        self.given.check(config)
+        self.given_frames.check(config)
 
     def __call__(self, model: Denoiser, batch: Batch, progress: float, rng: SampleRng) -> Loss:
         assert batch.latents is not None
         x0, path = batch.latents, model.path
-        sigma = sample_sigma(path, rng, self.mean, self.std)
+        sigma = sample_sigma(path, rng, self.p_mean, self.p_std)
         lower = self.lower(sigma, progress)
         eps = rng.normal(*x0.shape[1:])
-        question = Question.draw(batch, rng, self.dropout, self.guidance)
-        given = self.given.draw(rng, x0.shape[2])
+        prompts = PromptBatch.draw(batch, rng, self.prompt_dropout, self.guidance_range)
+        given = self.given_frames.draw(rng, x0.shape[2])
 
         t, r = (hold(path.t_from_sigma(u), given) for u in (sigma, lower))
         x_t = path.add_noise(x0, eps, t)
         if self.teacher is None:
             x_r = path.add_noise(x0, eps, r)
         else:
-            x_r = question.step(self.teacher, x_t, t, r, "euler")
+            x_r = prompts.step(self.teacher, x_t, t, r, "euler")
         taught = self.teacher is not None
-        start = model.predict_x0(x_t, t, question.to(model, taught))
+        start = model.predict_x0(x_t, t, prompts.encode(model, with_guidance=taught))
         with torch.no_grad():
-            target = model.predict_x0(x_r, r, question.to(model, taught))
+            target = model.predict_x0(x_r, r, prompts.encode(model, with_guidance=taught))
             # At r = 0 the consistency function is the identity by construction.
             target = torch.where(like(r, x_r) == 0, x_r, target)
         error = free_mean((start - target).square(), given)
-        weight = ((1 + sigma) ** self.tilt / (sigma - lower)).clamp(max=self.max_weight)
-        losses = weight * ((error + self.huber**2).sqrt() - self.huber)
+        weight = ((1 + sigma) ** self.weight_power / (sigma - lower)).clamp(max=self.max_weight)
+        losses = weight * ((error + self.huber_c**2).sqrt() - self.huber_c)
         logs = {"consistency_error": error.detach().sqrt().mean(), "gap": (lower / sigma).mean()}
         return Loss(losses.mean(), logs)
 
@@ -107,4 +107,4 @@ class ConsistencyTuning:
         stage = min(math.floor(progress * self.stages), self.stages - 1)
         shrink = self.q ** -(stage + 1) * (1 + 8 * torch.sigmoid(-0.5 * sigma))
         lower = (sigma * (1 - shrink)).clamp(min=0)
-        return torch.where(lower < self.straight, 0, lower)
+        return torch.where(lower < self.min_sigma, 0, lower)

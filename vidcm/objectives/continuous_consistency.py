@@ -24,7 +24,7 @@ from vidcm.diffusion.shapes import like
 from vidcm.diffusion.times import sample_sigma
 from vidcm.errors import UsageError
 from vidcm.objectives.base import Loss
-from vidcm.objectives.common import Question, check_derivative, check_guidance, check_log_normal
+from vidcm.objectives.common import PromptBatch, check_derivative, check_guidance, check_log_normal
 from vidcm.registry import build
 from vidcm.rng import SampleRng
 
@@ -48,22 +48,22 @@ class ContinuousConsistency:
     def __init__(
         self,
         teacher: Denoiser | None,
-        mean: float = 0.2,
-        std: float = 1.8,
-        guidance: tuple[float, float] | list[float] = (1.0, 5.0),
-        dropout: float = 0.1,
+        p_mean: float = 0.2,
+        p_std: float = 1.8,
+        guidance_range: tuple[float, float] | list[float] = (1.0, 5.0),
+        prompt_dropout: float = 0.1,
         warmup: float = 0.2,
-        normalise: float = 0.1,
+        tangent_c: float = 0.1,
         derivative: dict | None = None,
     ):
-        for name, share in (("dropout", dropout), ("warmup", warmup)):
+        for name, share in (("prompt_dropout", prompt_dropout), ("warmup", warmup)):
             if not 0 <= share <= 1:
                 raise UsageError(f"{name} is {share}; it must be in [0, 1]")
-        if not normalise > 0:
-            raise UsageError(f"normalise is {normalise}; it must be above 0")
-        self.teacher, (self.mean, self.std) = teacher, check_log_normal(mean, std)
-        self.guidance, self.dropout = check_guidance(guidance), dropout
-        self.warmup, self.normalise = warmup, normalise
+        if not tangent_c > 0:
+            raise UsageError(f"tangent_c is {tangent_c}; it must be above 0")
+        self.teacher, (self.p_mean, self.p_std) = teacher, check_log_normal(p_mean, p_std)
+        self.guidance_range, self.prompt_dropout = check_guidance(guidance_range), prompt_dropout
+        self.warmup, self.tangent_c = warmup, tangent_c
         self.derivative: Derivative = build(
             "derivative", {"name": "exact"} if derivative is None else derivative
         )
@@ -75,17 +75,17 @@ class ContinuousConsistency:
     def __call__(self, model: Denoiser, batch: Batch, progress: float, rng: SampleRng) -> Loss:
         assert batch.latents is not None
         x0 = batch.latents
-        ratio = sample_sigma(model.path, rng, self.mean, self.std)
+        ratio = sample_sigma(model.path, rng, self.p_mean, self.p_std)
         eps = rng.normal(*x0.shape[1:])
-        question = Question.draw(batch, rng, self.dropout, self.guidance)
+        prompts = PromptBatch.draw(batch, rng, self.prompt_dropout, self.guidance_range)
 
-        cond = question.to(model, self.teacher is not None)
+        cond = prompts.encode(model, with_guidance=self.teacher is not None)
         cos, sin = _cos_sin(ratio, x0)
         z = cos * x0 + sin * eps
         if self.teacher is None:
             dz = cos * eps - sin * x0
         else:
-            dz = _guided_direction(self.teacher, z, ratio, question)
+            dz = _guided_direction(self.teacher, z, ratio, prompts)
 
         def direction(z: Tensor, log_ratio: Tensor) -> Tensor:
             return _direction(model, z, log_ratio.exp(), cond)
@@ -96,7 +96,7 @@ class ContinuousConsistency:
         rho = min(1.0, progress / self.warmup) if self.warmup else 1.0
         tangent = -cos.square() * (still - dz) - rho * (cos * sin * z + pushed)
         size = like(tangent.square().flatten(1).mean(1).sqrt(), tangent)
-        target = still + tangent / (size + self.normalise)
+        target = still + tangent / (size + self.tangent_c)
         losses = (direction(*place) - target).square().flatten(1).mean(1)
         off = (still - dz).square().flatten(1).mean(1).sqrt()
         return Loss(losses.mean(), {"tangent": size.mean(), "from_velocity": off.mean()})
@@ -127,8 +127,8 @@ def _direction(model: Denoiser, z: Tensor, ratio: Tensor, cond: Cond) -> Tensor:
     return _turned(found.x0, found.eps, ratio)
 
 
-def _guided_direction(teacher: Denoiser, z: Tensor, ratio: Tensor, question: Question) -> Tensor:
+def _guided_direction(teacher: Denoiser, z: Tensor, ratio: Tensor, prompts: PromptBatch) -> Tensor:
     """dz / dtau by the guided teacher, without gradients."""
     x_t, t = _on(teacher.path, z, ratio)
-    v = question.velocity(teacher, x_t, t)
+    v = prompts.velocity(teacher, x_t, t)
     return _turned(*teacher.path.to_x0_eps(x_t, v, t), ratio)

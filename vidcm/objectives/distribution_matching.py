@@ -16,9 +16,13 @@ from vidcm.data.batch import Batch
 from vidcm.diffusion.denoiser import Denoiser
 from vidcm.diffusion.shapes import like
 from vidcm.errors import UsageError
-from vidcm.objectives.backward_simulation import backward_simulation, draw_time, step_prefixes
+from vidcm.objectives.backward_simulation import (
+    backward_simulation,
+    sample_timesteps,
+    step_prefixes,
+)
 from vidcm.objectives.base import Loss, Role, check_period, role_settings, whose_turn
-from vidcm.objectives.common import Question, check_dropout, check_guidance, check_log_normal
+from vidcm.objectives.common import PromptBatch, check_dropout, check_guidance, check_log_normal
 from vidcm.rng import SampleRng
 
 
@@ -36,22 +40,23 @@ class DistributionMatching:
         self,
         teacher: Denoiser | None,
         make_fake: Callable[[], Denoiser] | None = None,
-        mean: float = 1.6,
-        std: float = 1.8,
+        p_mean: float = 1.6,
+        p_std: float = 1.8,
         steps: Sequence[int] = (1, 2, 4),
-        guidance: tuple[float, float] | list[float] = (1.0, 5.0),
-        dropout: float = 0.1,
-        every: int = 5,
-        rate: float = 1.0,
+        guidance_range: tuple[float, float] | list[float] = (1.0, 5.0),
+        prompt_dropout: float = 0.1,
+        student_update_freq: int = 5,
+        lr_scale: float = 1.0,
         betas: tuple[float, float] | list[float] | None = None,
     ):
-        check_period(every, 1)
+        check_period(student_update_freq, 1)
         self.teacher, self.make_fake = teacher, make_fake
-        self.mean, self.std = check_log_normal(mean, std)
-        self.step_prefixes, self.every = step_prefixes(steps), every
-        self.guidance = check_guidance(guidance)
-        self.dropout = check_dropout(dropout, all_empty=True)
-        self.rate, self.betas = rate, role_settings(rate, betas)
+        self.p_mean, self.p_std = check_log_normal(p_mean, p_std)
+        self.step_prefixes = step_prefixes(steps)
+        self.student_update_freq = student_update_freq
+        self.guidance_range = check_guidance(guidance_range)
+        self.prompt_dropout = check_dropout(prompt_dropout, all_empty=True)
+        self.lr_scale, self.betas = lr_scale, role_settings(lr_scale, betas)
 
     @cached_property
     def fake(self) -> Denoiser:
@@ -64,19 +69,19 @@ class DistributionMatching:
 
     @property
     def roles(self) -> dict[str, Role]:
-        return {"fake": Role(self.fake, self.fake_loss, self.rate, self.betas)}
+        return {"fake": Role(self.fake, self.fake_loss, self.lr_scale, self.betas)}
 
     def turn(self, step: int, progress: float) -> str:
-        return whose_turn(step, self.every, ["fake"])
+        return whose_turn(step, self.student_update_freq, ["fake"])
 
     def __call__(self, model: Denoiser, batch: Batch, progress: float, rng: SampleRng) -> Loss:
         """The student's: half the square of the distance to where the scores move its samples."""
         assert self.teacher is not None
-        question, x0 = self._samples(model, batch, rng)
+        prompts, x0 = self._samples(model, batch, rng)
         with torch.no_grad():
             x_t, t = self._noised(model, x0, rng)
-            real = model.path.to_x0_eps(x_t, question.velocity(self.teacher, x_t, t), t)[0]
-            fake = self.fake.predict(x_t, t, question.to(self.fake, True)).x0
+            real = model.path.to_x0_eps(x_t, prompts.velocity(self.teacher, x_t, t), t)[0]
+            fake = self.fake.predict(x_t, t, prompts.encode(self.fake, with_guidance=True)).x0
             # Normalised by the teacher's error, each sample has a say at every noise level.
             size = (x0 - real).abs().flatten(1).mean(1).clamp(min=1e-6)
             move = (fake - real) / like(size, x0)
@@ -86,20 +91,20 @@ class DistributionMatching:
     def fake_loss(self, model: Denoiser, batch: Batch, progress: float, rng: SampleRng) -> Loss:
         """Denoising of the student's samples, weighted as TrigFlow's velocity: one over sin^2."""
         with torch.no_grad():
-            question, x0 = self._samples(model, batch, rng)
+            prompts, x0 = self._samples(model, batch, rng)
             x_t, t = self._noised(model, x0, rng)
-        found = self.fake.predict(x_t, t, question.to(self.fake, True)).x0
+        found = self.fake.predict(x_t, t, prompts.encode(self.fake, with_guidance=True)).x0
         sigma = model.path.sigma(t)
         sine = like(sigma / torch.hypot(model.path.alpha(t), sigma), x0)
         return Loss(((found - x0) / sine).square().mean())
 
-    def _samples(self, model: Denoiser, batch: Batch, rng: SampleRng) -> tuple[Question, Tensor]:
+    def _samples(self, model: Denoiser, batch: Batch, rng: SampleRng) -> tuple[PromptBatch, Tensor]:
         """Prompts with the scales told, and what the student makes of them."""
         assert batch.latents is not None
-        question = Question.draw(batch, rng, self.dropout, self.guidance)
+        prompts = PromptBatch.draw(batch, rng, self.prompt_dropout, self.guidance_range)
         noise = rng.normal(*batch.latents.shape[1:]).to(batch.latents)
-        return question, backward_simulation(model, self.step_prefixes, question, noise, rng)
+        return prompts, backward_simulation(model, self.step_prefixes, prompts, noise, rng)
 
     def _noised(self, model: Denoiser, x0: Tensor, rng: SampleRng) -> tuple[Tensor, Tensor]:
-        t = draw_time(model.path, rng, self.mean, self.std).to(x0)
+        t = sample_timesteps(model.path, rng, self.p_mean, self.p_std).to(x0)
         return model.path.add_noise(x0, rng.normal(*x0.shape[1:]).to(x0), t), t

@@ -17,7 +17,7 @@ from vidcm.diffusion.derivative import Derivative
 from vidcm.diffusion.times import SHIFT, T_START, shift
 from vidcm.errors import UsageError
 from vidcm.objectives.base import Loss
-from vidcm.objectives.common import Question, check_derivative, check_dropout, check_guidance
+from vidcm.objectives.common import PromptBatch, check_derivative, check_dropout, check_guidance
 from vidcm.registry import build
 from vidcm.rng import SampleRng
 
@@ -41,28 +41,34 @@ class FlowMap:
         teacher: Denoiser | None,
         log_normal: tuple[float, float] | list[float] | None = None,
         shift: float = SHIFT,
-        instant: float = 0.5,
-        whole: float = 0.25,
-        guidance: tuple[float, float] | list[float] = (1.0, 5.0),
-        power: float = 1.0,
-        floor: float = 1e-3,
+        p_equal: float = 0.5,
+        p_to_data: float = 0.25,
+        guidance_range: tuple[float, float] | list[float] = (1.0, 5.0),
+        adaptive_p: float = 1.0,
+        adaptive_c: float = 1e-3,
         improved: bool = False,
         derivative: dict | None = None,
-        dropout: float = 0.1,
+        prompt_dropout: float = 0.1,
     ):
-        if instant < 0 or whole < 0 or instant + whole > 1:
-            raise UsageError(f"instant {instant} and whole {whole} are not shares of one whole")
+        if p_equal < 0 or p_to_data < 0 or p_equal + p_to_data > 1:
+            raise UsageError(
+                f"p_equal {p_equal} and p_to_data {p_to_data} are not probabilities; their sum must be at most 1"
+            )
         if log_normal is not None and (len(log_normal) != 2 or log_normal[1] <= 0):
             raise UsageError(f"log_normal {log_normal} is not [mean, std] with std above 0")
-        if shift <= 0 or floor <= 0 or power < 0:
+        if shift <= 0 or adaptive_c <= 0 or adaptive_p < 0:
             raise UsageError(
-                f"shift {shift}, floor {floor}, power {power}: use shift and floor above 0, "
-                "power from 0"
+                f"shift {shift}, adaptive_c {adaptive_c}, adaptive_p {adaptive_p}: use shift and "
+                "adaptive_c above 0, adaptive_p from 0"
             )
         self.teacher, self.log_normal, self.shift = teacher, log_normal, shift
-        self.instant, self.whole, self.improved = instant, whole, improved
-        self.power, self.floor, self.dropout = power, floor, check_dropout(dropout)
-        self.guidance = check_guidance(guidance)
+        self.p_equal, self.p_to_data, self.improved = p_equal, p_to_data, improved
+        self.adaptive_p, self.adaptive_c, self.prompt_dropout = (
+            adaptive_p,
+            adaptive_c,
+            check_dropout(prompt_dropout),
+        )
+        self.guidance_range = check_guidance(guidance_range)
         self.derivative: Derivative = build(
             "derivative", {"name": "exact"} if derivative is None else derivative
         )
@@ -87,25 +93,25 @@ class FlowMap:
         pair = shift(pair, self.shift).clamp(max=T_START)
         t, s = pair.amax(1), pair.amin(1)
         share = rng.uniform()
-        s = torch.where(share < self.instant + self.whole, 0.0, s)
-        return t, torch.where(share < self.instant, t, s)
+        s = torch.where(share < self.p_equal + self.p_to_data, 0.0, s)
+        return t, torch.where(share < self.p_equal, t, s)
 
     def __call__(self, model: Denoiser, batch: Batch, progress: float, rng: SampleRng) -> Loss:
         assert batch.latents is not None
         x0, path = batch.latents, model.path
         t, s = (path.t_from_sigma(p / (1 - p)).clamp(max=path.t_max) for p in self.draw_times(rng))
         eps = rng.normal(*x0.shape[1:])
-        question = Question.draw(batch, rng, self.dropout, self.guidance)
+        prompts = PromptBatch.draw(batch, rng, self.prompt_dropout, self.guidance_range)
         x_t = path.add_noise(x0, eps, t)
         if self.teacher is None:
             v = path.velocity(x0, eps, t)
         else:
-            v = question.velocity(self.teacher, x_t, t)
+            v = prompts.velocity(self.teacher, x_t, t)
 
         taught = self.teacher is not None
-        u = model.velocity(x_t, t, question.to(model, taught), s)
+        u = model.velocity(x_t, t, prompts.encode(model, with_guidance=taught), s)
         with torch.no_grad():
-            cond = question.to(model, taught)
+            cond = prompts.encode(model, with_guidance=taught)
             along = model.velocity(x_t, t, cond, t) if self.improved else v
             _, moved = self.derivative(
                 lambda x, time: model.flow_map(x, time, s, cond),
@@ -114,5 +120,5 @@ class FlowMap:
             )
             target = u + moved + (v - along)
         errors = (u - target).square().flatten(1).mean(1)
-        weights = (errors.detach() + self.floor) ** -self.power
+        weights = (errors.detach() + self.adaptive_c) ** -self.adaptive_p
         return Loss((weights * errors).mean(), {"flow_error": errors.detach().sqrt().mean()})

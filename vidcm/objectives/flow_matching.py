@@ -22,27 +22,27 @@ class FlowMatching:
 
     def __init__(
         self,
-        mean: float = 0.0,
-        std: float = 1.0,
-        dropout: float = 0.1,
-        given: dict[str, float] | None = None,
+        p_mean: float = 0.0,
+        p_std: float = 1.0,
+        prompt_dropout: float = 0.1,
+        given_frames: dict[str, float] | None = None,
     ):
-        self.mean, self.std = check_log_normal(mean, std)
-        self.dropout = check_dropout(dropout)
-        self.given = GivenFrames(given)
+        self.p_mean, self.p_std = check_log_normal(p_mean, p_std)
+        self.prompt_dropout = check_dropout(prompt_dropout)
+        self.given_frames = GivenFrames(given_frames)
 
     def check(self, config: TrainConfig) -> None:
         """Raises UsageError where given frames would go unseen."""
-        self.given.check(config)
+        self.given_frames.check(config)
 
     def __call__(self, model: Denoiser, batch: Batch, progress: float, rng: SampleRng) -> Loss:
         assert batch.latents is not None
         x0 = batch.latents
-        ratio = log_normal(rng, self.mean, self.std)
+        ratio = log_normal(rng, self.p_mean, self.p_std)
         t = model.path.t_from_sigma(ratio).clamp(max=model.path.t_max)
         eps = rng.normal(*x0.shape[1:])
-        prompts = draw_prompts(batch, rng, self.dropout)
-        given = self.given.draw(rng, x0.shape[2])
+        prompts = draw_prompts(batch, rng, self.prompt_dropout)
+        given = self.given_frames.draw(rng, x0.shape[2])
         t = hold(t, given)
         v = model.velocity(model.path.add_noise(x0, eps, t), t, model.encode(prompts))
         errors = free_mean((v - model.path.velocity(x0, eps, t)).square(), given)

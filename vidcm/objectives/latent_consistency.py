@@ -15,7 +15,7 @@ from vidcm.diffusion.shapes import like
 from vidcm.diffusion.times import SHIFT, shifted_timesteps, to_path_time
 from vidcm.errors import UsageError
 from vidcm.objectives.base import Loss
-from vidcm.objectives.common import SOLVERS, Question, check_dropout, check_guidance
+from vidcm.objectives.common import SOLVERS, PromptBatch, check_dropout, check_guidance
 from vidcm.objectives.target_network import average
 from vidcm.rng import SampleRng
 
@@ -37,9 +37,9 @@ class LatentConsistency:
         skip: int = 1,
         shift: float = SHIFT,
         solver: str = "euler",
-        guidance: tuple[float, float] | list[float] = (1.0, 5.0),
-        huber: float | None = 1e-3,
-        dropout: float = 0.1,
+        guidance_range: tuple[float, float] | list[float] = (1.0, 5.0),
+        huber_c: float | None = 1e-3,
+        prompt_dropout: float = 0.1,
         target_decay: float | None = None,
     ):
         if not 1 <= skip <= intervals:
@@ -48,11 +48,17 @@ class LatentConsistency:
             raise UsageError(f"shift is {shift}; it must be above 0 (1 is an even grid)")
         if solver not in SOLVERS:
             raise UsageError(f"unknown solver {solver!r} (known: {', '.join(SOLVERS)})")
-        if huber is not None and huber <= 0:
-            raise UsageError(f"huber is {huber}; it must be above 0, or null for the squared error")
+        if huber_c is not None and huber_c <= 0:
+            raise UsageError(
+                f"huber_c is {huber_c}; it must be above 0, or null for the squared error"
+            )
         self.teacher, self.intervals, self.skip, self.shift = teacher, intervals, skip, shift
-        self.solver, self.huber, self.dropout = solver, huber, check_dropout(dropout)
-        self.guidance = check_guidance(guidance)
+        self.solver, self.huber_c, self.prompt_dropout = (
+            solver,
+            huber_c,
+            check_dropout(prompt_dropout),
+        )
+        self.guidance_range = check_guidance(guidance_range)
         self.held = average(target_decay)
 
     def edge(self, index: Tensor) -> Tensor:
@@ -68,23 +74,23 @@ class LatentConsistency:
         grid = to_path_time(path, shifted_timesteps(self.intervals, by=self.shift)).flip(0).to(x0)
         t, r, s = grid[index], grid[lower], grid[edge]
         eps = rng.normal(*x0.shape[1:])
-        question = Question.draw(batch, rng, self.dropout, self.guidance)
+        prompts = PromptBatch.draw(batch, rng, self.prompt_dropout, self.guidance_range)
 
         x_t = path.add_noise(x0, eps, t)
         if self.teacher is None:
             x_r = path.add_noise(x0, eps, r)
         else:
-            x_r = question.step(self.teacher, x_t, t, r, self.solver)
+            x_r = prompts.step(self.teacher, x_t, t, r, self.solver)
         taught = self.teacher is not None
-        start = model.flow_map(x_t, t, s, question.to(model, taught))
+        start = model.flow_map(x_t, t, s, prompts.encode(model, with_guidance=taught))
         with torch.no_grad():
             aim = model if self.held is None else self.held.network
-            target = aim.flow_map(x_r, r, s, question.to(aim, taught))
+            target = aim.flow_map(x_r, r, s, prompts.encode(aim, with_guidance=taught))
             # At the edge f is the identity by construction.
             target = torch.where(like(lower == edge, x_r), x_r, target)
         size = torch.hypot(path.alpha(s), path.sigma(s))
         square = ((start - target) / like(size, x_t)).square()
-        c = self.huber
+        c = self.huber_c
         losses = square if c is None else (square + c**2).sqrt() - c
         error = square.detach().flatten(1).mean(1).sqrt().mean()
         return Loss(losses.mean(), {"consistency_error": error})

@@ -28,13 +28,21 @@ class PhasedConsistency(LatentConsistency):
         skip: int = 1,
         shift: float = SHIFT,
         solver: str = "euler",
-        guidance: tuple[float, float] | list[float] = (1.0, 5.0),
-        huber: float | None = 1e-3,
-        dropout: float = 0.1,
+        guidance_range: tuple[float, float] | list[float] = (1.0, 5.0),
+        huber_c: float | None = 1e-3,
+        prompt_dropout: float = 0.1,
         target_decay: float | None = None,
     ):
         super().__init__(
-            teacher, intervals, skip, shift, solver, guidance, huber, dropout, target_decay
+            teacher,
+            intervals,
+            skip,
+            shift,
+            solver,
+            guidance_range,
+            huber_c,
+            prompt_dropout,
+            target_decay,
         )
         if phases < 1 or intervals % phases:
             divisors = [str(n) for n in range(1, intervals + 1) if intervals % n == 0]

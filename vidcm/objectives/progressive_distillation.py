@@ -15,7 +15,7 @@ from vidcm.diffusion.shapes import like
 from vidcm.diffusion.times import SHIFT, shifted_timesteps, to_path_time
 from vidcm.errors import UsageError
 from vidcm.objectives.base import Loss
-from vidcm.objectives.common import Question, check_dropout, check_guidance
+from vidcm.objectives.common import PromptBatch, check_dropout, check_guidance
 from vidcm.objectives.target_network import FrozenTarget
 from vidcm.rng import SampleRng
 
@@ -39,15 +39,18 @@ class ProgressiveDistillation:
         steps: int = 1,
         halvings: int = 5,
         shift: float = SHIFT,
-        guidance: tuple[float, float] | list[float] = (1.0, 5.0),
-        dropout: float = 0.1,
+        guidance_range: tuple[float, float] | list[float] = (1.0, 5.0),
+        prompt_dropout: float = 0.1,
     ):
         if steps < 1 or halvings < 1:
             raise UsageError(f"steps {steps}, halvings {halvings}: use 1 or more of each")
         if shift <= 0:
             raise UsageError(f"shift is {shift}; it must be above 0 (1 is an even grid)")
         self.teacher, self.steps, self.halvings, self.shift = teacher, steps, halvings, shift
-        self.guidance, self.dropout = check_guidance(guidance), check_dropout(dropout)
+        self.guidance_range, self.prompt_dropout = (
+            check_guidance(guidance_range),
+            check_dropout(prompt_dropout),
+        )
         self.held = FrozenTarget(halvings)
         edges = shifted_timesteps(steps, by=shift)[:-1].tolist()
         self.sampling = self.sampling | {"phases": steps, "times": {steps: edges}}
@@ -71,14 +74,14 @@ class ProgressiveDistillation:
         grid = to_path_time(path, shifted_timesteps(2 * steps, by=self.shift)).flip(0).to(x0)
         t, middle, s = (grid[2 * index - k] for k in range(3))
         eps = rng.normal(*x0.shape[1:])
-        question = Question.draw(batch, rng, self.dropout, self.guidance)
+        prompts = PromptBatch.draw(batch, rng, self.prompt_dropout, self.guidance_range)
 
         x_t = path.add_noise(x0, eps, t)
         first = self.held.part_at(progress) == 0
         with torch.no_grad():
-            x_middle = self._teach(first, question, x_t, t, middle)
-            target = self._teach(first, question, x_middle, middle, s)
-        x_s = model.flow_map(x_t, t, s, question.to(model, True))
+            x_middle = self._teach(first, prompts, x_t, t, middle)
+            target = self._teach(first, prompts, x_middle, middle, s)
+        x_s = model.flow_map(x_t, t, s, prompts.encode(model, with_guidance=True))
         turn = path.alpha(s) * path.sigma(t) - path.sigma(s) * path.alpha(t)
         turn = turn / torch.hypot(path.alpha(t), path.sigma(t))
         # Where the path's clock ends early its highest times are one, and nothing moves.
@@ -87,12 +90,14 @@ class ProgressiveDistillation:
         logs = {"distillation_error": error.detach().sqrt().mean(), "steps": torch.tensor(steps)}
         return Loss(error.mean(), logs)
 
-    def _teach(self, first: bool, question: Question, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    def _teach(
+        self, first: bool, prompts: PromptBatch, x_t: Tensor, t: Tensor, s: Tensor
+    ) -> Tensor:
         """x_s by one step of DDIM: the guided teacher's in the first part, then the student's own."""
         if not first:
             network = self.held.network
-            return network.flow_map(x_t, t, s, question.to(network, True))
+            return network.flow_map(x_t, t, s, prompts.encode(network, with_guidance=True))
         assert self.teacher is not None
         path = self.teacher.path
-        x0, eps = path.to_x0_eps(x_t, question.velocity(self.teacher, x_t, t), t)
+        x0, eps = path.to_x0_eps(x_t, prompts.velocity(self.teacher, x_t, t), t)
         return path.add_noise(x0, eps, s)

@@ -47,10 +47,10 @@ class RegularisedConsistency:
         consistency: dict | None = None,
         matching: dict | None = None,
         adversarial: dict | None = None,
-        every: int = 5,
+        student_update_freq: int = 5,
         start: float = 0.0,
     ):
-        self.every, self.start = every, start
+        self.student_update_freq, self.start = student_update_freq, start
         self.consistency: Objective | None = None
         if consistency is not None:
             self.consistency = build(
@@ -75,13 +75,17 @@ class RegularisedConsistency:
             if not isinstance(weight, int | float) or isinstance(weight, bool) or weight < 0:
                 raise UsageError(f"{option}.weight is {weight!r}; it must be a number, 0 or above")
             if weight:
-                context = {"teacher": teacher, "make_fake": make_fake, "every": every}
+                context = {
+                    "teacher": teacher,
+                    "make_fake": make_fake,
+                    "student_update_freq": student_update_freq,
+                }
                 self.terms[option] = weight, build("objective", spec, **context)
         if not 0 <= start < 1:
             raise UsageError(f"start {start} is not in [0, 1)")
         if self.consistency is None and (start or not self.terms):
             raise UsageError("without consistency, give matching or adversarial, and start 0")
-        check_period(every, len(self.terms))
+        check_period(student_update_freq, len(self.terms))
 
     def check(self, config: TrainConfig) -> None:
         """Raises UsageError where the consistency term would be unsound in such a run."""
@@ -100,7 +104,7 @@ class RegularisedConsistency:
     def turn(self, step: int, progress: float) -> str:
         if progress < self.start:
             return STUDENT
-        return whose_turn(step, self.every, list(self.roles))
+        return whose_turn(step, self.student_update_freq, list(self.roles))
 
     def __call__(self, model: Denoiser, batch: Batch, progress: float, rng: SampleRng) -> Loss:
         losses: list[Loss] = []

@@ -39,13 +39,17 @@ class DeepSpeedEngine:
     With precision bf16 the weights are bf16 over fp32 masters; ZeRO 0 then runs as ZeRO 1, because
     DeepSpeed's unsharded bf16 sums gradients in bf16. Buffers keep their own precision.
     averaged: keep an average of the weights.
-    Raises UsageError when the global batch does not divide into ranks x accumulation."""
+    Raises UsageError when the global batch does not divide into ranks x gradient_accumulation_steps."""
 
     def __init__(self, step: TrainStep, config: TrainConfig, averaged: bool = True):
         self.deepspeed = _import(step.device)
         self.deepspeed.init_distributed(verbose=False)
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        self.device, self.decay, self.clip = step.device, config.ema, config.optimizer.clip
+        self.device, self.decay, self.clip = (
+            step.device,
+            config.ema_decay,
+            config.optimizer.max_grad_norm,
+        )
         step.bf16 = config.precision == "bf16"
         self.stage = config.zero or int(step.bf16)
         self.model = step.model
@@ -60,7 +64,9 @@ class DeepSpeedEngine:
         names = {p: n for n, p in self.parameters.items()}
         self.order = [names[p] for g in self.optimizer.param_groups for p in g["params"]]
         self.groups = self.optimizer.state_dict()["param_groups"]
-        micro = len(positions(0, config.batch_size, self.world * config.accumulation, 0))
+        micro = len(
+            positions(0, config.batch_size, self.world * config.gradient_accumulation_steps, 0)
+        )
         with redirect_stdout(StringIO()):  # a part of it prints, whatever the log level
             self.engine, *_ = self.deepspeed.initialize(
                 model=step,
@@ -241,8 +247,8 @@ def _settings(config: TrainConfig, stage: int, micro: int) -> dict:
     bf16 = config.precision == "bf16"
     return {
         "train_micro_batch_size_per_gpu": micro,
-        "gradient_accumulation_steps": config.accumulation,
-        "gradient_clipping": config.optimizer.clip if stage else 0.0,
+        "gradient_accumulation_steps": config.gradient_accumulation_steps,
+        "gradient_clipping": config.optimizer.max_grad_norm if stage else 0.0,
         "bf16": {"enabled": bf16},
         "data_types": {"grad_accum_dtype": "fp32"},
         "steps_per_print": None,

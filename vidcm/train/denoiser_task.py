@@ -58,7 +58,7 @@ def video_task(config: TrainConfig, model: Denoiser, data: Dataset, device: torc
     low, high = guidance_of(config.objective)
     guidance = min(max(GUIDANCE, low), high)  # a student knows no other scales
     # One by one: neighbours may be of several shapes.
-    prompts = config.prompts or [data.batch(config.seed, [i]).captions[0] for i in range(6)]
+    prompts = config.preview_prompts or [data.batch(config.seed, [i]).captions[0] for i in range(6)]
 
     def preview(weights: dict[str, Tensor], path: Path) -> dict[str, float]:
         copy = build("model", config.model).to(device).eval().requires_grad_(False)

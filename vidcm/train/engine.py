@@ -104,7 +104,7 @@ def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Ad
 class LocalEngine:
     """The engine of one process, on a CPU or one GPU (bf16 autocast over fp32 weights there).
 
-    ema: decay of the average, None to keep none."""
+    ema_decay: decay of the average, None to keep none."""
 
     rank, world = 0, 1
 
@@ -113,14 +113,14 @@ class LocalEngine:
         step: TrainStep,
         config: OptimizerConfig,
         *,
-        ema: float | None,
+        ema_decay: float | None,
         precision: str = "fp32",
     ):
-        self.module, self.config, self.decay = step, config, ema
+        self.module, self.config, self.decay = step, config, ema_decay
         step.bf16 = precision == "bf16"
         self.optimizer = make_optimizer(step, config)
         self.parameters = {n: p for n, p in step.model.named_parameters() if p.requires_grad}
-        averaged = {} if ema is None else self.parameters
+        averaged = {} if ema_decay is None else self.parameters
         self.average = {n: p.detach().clone() for n, p in averaged.items()}
 
     def step(
@@ -134,7 +134,7 @@ class LocalEngine:
             each.append({"loss": loss.item()} | {k: float(v) for k, v in logs.items()})
         means = mean_logs(each)
         total = means.pop("loss")
-        norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip)
+        norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm)
         applied = bool(norm.isfinite()) and math.isfinite(total)
         if applied:
             for group in self.optimizer.param_groups:

@@ -27,7 +27,9 @@ def launch(config: TrainConfig, device_name: str = "auto") -> int:
             f"zero={config.zero} needs ranks to share; start with: deepspeed --num_gpus N tools/train.py"
         )
     ranks = int(os.environ.get("WORLD_SIZE", "1")) if distributed else 1
-    positions(0, config.batch_size, ranks * config.accumulation, 0)  # refuses what does not divide
+    positions(
+        0, config.batch_size, ranks * config.gradient_accumulation_steps, 0
+    )  # refuses what does not divide
     device = pick_device(device_name)
     if config.precision == "bf16" and device.type == "cpu":
         raise UsageError(
@@ -58,5 +60,5 @@ def start_on_ranks(step: TrainStep, config: TrainConfig, averaged: bool) -> Engi
 
 def start_alone(step: TrainStep, config: TrainConfig, averaged: bool) -> Engine:
     """One network's engine in this process; see `assemble`."""
-    ema = config.ema if averaged else None
-    return LocalEngine(step, config.optimizer, ema=ema, precision=config.precision)
+    ema_decay = config.ema_decay if averaged else None
+    return LocalEngine(step, config.optimizer, ema_decay=ema_decay, precision=config.precision)

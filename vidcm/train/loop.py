@@ -83,10 +83,10 @@ def _run(
         start=start,
         stop=config.steps,
         batch_size=config.batch_size,
-        accumulation=config.accumulation,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
         rank=engine.rank,
         world=engine.world,
-        workers=config.workers,
+        num_workers=config.num_workers,
     )
     with bar, stop:
         for step in range(start, config.steps):
@@ -186,7 +186,7 @@ def _save(
         state = base.strip(state)
 
     def write() -> None:
-        checkpoint.save(run, step, state, to_dict(config), keep=config.keep)
+        checkpoint.save(run, step, state, to_dict(config), keep=config.keep_checkpoints)
 
     _on_chief(engine, write)
     return step
@@ -194,8 +194,9 @@ def _save(
 
 # Keys that may change between the parts of a run without making it another run.
 _FREE = {
-    *("output", "steps", "workers", "log_every", "sample_every", "save_every", "keep", "prompts"),
-    *("max_skipped", "zero", "accumulation", "activation_checkpointing", "compile"),
+    *("output", "steps", "num_workers", "log_every", "sample_every", "save_every"),
+    *("keep_checkpoints", "preview_prompts"),
+    *("max_skipped", "zero", "gradient_accumulation_steps", "activation_checkpointing", "compile"),
 }
 
 

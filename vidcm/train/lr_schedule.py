@@ -6,8 +6,10 @@ from vidcm.config import OptimizerConfig
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
-    """Linear warm-up over `warmup` steps, then a cosine from `lr` to `final * lr` at `steps`."""
-    warm = min(1.0, (step + 1) / max(config.warmup, 1))
-    along = min(1.0, max(0.0, (step - config.warmup) / max(steps - config.warmup, 1)))
-    cosine = config.final + (1 - config.final) * 0.5 * (1 + math.cos(math.pi * along))
+    """Linear warm-up over `warmup_steps`, then a cosine from `lr` to `final_lr_ratio * lr` at `steps`."""
+    warm = min(1.0, (step + 1) / max(config.warmup_steps, 1))
+    along = min(1.0, max(0.0, (step - config.warmup_steps) / max(steps - config.warmup_steps, 1)))
+    cosine = config.final_lr_ratio + (1 - config.final_lr_ratio) * 0.5 * (
+        1 + math.cos(math.pi * along)
+    )
     return config.lr * warm * cosine

@@ -57,7 +57,7 @@ def assemble(
         return start(TrainStep(role.module.to(device), loss, device), own, False)
 
     others = {name: engine(role) for name, role in roles.items()}
-    rates = {name: role.rate for name, role in roles.items()}
+    rates = {name: role.lr_scale for name, role in roles.items()}
     return Ensemble(first, others, rates, cast(Joint, objective).turn)
 
 

@@ -31,8 +31,8 @@ def make_task(config: TrainConfig, device: torch.device) -> Task:
     check_objective(model, config)
     if config.start:
         init_from(model, config.start)
-    if config.text:
-        _load_text(model, config.text)
+    if config.init_text:
+        _load_text(model, config.init_text)
     if config.lora and config.start:
         from vidcm.train import lora
 
@@ -73,13 +73,15 @@ def check_objective(model: nn.Module, config: TrainConfig) -> None:
 def _load_text(model: nn.Module, folder: str) -> None:
     """Start a denoiser's text tower as a caption reader's."""
     if not isinstance(model, Denoiser):
-        raise UsageError("text is for denoisers: it names the caption reader their tower starts as")
+        raise UsageError(
+            "init_text is for denoisers: it names the caption reader their tower starts as"
+        )
     prefix = "conditioner."
     weights = {
         k.removeprefix(prefix): v for k, v in read_weights(folder).items() if k.startswith(prefix)
     }
     if not weights:
-        raise UsageError(f"text {folder} holds no text tower; give a caption reader's folder")
+        raise UsageError(f"init_text {folder} holds no text tower; give a caption reader's folder")
     load_weights(model.conditioner, weights, folder)
 
 

@@ -62,7 +62,7 @@ def main(capsys, *words: object) -> tuple[int, str, str]:
 
 
 def test_one_command_keeps_what_no_mask_covers(world, tmp_path):
-    words = ["--task", "inpaint", "--input", world / "clip", "--mask", world / "mask.png"]
+    words = ["inpaint", "--input", world / "clip", "--mask", world / "mask.png"]
     words += ["--prompt", "an orc", "--checkpoint", world / "pipeline", "--scale", 1]
     words += ["--output", f"{tmp_path}/out/", "--preview", tmp_path / "sheet.png", "--json"]
     call = [sys.executable, str(REPO / "tools" / "edit.py"), *map(str, words)]
@@ -101,7 +101,7 @@ def test_whatever_a_small_mask_touches_is_masked():
 
 
 def test_any_size_and_rate_is_resampled_and_said_so(world, tmp_path, capsys):
-    words = ["--task", "colorize", "--input", world / "wide.mp4", "--checkpoint"]
+    words = ["colorize", "--input", world / "wide.mp4", "--checkpoint"]
     code, out, error = main(
         capsys, *words, world / "pipeline", "--output", tmp_path / "x.gif", "--scale", 1
     )
@@ -118,7 +118,7 @@ def test_any_size_and_rate_is_resampled_and_said_so(world, tmp_path, capsys):
 
 
 def test_nothing_is_said_of_a_clip_that_fits(world, tmp_path, capsys):
-    words = ["--task", "colorize", "--input", world / "clip", "--checkpoint", world / "pipeline"]
+    words = ["colorize", "--input", world / "clip", "--checkpoint", world / "pipeline"]
     code, _, error = main(capsys, *words, "--output", tmp_path / "x.png", "--scale", 1)
     assert code == 0 and error == ""
 
@@ -126,12 +126,12 @@ def test_nothing_is_said_of_a_clip_that_fits(world, tmp_path, capsys):
 def test_results_of_two_and_of_none(world, tmp_path, capsys):
     common = ["--checkpoint", world / "pipeline", "--scale", 1, "--json"]
     picture = world / "picture.png"
-    two = ["--task", "inbetween", "--input", picture, "--input", picture]
+    two = ["inbetween", "--input", picture, "--input", picture]
     code, out, error = main(capsys, *two, *common, "--output", f"{tmp_path}/two/")
     assert code == 0, error
     made = frames(tmp_path / "two")
     assert len(made) == T and (made[[0, -1]] == read_png(picture)).all()
-    way = ["--task", "interpolate", "--count", 3, "--seed", 1, "--seed", 2]
+    way = ["interpolate", "--count", 3, "--seed", 1, "--seed", 2]
     code, out, error = main(capsys, *way, *common, "--output", tmp_path / "way.png")
     assert code == 0, error
     assert [Path(p).name for p in json.loads(out)["paths"]] == [f"way-{i}.png" for i in (1, 2, 3)]
@@ -141,9 +141,63 @@ def test_help_teaches_each_task_by_an_example(capsys):
     code, out, _ = main(capsys, "--help")
     assert code == 0
     for name in TABLE["task"]:
-        assert f"\n  {name}: " in out and f"vidcm edit --task {name} " in out
-    code, out, _ = main(capsys, "--task", "extend", "--help")
-    assert code == 0 and "--task extend " in out and "--task loop " not in out
+        assert f"\n  {name}: " in out and f"vidcm edit {name} --" in out
+    code, out, _ = main(capsys, "extend", "--help")
+    assert code == 0 and "vidcm edit extend --input" in out and "edit loop" not in out
+
+
+def test_without_arguments_it_says_how_it_is_used(capsys):
+    code, out, error = main(capsys)
+    assert code == 2 and out == "" and error.startswith("usage: vidcm edit [-h]")
+    assert "the following arguments are required: TASK" in error
+
+
+def test_options_of_several_tasks_go_together(capsys):
+    with pytest.raises(SystemExit) as left:
+        edit.main(["colorize,extend", "--given", "5", "--factor", "2"])
+    error = capsys.readouterr().err
+    assert left.value.code == 2 and "--factor is for upscale, interpolate_frames, not for" in error
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["image", "--output", "old.png"],
+        ["image", "--prompt", "..."],
+        ["extend", "--input", "clip", "--input", "clip"],
+        ["inpaint", "--input", "clip"],
+    ],
+)
+def test_what_needs_no_model_is_refused_before_torch(world, words):
+    code = (
+        f"import sys; from vidcm.cli.edit import main; sys.argv[1:] = {words!r}\n"
+        "try: code = main()\n"
+        "except SystemExit as left: code = left.code\n"
+        "print(code, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=world)
+    assert done.stdout == "2 False\n" and done.stderr.startswith("error: ")
+
+
+def test_the_filled_box_is_named_in_the_model_s_pixels(world, tmp_path, capsys):
+    """A mask is drawn in the input's pixels, and generate enlarges what it writes."""
+    large = np.zeros((T, 4 * H, 4 * W, 3), np.uint8)
+    write_clip(large, tmp_path / "large/")
+    words = ["inpaint", "--input", tmp_path / "large", "--mask", "20,12,56,24", "--scale", 1]
+    common = ["--checkpoint", world / "pipeline", "--output", tmp_path / "x.png"]
+    code, _, error = main(capsys, *words, *common)
+    assert code == 0 and f"filled x 4 to 20, y 2 to 10 of the model's {W}x{H} pixels" in error
+    words = ["outpaint", "--input", world / "clip", "--place", "8,4,12,8", "--scale", 1]
+    code, _, error = main(capsys, *words, *common, "--overwrite")
+    assert code == 0 and f"at x 8 to 20, y 4 to 12 of the model's {W}x{H} pixels" in error
+
+
+def test_results_are_numbered_as_clips_are(world, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["image", "--checkpoint", world / "pipeline", "--prompt", "an orc", "--scale", 1]
+    for name in ("edited.mp4", "edited-2.mp4"):
+        code, out, error = main(capsys, *words)
+        assert code == 0 and out.splitlines()[0].endswith(f"/{name}"), error
 
 
 def test_help_imports_nothing_heavy():
@@ -155,16 +209,16 @@ def test_help_imports_nothing_heavy():
     assert done.stdout.strip() == "[]", done.stderr
 
 
-INPAINT = ["--task", "inpaint", "--input", "clip"]
+INPAINT = ["inpaint", "--input", "clip"]
 
 
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["--task", "inpiant", "--input", "clip"], "unknown task 'inpiant'; did you mean 'inpaint'"),
-        (["--task", "inpaint", "--input", "clap"], "no such file 'clap'; did you mean 'clip'"),
-        (INPAINT, "inpaint needs --mask"),
-        ([*INPAINT, "--mask", "mask.png", "--strength", "0.5"], "--strength says nothing to inpaint"),
+        (["inpiant", "--input", "clip"], "unknown task 'inpiant'; did you mean 'inpaint'"),
+        (["inpaint", "--input", "clap"], "no such file 'clap'; did you mean 'clip'"),
+        (INPAINT, "the following arguments are required: --mask (see vidcm edit inpaint --help)"),
+        ([*INPAINT, "--mask", "mask.png", "--strength", "0.5"], "--strength is for variation, interpolate, not for inpaint"),
         ([*INPAINT, "--mask", "low.png"], "low.png is 24x15 and the clip 24x16"),
         ([*INPAINT, "--mask", "three"], "three has 3 frames and the clip 5"),
         ([*INPAINT, "--mask", "empty.png"], "covers none of 384 pixels"),
@@ -173,28 +227,29 @@ INPAINT = ["--task", "inpaint", "--input", "clip"]
         ([*INPAINT, "--mask", "1,2,3"], "is no box; give x,y,width,height"),
         ([*INPAINT, "--mask", "1,2,3,4,7,9"], "is for 7 to 9 s and the clip lasts from 0 to 0.5 s"),
         ([*INPAINT, "--mask", "musk.png"], "is no file, no x,y,width,height and no colour"),
-        (["--task", "inpaint", "--input", "grey", "--mask", "#ff00ff"], "grey is grey"),
-        (["--task", "inpaint", "--input", "wide.mp4", "--mask", "#00ff80"], "no pixel of"),
-        (["--task", "colorize", "--input", "short"], "has 3 frames, fewer than the 4"),
-        (["--task", "variation", "--input", "clip", "--strength", "1.5"], "strength is 1.5"),
-        (["--task", "extend,animate", "--input", "clip"], "both decide where"),
-        (["--task", "image", "--input", "clip"], "image takes 0 input clips, not 1"),
-        (["--task", "loop,loop"], "asked for twice"),
-        (["--task", "image", "--output", "x.avi"], ".avi"),
-        (["--task", "image", "--output", "old.png"], "old.png exists"),
-        (["--task", "image", "--preview", "x.gif"], "--preview writes .png files"),
-        (["--task", "image", "--output", "x.png", "--preview", "./x.png"], "are both ./x.png"),
-        (["--task", "image", "--prompt", "a", "--prompt", "b"], "only interpolate takes two"),
-        (["--task", "variation", "--input", "clip", "--strength", "nan"], "strength: nan is not a finite"),
-        (["--task", "extend", "--input", "wide.mp4", "--given", "9"], "given is 9; use 1 to 4"),
-        (["--task", "denoise", "--input", "clip", "--noise", "-3"], "noise is -3"),
-        (["--task", "upscale", "--input", "clip", "--factor", "5"], "factor 5 does not divide"),
-        (["--task", "colorize", "--input", "clip", "--start", "9"], "has 5 frames; start before"),
-        (["--task", "interpolate_frames", "--input", "picture.png"], "has 1 frames"),
-        (["--task", "animate", "--input", "clip"], "this is a clip of 5 frames"),
-        (["--task", "interpolate", "--prompt", "a"], "needs two of something"),
-        (["--task", "outpaint", "--input", "clip", "--place", "1,2,3"], "expected x,y,width,height"),
-        (["--task", "outpaint", "--input", "clip", "--place", "9,2,24,3"], "reaches beyond"),
+        (["inpaint", "--input", "grey", "--mask", "#ff00ff"], "grey is grey"),
+        (["inpaint", "--input", "wide.mp4", "--mask", "#00ff80"], "no pixel of"),
+        (["colorize", "--input", "short"], "has 3 frames, fewer than the 4"),
+        (["variation", "--input", "clip", "--strength", "1.5"], "--strength: got '1.5', expected a number from 0 to 1"),
+        (["extend,animate", "--input", "clip"], "both decide where"),
+        (["image", "--input", "clip"], "image takes 0 input clips, not 1"),
+        (["loop,loop"], "loop stands twice"),
+        (["--input", "clip"], "the first word is the task, as in: vidcm edit extend"),
+        (["image", "--output", "x.avi"], ".avi"),
+        (["image", "--output", "old.png"], "old.png exists"),
+        (["image", "--preview", "x.gif"], "--preview writes .png files"),
+        (["image", "--output", "x.png", "--preview", "./x.png"], "are both ./x.png"),
+        (["image", "--prompt", "a", "--prompt", "b"], "only interpolate takes two"),
+        (["variation", "--input", "clip", "--strength", "nan"], "--strength: got 'nan'"),
+        (["extend", "--input", "wide.mp4", "--given", "9"], "given is 9; use 1 to 4"),
+        (["denoise", "--input", "clip", "--noise", "-3"], "--noise: got '-3', expected a number from 0"),
+        (["upscale", "--input", "clip", "--factor", "5"], "factor 5 does not divide"),
+        (["colorize", "--input", "clip", "--start", "9"], "has 5 frames; start before"),
+        (["interpolate_frames", "--input", "picture.png"], "has 1 frames"),
+        (["animate", "--input", "clip"], "this is a clip of 5 frames"),
+        (["interpolate", "--prompt", "a"], "needs two of something"),
+        (["outpaint", "--input", "clip", "--place", "1,2,3"], "expected x,y,width,height"),
+        (["outpaint", "--input", "clip", "--place", "9,2,24,3"], "reaches beyond"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )  # fmt: skip

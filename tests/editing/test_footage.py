@@ -101,7 +101,7 @@ def test_sound_goes_along_where_the_timing_is_kept(world, tmp_path, capsys):
     source = film(tmp_path / "talk.mp4", "aac")
     words = ["--input", source, "--checkpoint", world / "pipeline", "--scale", 1, "--start", 0.25]
     kept = tmp_path / "kept.mp4"
-    code, _, error = main(capsys, "--task", "colorize", *words, "--output", kept)
+    code, _, error = main(capsys, "colorize", *words, "--output", kept)
     assert code == 0 and "its sound" not in error and length(kept) > 1.2  # all there is
     assert set(packets(kept)[i][1] for i in range(9)) <= {content for _, content in packets(source)}
     refused = {
@@ -111,7 +111,7 @@ def test_sound_goes_along_where_the_timing_is_kept(world, tmp_path, capsys):
         "frames/": ("colorize", "png files hold none"),
     }
     for name, (task, why) in refused.items():
-        code, _, error = main(capsys, "--task", task, *words, "--output", f"{tmp_path}/{name}")
+        code, _, error = main(capsys, task, *words, "--output", f"{tmp_path}/{name}")
         assert code == 0 and f"talk.mp4: its sound is left out: {why}\n" in error
         assert name == "frames/" or not has_sound(tmp_path / name)
 
@@ -180,7 +180,7 @@ def test_real_footage_is_kept_to_the_bit(world, shared_data, tmp_path, capsys, t
         inputs = paths
     words = [w for path in inputs for w in ("--input", path)]
     words += ["--checkpoint", world / "pipeline", "--scale", 1, "--output", f"{tmp_path}/out/"]
-    code, _, error = main(capsys, "--task", task, *words, *options)
+    code, _, error = main(capsys, task, *words, *options)
     assert code == 0, error
     made = np.stack([read_png(p) for p in sorted((tmp_path / "out").glob("*.png"))])
     if task == "inbetween":

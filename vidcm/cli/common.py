@@ -9,6 +9,7 @@ This module imports neither torch nor anything that does, so that `--help` answe
 
 import argparse
 import difflib
+import itertools
 import math
 import os
 import select
@@ -61,6 +62,7 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        self.foreign: dict[str, str] = {}  # options of other commands, and whose they are
         self._bare = False
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace=None):  # pyright: ignore
@@ -72,6 +74,8 @@ class Parser(argparse.ArgumentParser):
                 break
             name = token.partition("=")[0]
             known = self._option_string_actions
+            if name in self.foreign:
+                self.error(f"{name} {self.foreign[name]}")
             if name.startswith("--") and " " not in name and name not in known:
                 hint = did_you_mean(name, known)
                 self.error(f"unknown option {_shown(name)}{hint}")
@@ -234,14 +238,13 @@ def add_sampling(group: argparse._ActionsContainer) -> None:
     add_device(group)
 
 
-def add_output(group: argparse._ActionsContainer, default: str | None, default_help: str) -> None:
-    """The options of a command that writes clips."""
+def add_output(group: argparse._ActionsContainer, stem: str) -> None:
+    """The options of a command that writes clips; stem: of the default name (`free_output`)."""
     group.add_argument(
         "--output",
-        default=default,
         metavar="PATH",
         help="mp4, webm, gif, png (a sprite sheet), or a folder with a final / (png frames); "
-        f"default: {default_help}",
+        f"default: {stem}.mp4, or the next {stem}-2.mp4, {stem}-3.mp4 that is free",
     )
     group.add_argument(
         "--scale",
@@ -256,6 +259,14 @@ def add_output(group: argparse._ActionsContainer, default: str | None, default_h
 def add_art(group: argparse._ActionsContainer) -> None:
     """The option `--art`, which `art_of` reads."""
     group.add_argument("--art", help="the LPC layers, folder or tar (default: $VIDCM_LPC_ART)")
+
+
+def free_output(stem: str, count: int) -> str:
+    """The first of stem.mp4, stem-2.mp4, ... whose files for `count` clips do not exist."""
+    from vidcm.media.write import numbered
+
+    names = (f"{stem}-{i}.mp4" if i > 1 else f"{stem}.mp4" for i in itertools.count(1))
+    return next(n for n in names if not any(Path(p).exists() for p in numbered(n, count)))
 
 
 def art_of(args: argparse.Namespace) -> str:

@@ -1,31 +1,46 @@
 """The options of `vidcm edit`, and the help that explains its tasks."""
 
 import argparse
-import inspect
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from vidcm.cli.common import Parser, did_you_mean, number, positive_int, seed, sides, whole_number
-from vidcm.registry import TABLE, lookup
+from vidcm.cli.common import (
+    Parser,
+    add_output,
+    add_sampling,
+    did_you_mean,
+    number,
+    positive_int,
+    seed,
+    sides,
+    whole_number,
+)
+from vidcm.registry import TABLE, lookup, options_of
 
-SECONDS = 10.0  # of a clip that are edited if nobody says how many frames
-OPTIONS = ("mask", "place", "factor", "given", "at", "strength", "noise", "count")
+SECONDS = 10.0  # of a clip that are edited if --frames does not say how many
 
 
-def parser(tasks: list[str] | None = None) -> argparse.ArgumentParser:
-    """The command's options; its help explains `tasks`, or all of them."""
+def parser(tasks: Sequence[str] = ()) -> Parser:
+    """The parser of `vidcm edit TASK,TASK`, with the options that these tasks take.
+
+    Without tasks it explains all of them and has the options of all.
+    """
     p = Parser(
         "edit",
-        "Edit clips without training, in a few network evaluations: say what the rest should show;\n"
-        "what is given is kept to the bit (in png output: video codecs change every pixel a little).",
+        "Edit clips without training, in a few network evaluations: the prompt says what the rest\n"
+        "shows, known pixels stay to the bit (in png output: video codecs change every pixel a\n"
+        "little).",
         _lessons(tasks or list(TABLE["task"])),
     )
-    p.add_argument(
-        "--task",
-        required=True,
-        metavar="NAME",
-        help=f"what to do: {', '.join(TABLE['task'])}; or several at once, as in colorize,extend,loop",
-    )
-    p.add_argument(
+    _check(p, tasks)
+    if tasks:
+        p.prog = f"{p.prog} {','.join(tasks)}"
+        p.set_defaults(tasks=list(tasks))
+    else:
+        p.add_argument("tasks", metavar="TASK", help="or several, as in colorize,extend,loop")
+    clip = p.add_argument_group("the clip")
+    clip.add_argument(
         "--input",
         action="append",
         default=[],
@@ -33,89 +48,80 @@ def parser(tasks: list[str] | None = None) -> argparse.ArgumentParser:
         metavar="FILE",
         help="a video, a png picture or a folder of png frames; repeat it for tasks between two",
     )
-    p.add_argument(
+    clip.add_argument(
         "--prompt",
         action="append",
         default=[],
         metavar="TEXT",
-        help="what the result shows; without, the model is free. Repeat it for interpolate",
+        help="content of the result; without, the model is free. Repeat it for interpolate",
     )
-    what = p.add_argument_group("what tasks are told")
-    what.add_argument(
-        "--mask",
-        metavar="MASK",
-        help="what to fill: x,y,width,height[,from,to] in the input's pixels and seconds, a key "
-        "colour #rrggbb, or a picture, video or folder in the input's size, white where to fill",
-    )
-    what.add_argument(
-        "--place", type=_place, metavar="X,Y,W,H", help="where in the result the input goes"
-    )
-    what.add_argument(
-        "--factor", type=whole_number(2, 64), help="times as large, or as many frames"
-    )
-    what.add_argument("--given", type=positive_int, metavar="FRAMES", help="frames the model sees")
-    what.add_argument("--at", choices=("first", "last"), help="which frame the picture is")
-    what.add_argument("--strength", type=float, metavar="0..1", help="how much to change")
-    what.add_argument("--noise", type=float, metavar="LEVELS", help="of the input, 0 to 255")
-    what.add_argument("--count", type=whole_number(2, 64), help="clips from end to end")
-    what.add_argument(
+    _add_task_options(p, p.add_argument_group("the task"), tasks)
+    clip.add_argument(
         "--start", type=number(0), default=0.0, metavar="SECONDS", help="skip so much of the input"
     )
-    what.add_argument(
+    clip.add_argument(
         "--frames",
         type=whole_number(1, 100_000),
         metavar="COUNT",
         help="of a clip edited from end to end, at most so many of the result (default: all of the "
-        f"first {SECONDS:g} seconds); for other tasks, how many the model makes in one go, the given "
-        "ones counted (default: the checkpoint's)",
+        f"first {SECONDS:g} seconds); for other tasks, how many the model generates in one go, the "
+        "input's counted (default: the checkpoint's)",
     )
-    what.add_argument(
+    clip.add_argument(
         "--size",
         type=sides("HEIGHTxWIDTH"),
         metavar="HxW",
         help="height and width of the result, as 64x128 (default: the checkpoint's)",
     )
-    how = p.add_argument_group("how")
-    how.add_argument("--steps", type=whole_number(1, 1000), help="network evaluations")
-    how.add_argument(
-        "--guidance",
-        type=number(0, 100),
-        help="how strictly to follow the prompt (default: the checkpoint's own; 1, which is without, "
-        "for a student that is given something of the clip)",
-    )
-    how.add_argument(
+    sampling = p.add_argument_group("sampling")
+    add_sampling(sampling)
+    sampling.add_argument(
         "--seed",
         action="append",
         type=seed,
         help="of the noise (default: 0); repeat it for interpolate",
     )
-    how.add_argument("--teacher", action="store_true", help="the many-step teacher instead")
-    how.add_argument("--checkpoint", default="lpc-64", help="a bundled model or a pipeline folder")
-    how.add_argument("--device", default="auto", help="auto, cpu, cuda (default: %(default)s)")
-    out = p.add_argument_group("what comes out")
-    out.add_argument(
-        "--output",
-        default="edited.mp4",
-        metavar="PATH",
-        help="mp4, webm, gif, png (a sprite sheet), or a folder with a final / (png frames); "
-        "default: %(default)s",
-    )
-    out.add_argument("--scale", type=whole_number(1, 64), default=4, help="enlarge pixels (4)")
-    out.add_argument("--preview", metavar="PNG", help="also a sheet: what was given, what was made")
-    out.add_argument("--overwrite", action="store_true", help="replace existing outputs")
-    out.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    out = p.add_argument_group("output")
+    add_output(out, "edited")
+    out.add_argument("--preview", metavar="PNG", help="also a sheet of inputs and results")
     return p
 
 
-def _lessons(tasks: list[str]) -> str:
-    """What each task does, its options and an example."""
+def _check(p: Parser, tasks: Sequence[str]) -> None:
+    """Leave with an error for tasks that are not known, or named twice."""
+    for name in tasks:
+        if name not in TABLE["task"]:
+            hint = did_you_mean(name, TABLE["task"])
+            p.error(f"unknown task {name!r}{hint} (known: {', '.join(TABLE['task'])})")
+        if tasks.count(name) > 1:
+            p.error(f"the task {name} stands twice; name it once")
+
+
+def _add_task_options(p: Parser, group: argparse._ArgumentGroup, tasks: Sequence[str]) -> None:
+    taken = {name: options_of("task", name) for name in TABLE["task"]}
+    for option, settings in TASK_OPTIONS.items():
+        takers = [name for name, options in taken.items() if option in options]
+        own = [taken[name][option] for name in tasks or takers if name in takers]
+        if own:
+            needed = any(parameter.default is parameter.empty for parameter in own)
+            group.add_argument(f"--{option}", required=needed and bool(tasks), **settings)
+        else:
+            p.foreign[f"--{option}"] = f"is for {', '.join(takers)}, not for {', '.join(tasks)}"
+
+
+def _lessons(tasks: Sequence[str]) -> str:
+    """A line for each task, its options and an example."""
     lines = ["tasks:"]
     for name in tasks:
+        if name not in TABLE["task"]:
+            continue
         kind = lookup("task", name)
-        told = [f"--{o}" for o in inspect.signature(kind).parameters if o in OPTIONS]
-        options = f" ({', '.join(told)})" if told else ""
-        does = (kind.__doc__ or "").splitlines()[0]
-        lines += [f"  {name}: {does}{options}", f"      vidcm edit {kind.example}"]
+        options = ", ".join(f"--{o}" for o in options_of("task", name) if o in TASK_OPTIONS)
+        summary = (kind.__doc__ or "").splitlines()[0]
+        lines += [
+            f"  {name}: {summary}{options and f' ({options})'}",
+            f"      vidcm edit {name} {kind.example}",
+        ]
     return "\n".join(lines)
 
 
@@ -136,3 +142,23 @@ def _place(text: str) -> tuple[int, int, int, int]:
             f"got {text!r}, expected x,y,width,height in whole pixels"
         ) from None
     return x, y, width, height
+
+
+TASK_OPTIONS: dict[str, dict[str, Any]] = {
+    "mask": {
+        "metavar": "MASK",
+        "help": "region to fill: x,y,width,height[,from,to] in the input's pixels and seconds, a "
+        "key colour #rrggbb, or a picture, video or folder in the input's size, white where to fill",
+    },
+    "place": {
+        "type": _place,
+        "metavar": "X,Y,W,H",
+        "help": "where the input goes, in the result's pixels before --scale",
+    },
+    "factor": {"type": whole_number(2, 64), "help": "times as large, or as many frames"},
+    "given": {"type": positive_int, "metavar": "FRAMES", "help": "input frames the model sees"},
+    "at": {"choices": ("first", "last"), "help": "which frame the picture is"},
+    "strength": {"type": number(0, 1), "metavar": "0..1", "help": "how much to change"},
+    "noise": {"type": number(0, 255), "metavar": "LEVELS", "help": "of the input, 0 to 255"},
+    "count": {"type": whole_number(2, 64), "help": "clips from end to end"},
+}

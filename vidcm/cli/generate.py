@@ -1,16 +1,17 @@
 """`tools/generate.py`: prompts to clips."""
 
 import argparse
-import json
 import sys
 import time
 
+from vidcm.cli.clips import progress_bar, report
 from vidcm.cli.common import (
     Parser,
     add_output,
     add_sampling,
     add_seed,
     existing_file,
+    free_output,
     number,
     positive_int,
     run,
@@ -66,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
         choices=("euler", "heun", "dpm"),
         help="the teacher's ODE solver, with --teacher (default: the checkpoint's)",
     )
-    add_output(p, None, "clip.mp4, or the next clip-2.mp4, clip-3.mp4 that is free")
+    add_output(p, "clip")
     p.add_argument(
         "--fps", type=number(0.1, 240), help="frames per second (default: the checkpoint's)"
     )
@@ -92,7 +93,7 @@ def _generate(args: argparse.Namespace) -> None:
 
     check_prompts([*prompts, *(prompt for _, prompt in args.then)])
     count = len(prompts) * args.num_clips
-    args.output = args.output or _free(count)
+    args.output = args.output or free_output("clip", count)
     for path in numbered(args.output, count):
         check_output(path, args.overwrite)
     pipe = VideoPipeline.from_pretrained(args.checkpoint, args.device)
@@ -101,7 +102,7 @@ def _generate(args: argparse.Namespace) -> None:
     _warn(args, pipe, model, said)
     loaded = time.perf_counter()
 
-    with bar(args) as progress:
+    with progress_bar(args) as progress:
         clips = pipe(
             prompts,
             steps=args.steps,
@@ -126,19 +127,11 @@ def _generate(args: argparse.Namespace) -> None:
         "write": done - before,
         "total": done - STARTED,
     }
-    seconds = {k: round(v, 4) for k, v in seconds.items()}
-    if args.json:
-        made = [
-            {"path": str(path), "prompt": prompt, "seed": number}
-            for path, prompt, number in zip(paths, clips.prompts, clips.seeds, strict=True)
-        ]
-        print(json.dumps({"clips": made, "evaluations": clips.evaluations, "seconds": seconds}))
-        return
-    for path in paths:
-        print(path)
-    spent = ", ".join(f"{k} {v:.2f} s" for k, v in seconds.items() if k != "total")
-    noun = "evaluation" if clips.evaluations == 1 else "evaluations"
-    print(f"{clips.evaluations} network {noun} a clip; {seconds['total']:.2f} s in all: {spent}")
+    found = [
+        {"path": str(path), "prompt": prompt, "seed": number}
+        for path, prompt, number in zip(paths, clips.prompts, clips.seeds, strict=True)
+    ]
+    report(args, clips, paths, {"clips": found}, seconds)
 
 
 def _takeover(text: str) -> tuple[int, str]:
@@ -149,17 +142,6 @@ def _takeover(text: str) -> tuple[int, str]:
             f"got {text[:60]!r}, expected FRAME:PROMPT, as '17:an orc casts a spell'"
         )
     return positive_int(frame), prompt
-
-
-def _free(clips: int) -> str:
-    """The first of clip.mp4, clip-2.mp4, ... whose files for so many clips do not exist."""
-    from itertools import count
-    from pathlib import Path
-
-    from vidcm.media.write import numbered
-
-    names = (f"clip-{i}.mp4" if i > 1 else "clip.mp4" for i in count(1))
-    return next(n for n in names if not any(Path(p).exists() for p in numbered(n, clips)))
 
 
 def _lines(path) -> list[str]:
@@ -205,23 +187,3 @@ def _warn(args: argparse.Namespace, pipe, model, prompts: list[str]) -> None:
                 f"warning: {len(left)} words at the end of a prompt are not read: {' '.join(left[:8])} ...",
                 file=sys.stderr,
             )
-
-
-def bar(args: argparse.Namespace):
-    """A progress bar over denoising steps, for terminals and more than a few steps."""
-    from contextlib import contextmanager
-
-    from tqdm import tqdm
-
-    @contextmanager
-    def shown():
-        quiet = args.json or not sys.stderr.isatty() or (args.steps or 0) < 8 and not args.teacher
-        with tqdm(unit="step", disable=quiet, leave=False) as bar:
-
-            def progress(step: int, steps: int) -> None:
-                bar.total = steps
-                bar.update(step - bar.n)
-
-            yield progress
-
-    return shown()

@@ -13,7 +13,7 @@ class Inpaint(Task):
 
     mask: bool or uint8 `(h w)` or `(t h w)`, in the size of the clip; what is not 0 is filled."""
 
-    example = '--task inpaint --input clip.mp4 --mask 20,8,24,16 --prompt "a woman with blue hair"'
+    example = '--input clip.mp4 --mask 80,32,96,64 --prompt "a woman with blue hair"'
     grows = True
 
     def __init__(self, mask: np.ndarray):
@@ -43,7 +43,7 @@ class Outpaint(Task):
 
     place: `(x, y, width, height)`, where in the picture the clip goes, in pixels."""
 
-    example = '--task outpaint --input clip.mp4 --place 16,16,32,32 --prompt "an orc walks left"'
+    example = '--input clip.mp4 --place 16,16,32,32 --prompt "an orc walks left"'
     grows = True
     decides = frozenset({SIZE})
 
@@ -73,7 +73,7 @@ class Outpaint(Task):
 class Colorize(Task):
     """colour a grey clip; its luminance stays"""
 
-    example = '--task colorize --input grey.mp4 --prompt "a man with red hair in a green shirt"'
+    example = '--input grey.mp4 --prompt "a man with red hair in a green shirt"'
     grows = True
     decides = frozenset({KEEPS})
 
@@ -86,7 +86,7 @@ class Upscale(Task):
 
     factor: how many times, 2 or more."""
 
-    example = '--task upscale --input small.gif --factor 4 --prompt "a woman walks left"'
+    example = '--input small.gif --factor 4 --prompt "a woman walks left"'
     grows = True
     decides = frozenset({KEEPS, SIZE})
 
@@ -113,7 +113,7 @@ class Variation(Task):
 
     strength: 0..1, how much noise is put on it: 0 gives it back, 1 forgets it."""
 
-    example = '--task variation --input clip.mp4 --strength 0.7 --prompt "a skeleton walks left"'
+    example = '--input clip.mp4 --strength 0.7 --prompt "an orc walks left"'
     grows = True
     decides = frozenset({BEGIN})
 
@@ -131,7 +131,7 @@ class Denoise(Task):
 
     noise: its standard deviation in grey levels, above 0 and at most 255."""
 
-    example = '--task denoise --input noisy.mp4 --noise 30 --prompt "a man walks right"'
+    example = '--input noisy.mp4 --noise 30 --prompt "a man walks right"'
     grows = True
     decides = frozenset({BEGIN})
 
@@ -150,10 +150,7 @@ class Interpolate(Task):
     count: how many, the ends among them, 2 to 64. strength: 0..1, how much noise is put on a
     mixture of two clips."""
 
-    example = (
-        '--task interpolate --prompt "a man walks left" --prompt "an orc walks left" --count 5 '
-        "--output way.gif"
-    )
+    example = '--prompt "a man walks left" --prompt "an orc walks left" --count 5 --output way.gif'
     clips = (0, 2)
     decides = frozenset({BEGIN, KEEPS, SIZE, TIMING})
 
@@ -168,7 +165,7 @@ class Interpolate(Task):
 class Image(Task):
     """a picture from a prompt: a clip of one frame"""
 
-    example = '--task image --prompt "a knight in golden armor" --output knight.png'
+    example = '--prompt "a man in golden armor" --output man.png'
     clips = (0, 0)
 
     def canvas(self, canvas: Canvas) -> Canvas:

@@ -23,7 +23,7 @@ class Extend(Overlapping):
 
     given: how many of its last frames the model sees (default: about half of what it makes)."""
 
-    example = '--task extend --input clip.mp4 --prompt "a woman walks left"'
+    example = '--input clip.mp4 --prompt "a woman walks left"'
     decides = frozenset({TIMING})
 
     def place(self, given: list[Given], canvas: Canvas) -> Scene:
@@ -38,7 +38,7 @@ class ExtendBackward(Overlapping):
 
     given: how many of its first frames the model sees (default: about half of what it makes)."""
 
-    example = '--task extend_backward --input clip.mp4 --prompt "a woman walks left"'
+    example = '--input clip.mp4 --prompt "a woman walks left"'
     decides = frozenset({TIMING})
 
     def place(self, given: list[Given], canvas: Canvas) -> Scene:
@@ -54,7 +54,7 @@ class Inbetween(Overlapping):
     given: how many frames of a clip the model sees at each end (default: a fifth of what it
     makes)."""
 
-    example = '--task inbetween --input first.png --input last.png --prompt "a man slashes"'
+    example = '--input first.png --input last.png --prompt "a man slashes"'
     clips = (2, 2)
     least = 1
     decides = frozenset({TIMING})
@@ -70,7 +70,7 @@ class Loop(Overlapping):
     given: how many frames of the clip the model sees at each end (default: a fifth of what it
     makes)."""
 
-    example = '--task loop --input clip.mp4 --prompt "a woman walks left" --output loop.gif'
+    example = '--input clip.mp4 --prompt "a woman walks left" --output loop.gif'
     clips = (0, 1)
 
     def most(self, canvas: Canvas, alone: bool) -> int | None:
@@ -96,7 +96,7 @@ class Animate(Task):
 
     at: "first" or "last". Two pictures are first and last."""
 
-    example = '--task animate --input picture.png --at first --prompt "a knight walks left"'
+    example = '--input picture.png --at first --prompt "a man walks left"'
     clips = (1, 2)
     least = 1
     decides = frozenset({TIMING})
@@ -127,7 +127,7 @@ class InterpolateFrames(Task):
 
     factor: frames made for each given one, 2 or more."""
 
-    example = '--task interpolate_frames --input slow.gif --factor 2 --prompt "an orc walks right"'
+    example = '--input slow.gif --factor 2 --prompt "an orc walks right"'
     least = 2
     grows = True
     decides = frozenset({TIMING})

@@ -3,7 +3,6 @@
 A sheet is 832x1344: 13 x 21 cells of 64 pixels, one row per action and direction.
 """
 
-import io
 import os
 import tarfile
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from einops import rearrange
 from torch import Tensor
 
 from vidcm.errors import UsageError, VidcmError
+from vidcm.media.png import decode_png
 
 CELL = 64
 ROWS = 21  # five actions x four directions, and the fall
@@ -54,9 +54,6 @@ class Sheets:
             ) from None
 
     def __getitem__(self, name: str) -> np.ndarray:
-        import av
-        from av.error import FFmpegError
-
         if self.art.is_dir():
             path = self.art / name
             blob = path.read_bytes() if path.is_file() else None
@@ -67,9 +64,8 @@ class Sheets:
         if blob is None:
             raise VidcmError(f"the LPC art at {self.art} lacks the sheet {name}; get it complete")
         try:
-            with av.open(io.BytesIO(blob), "r") as container:
-                image = next(container.decode(video=0)).to_ndarray(format="rgba")
-        except (FFmpegError, StopIteration) as error:
+            image = decode_png(blob)
+        except ValueError as error:
             raise VidcmError(f"cannot read the sheet {name} in {self.art}: {error}") from None
         if image.shape != (*SHEET, 4):
             raise VidcmError(f"the sheet {name} is {image.shape[1]}x{image.shape[0]}, not 832x1344")

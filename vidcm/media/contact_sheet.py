@@ -1,16 +1,20 @@
-"""Contact sheets: clips side by side in one picture, to look at."""
+"""Contact sheets: clips side by side in one picture."""
 
 import os
 import textwrap
 from collections.abc import Sequence
+from math import ceil
 from pathlib import Path
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 from vidcm.media.write import check_clip, check_positive, enlarge, page, write_png
 
 BACKGROUND = 32  # grey level of gutters and labels
+INK = 224  # grey level of letters
 GUTTER = 4  # pixels between clips and between rows, before scaling
+FONT = 10  # pixels of letters, before scaling, for clips up to 127 pixels wide
 
 
 def contact_sheet(
@@ -21,11 +25,21 @@ def contact_sheet(
     *,
     overwrite: bool = False,
 ) -> Path:
-    """Write clips as one .png to look at: each row holds clips, each clip its frames in a line.
+    """Write clips as one .png: each row holds clips, each clip its frames in a line.
 
-    Clips are uint8 `(t h w 3)` and may differ in size and length; a gutter parts them. `labels`,
-    one for each row, are printed above the rows in ASCII (another character becomes a box) and
-    wrapped. `scale` enlarges everything. Errors as write_clip.
+    Args:
+        rows: clips uint8 `(t h w 3)` of any size and length; a gutter separates them.
+        labels: a text for each row, printed above it and wrapped.
+        path: name of the .png file.
+        scale: whole number by which everything is enlarged.
+        overwrite: replace an existing file.
+
+    Returns:
+        The full path.
+
+    Raises:
+        UsageError, VidcmError: as `write_clip`.
+        ValueError: rows and labels do not match, or an array is not a clip.
     """
     if not rows or not all(rows) or (labels is not None and len(labels) != len(rows)):
         lengths = [len(row) for row in rows]
@@ -41,8 +55,7 @@ def contact_sheet(
             check_clip(clip, (3,))
         band = _line_up([page(clip, len(clip)) for clip in row], axis=1, gap=GUTTER)
         zoom = max(1, row[0].shape[1] // 64)
-        wrapped = textwrap.wrap(label, max(16, band.shape[1] // (6 * zoom)))
-        bands.append(_line_up([*(_print(line, zoom) for line in wrapped), band], axis=0))
+        bands.append(_line_up([_label(label, band.shape[1], zoom), band], axis=0))
     sheet = enlarge(_line_up(bands, axis=0, gap=GUTTER), scale)
     return write_png(sheet, path, overwrite=overwrite)
 
@@ -61,25 +74,14 @@ def _line_up(images: Sequence[np.ndarray], axis: int, gap: int = 0) -> np.ndarra
     return canvas
 
 
-# A letter is five columns from the left, a byte each, lowest bit on top: " " to "~", then a box.
-_FONT = bytes.fromhex(
-    "000000000000005f00000007000700147f147f14242a7f2a12631308646336495522500004030000001c224100"
-    "0041221c0014083e081408083e080800503000000808080808006060000060100804033e5149453e00427f4000"
-    "62514949462141454b311814127f1027454545393c4a49493001710905033649494936064949291e0036360000"
-    "005636000008142241001414141414004122140802015109063e415d551e7e0909097e7f494949363e41414122"
-    "7f4141413e7f494949417f090909013e4149497a7f0808087f00417f41002040413f017f081422417f40404040"
-    "7f020c027f7f0204087f3e4141413e7f090909063e4151215e7f09192946464949493101017f01013f4040403f"
-    "0f3040300f7f2018207f63140814630304780403615149454300007f4141030408106041417f00000402010204"
-    "4040404040000102040020545454787f444444383844444400384444447f3854545418087e0909000c5252523e"
-    "7f0404047800447d40002040443d007f1028440000417f40007c047804787c0404047838444444387c14141408"
-    "081414147c7c080404004854545424043f4444003c4040407c1c2040201c3c4030403c44281028440c5050503c"
-    "4464544c44000836414100007f0000414136080008040408087f4141417f"
-)
-
-
-def _print(line: str, zoom: int) -> np.ndarray:
-    """A line of text in light grey as an image `(8 zoom, 6 zoom len(line), 3)`."""
-    letters = [ord(char) - 32 if " " <= char <= "~" else 95 for char in line]
-    columns = np.pad(np.frombuffer(_FONT, np.uint8).reshape(96, 5), ((0, 0), (0, 1)))[letters]
-    ink = np.unpackbits(columns.reshape(-1, 1), axis=1, bitorder="little").T
-    return enlarge(np.where(ink[..., None], 224, BACKGROUND).repeat(3, 2).astype(np.uint8), zoom)
+def _label(text: str, width: int, zoom: int) -> np.ndarray:
+    """Text in light grey, wrapped to about `width` pixels: `(h w 3)`, 0 high if there is none."""
+    font = ImageFont.load_default(FONT * zoom)
+    letter = font.getlength("n")
+    lines = textwrap.wrap(text, max(16, int(width / letter)))
+    right = max((ceil(font.getlength(line)) for line in lines), default=1)
+    pitch = ceil(font.getbbox("|")[3]) + 1
+    image = Image.new("RGB", (right, pitch * len(lines)), (BACKGROUND,) * 3)
+    for i, line in enumerate(lines):
+        ImageDraw.Draw(image).text((0, pitch * i), line, (INK,) * 3, font)
+    return np.array(image).reshape(pitch * len(lines), right, 3)

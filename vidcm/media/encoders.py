@@ -40,16 +40,16 @@ ENCODINGS = {
 
 
 def find_encoder(kind: str) -> None:
-    """Raise VidcmError where this build of PyAV cannot write `kind`, an extension or "" for png."""
+    """Raise VidcmError if this build of PyAV cannot write `kind`, one of ENCODINGS."""
     import av
 
-    encoder = ENCODINGS[kind].encoder if kind in ENCODINGS else "png"
+    encoder = ENCODINGS[kind].encoder
     try:
         av.Codec(encoder, "w")
     except ValueError as error:
         raise VidcmError(
-            f"this build of PyAV cannot write {kind or 'png'} (no encoder {encoder}): "
-            "install av from PyPI or give another extension"
+            f"this build of PyAV cannot write {kind} (no encoder {encoder}): install av from PyPI "
+            "or give another extension"
         ) from error
 
 
@@ -153,19 +153,6 @@ def _packed(frame: np.ndarray) -> np.ndarray:
     """Opaque 0xAARRGGBB of each pixel of `(h w 3)`."""
     red, green, blue = (frame[..., channel].astype(np.uint32) for channel in range(3))
     return 0xFF000000 | red << 16 | green << 8 | blue
-
-
-def png(image: np.ndarray, scale: int) -> bytes:
-    """The bytes of a png of an image `(h w 3)` or `(h w 4)`, enlarged."""
-    import av
-
-    image = enlarge(image, scale)
-    pixels = "rgba" if image.shape[-1] == 4 else "rgb24"
-    context = av.CodecContext.create("png", "w")
-    context.height, context.width, context.pix_fmt = *image.shape[:2], pixels
-    context.time_base = Fraction(1)
-    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format=pixels)
-    return b"".join(bytes(packet) for packet in [*context.encode(frame), *context.encode(None)])
 
 
 def enlarge(image: np.ndarray, scale: int) -> np.ndarray:

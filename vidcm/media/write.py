@@ -10,15 +10,15 @@ import os
 import re
 import stat
 import tempfile
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 
 from vidcm.errors import UsageError, VidcmError
 from vidcm.files import replacing
-from vidcm.media.encoders import ENCODINGS, encode, find_encoder, page, png
+from vidcm.media.encoders import ENCODINGS, encode, find_encoder, page
 from vidcm.media.encoders import enlarge as enlarge
+from vidcm.media.png import decode_png, encode_png
 
 FORMATS = (".mp4", ".webm", ".gif", ".png")
 LARGEST = 16384  # pixels a side, h264's limit
@@ -32,7 +32,8 @@ def check_output(path: str | os.PathLike[str], overwrite: bool = False) -> Path:
     cannot be written to or an encoder that is missing.
     """
     kind = _kind(path)
-    find_encoder(kind)
+    if kind in ENCODINGS:
+        find_encoder(kind)
     target = Path(os.path.realpath(os.path.expanduser(path)))
     try:
         mode = os.stat(target).st_mode
@@ -108,13 +109,13 @@ def write_clip(
         if kind in ENCODINGS:
             encode(frames, temporary, kind, fps, scale)
         elif kind == ".png":
-            temporary.write_bytes(png(page(frames, columns or len(frames)), scale))
+            temporary.write_bytes(encode_png(enlarge(page(frames, columns or len(frames)), scale)))
         else:
             temporary.mkdir()
             digits = max(4, len(str(len(frames) - 1)))
             for index, frame in enumerate(frames):
                 name = f"frame_{index:0{digits}d}.png"
-                (temporary / name).write_bytes(png(frame, scale))
+                (temporary / name).write_bytes(encode_png(enlarge(frame, scale)))
     return target
 
 
@@ -130,19 +131,12 @@ def read_png(path: str | os.PathLike[str]) -> np.ndarray:
 
     Raises UsageError when there is no such file, VidcmError when it is not a png.
     """
-    import av
-    from av.error import FFmpegError
-
     try:
-        # From memory: ffmpeg takes `%d` or a colon in a file name for a pattern or a protocol.
-        with av.open(BytesIO(Path(path).read_bytes()), "r", format="png_pipe") as source:
-            frame = next(source.decode(video=0))
+        return decode_png(Path(path).read_bytes())
     except FileNotFoundError as error:
         raise UsageError(f"no file {path}: expected a png image") from error
-    except (OSError, FFmpegError, StopIteration) as error:
+    except (OSError, ValueError) as error:
         raise VidcmError(f"cannot read {path} as a png image: {error}") from error
-    alpha = frame.format.has_palette or any(part.is_alpha for part in frame.format.components)
-    return frame.to_ndarray(format="rgba" if alpha else "rgb24")
 
 
 def _kind(path: str | os.PathLike[str]) -> str:

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from vidcm.models.attention import attend, attend_jvp
+from vidcm.models.attention import attend
+from vidcm.models.attention_jvp import attend_jvp
 
 
 def naive(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -86,7 +86,7 @@ def blind() -> float:
 
 
 def overflow() -> float:
-    from vidcm.models.attention import attend_jvp as chunked
+    from vidcm.models.attention_jvp import attend_jvp as chunked
     from vidcm.models.attention_triton import attend_jvp
 
     (q, k, v), tangents = inputs()
@@ -214,7 +214,7 @@ def test_timing_without_a_gpu_is_refused_in_a_line():
     if find_spec("triton") is None:
         pytest.skip("triton is not installed (it has wheels for Linux only)")
     done = subprocess.run(
-        [sys.executable, "-m", "vidcm.models.attention_triton"],
+        [sys.executable, "-m", "vidcm.evaluation.attention_speed"],
         capture_output=True, text=True, cwd=REPO, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
     )  # fmt: skip
     assert done.returncode == 1 and done.stdout == ""

@@ -159,8 +159,8 @@ class DiT(nn.Module):
         """What modulates: times, pooled text and guidance, `(b, 1, d)` or per token `(b, n, d)`."""
         weights = cond.mask.unsqueeze(-1).to(text.dtype)
         pooled = self.pool((text * weights).sum(1) / weights.sum(1).clamp(min=1))
-        if self.guidance is not None and cond.guidance is not None:
-            pooled = pooled + self.guidance(cond.guidance)
+        if self.guidance is not None and cond.guidance_scale is not None:
+            pooled = pooled + self.guidance(cond.guidance_scale)
         if time.ndim == 2:
             time = time[:, :: self.patch_size[0]]
             time_to = None if time_to is None else time_to[:, :: self.patch_size[0]]

@@ -8,7 +8,7 @@ guidance moves mu and nothing else.
 """
 
 import torch
-from oracle import Gaussian
+from oracle import Gaussian, jump
 from torch import Tensor, nn
 
 from vidcm.diffusion.base import Cond, Prediction
@@ -35,9 +35,9 @@ def given_law(mean: Tensor, cov: Tensor, given: Tensor, seen: Tensor) -> tuple[T
 
 
 class Clips(Gaussian):
-    """The exact denoiser, float64: its `velocity` and `predict` are a perfect teacher's that was
-    trained with given frames, its `clean` and `jump` a perfect student's. Times are `(b,)` or
-    `(b, t)`; `clean` and `jump` want equal times of the frames that are not at 0."""
+    """The exact denoiser, float64: without a target time a perfect teacher that was trained
+    with given frames, with one a perfect student. Times are `(b,)` or `(b, t)`; jumps want equal
+    times of the frames that are not at 0."""
 
     def __init__(self, path: ProbPath, cov: Tensor | None = None):
         super().__init__(path, means=MEANS)
@@ -48,24 +48,23 @@ class Clips(Gaussian):
         noise = SampleRng(8, places).normal(2, len(self.cov), size, 2).double()
         return self.means[prompt] + _mix(torch.linalg.cholesky(self.cov), noise)
 
-    def predict(self, x_t: Tensor, t: Tensor, cond: Cond) -> Prediction:
-        """E[x0 | x_t] and E[eps | x_t], all frames told by all."""
-        t = t if t.ndim == 2 else t[:, None].expand(-1, len(self.cov))
-        alpha, sigma = self.path.alpha(t).double(), self.path.sigma(t).double()
+    def predict(self, x_t: Tensor, t: Tensor, cond: Cond, s: Tensor | None = None) -> Prediction:
+        """E[x0 | x_t] and E[eps | x_t], each frame's from all frames; or those of a jump."""
+        frames = t if t.ndim == 2 else t[:, None].expand(-1, len(self.cov))
+        alpha, sigma = self.path.alpha(frames).double(), self.path.sigma(frames).double()
         mu = like(self.mean(cond), x_t)
         spread = alpha[:, :, None] * self.cov * alpha[:, None] + torch.diag_embed(sigma**2)
         off = _mix(torch.linalg.inv(spread), x_t - like(alpha, x_t) * mu)
         x0 = mu + _mix(self.cov * alpha[:, None], off)
         eps = like(sigma, x_t) * off
-        return Prediction(x0, eps, self.path.velocity(x0, eps, t.double()))
+        if s is not None:
+            x0, eps = jump(self.path, x_t, self.flow(x_t, t, s, cond), t, s, (x0, eps))
+        return Prediction(x0, eps, self.path.velocity(x0, eps, frames.double()))
 
     def flow(self, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond) -> Tensor:
         return torch.stack(
             [self._one(*one) for one in zip(x_t, t, s, self.mean(cond), strict=True)]
         )
-
-    def flow_map(self, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond) -> Tensor:
-        return self.flow(x_t, t, s, cond)
 
     def _one(self, x: Tensor, t: Tensor, s: Tensor, mu: Tensor) -> Tensor:
         """The flow of one sample `(c t h w)`; t and s a time, or one per frame."""

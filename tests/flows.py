@@ -5,15 +5,13 @@ from pathlib import Path as File
 from types import ModuleType
 
 import torch
-from oracle import Gaussian
+from oracle import Gaussian, Said
 from torch import Tensor, nn
 
-from vidcm import registry
 from vidcm.data.batch import Batch
-from vidcm.diffusion.base import Cond, Prediction
+from vidcm.diffusion.base import Cond
 from vidcm.diffusion.denoiser import Denoiser
 from vidcm.diffusion.paths import RectifiedFlow
-from vidcm.diffusion.shapes import like
 from vidcm.objectives.base import Objective, target_network_of
 from vidcm.rng import SampleRng
 
@@ -21,40 +19,16 @@ MEANS = {"": 0.2, "up": 0.9}
 PLACES = range(64)
 
 
-class Flow(Gaussian):
-    """The exact student of two times: it jumps along trajectories, and its prediction towards s is
-    the data and noise whose straight mixtures are x_t at t and x_s at s."""
-
-    def predict(self, x_t: Tensor, t: Tensor, cond: Cond, s: Tensor | None = None) -> Prediction:
-        still = super().predict(x_t, t, cond)
-        if s is None:
-            return still
-        a_t, n_t, a_s, n_s = (
-            like(f(u), x_t) for u in (t, s) for f in (self.path.alpha, self.path.sigma)
-        )
-        x_s, here = self.flow(x_t, t, s, cond), like(t == s, x_t)
-        area = torch.where(here, 1.0, a_t * n_s - n_t * a_s)
-        x0 = torch.where(here, still.x0, (n_s * x_t - n_t * x_s) / area)
-        eps = torch.where(here, still.eps, (a_t * x_s - a_s * x_t) / area)
-        return Prediction(x0, eps, self.path.velocity(x0, eps, t))
-
-    def velocity(self, x_t: Tensor, t: Tensor, cond: Cond, s: Tensor | None = None) -> Tensor:
-        return self.predict(x_t, t, cond, s).v
-
-    def flow_map(self, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond) -> Tensor:
-        return self.flow(x_t, t, s, cond)
-
-
-class Watching(Flow):
+class Watching(Gaussian):
     """Keeps the times of its jumps, what it was told and whether a gradient was asked for."""
 
     def __init__(self):
         super().__init__(RectifiedFlow(), means=MEANS)
         self.seen, self.graded, self.told = [], [], []
 
-    def encode(self, prompts, guidance=None):
-        self.told.append((list(prompts), guidance))
-        return super().encode(prompts, guidance)
+    def encode(self, prompts, guidance_scale=None):
+        self.told.append((list(prompts), guidance_scale))
+        return super().encode(prompts, guidance_scale)
 
     def flow_map(self, x_t, t, s, cond):
         self.seen.append((t, s))
@@ -76,7 +50,7 @@ class Pointwise(nn.Module):
         )
 
     def forward(self, x: Tensor, time: Tensor, cond: Cond, time_to: Tensor | None = None) -> Tensor:
-        told = torch.zeros_like(time) if cond.guidance is None else cond.guidance
+        told = torch.zeros_like(time) if cond.guidance_scale is None else cond.guidance_scale
         span = torch.zeros_like(time) if time_to is None else time - time_to
         scalars = torch.stack([time, time.square(), span, span * time, told], dim=-1)
         known = torch.cat([scalars, cond.tokens[:, 0].to(scalars.dtype)], dim=-1)
@@ -84,13 +58,10 @@ class Pointwise(nn.Module):
         return self.layers(torch.cat([x.unsqueeze(-1), known], dim=-1)).squeeze(-1)
 
 
-def student(monkeypatch, two_times: bool = False) -> Denoiser:
+def student(two_times: bool = False) -> Denoiser:
     """A denoiser of single elements whose prompts are numbers."""
-    monkeypatch.setitem(registry.TABLE["backbone"], "pointwise_to", "flows:Pointwise")
-    monkeypatch.setitem(registry.TABLE["conditioner"], "said", "oracle:Said")
     torch.manual_seed(0)
-    spec = {"name": "pointwise_to", "two_times": two_times}
-    return Denoiser(spec, {"name": "said"}, channels=1)
+    return Denoiser(Pointwise(1, 1, two_times=two_times), Said(), 1, two_times=two_times)
 
 
 def trained(model: Denoiser, objective: Objective, steps: int) -> Denoiser:

@@ -13,33 +13,34 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from vidcm.diffusion.base import Cond, Prediction
+from vidcm.diffusion.base import Cond, DenoiserBase, Prediction
 from vidcm.diffusion.paths import ProbPath, RectifiedFlow, TrigFlow, VarianceExploding
 from vidcm.diffusion.shapes import like
 
 PATHS = [RectifiedFlow(), TrigFlow(), VarianceExploding()]
 
 
-class Gaussian:
+class Gaussian(DenoiserBase):
     """The exact denoiser of this world. means: prompt -> mu, "" among them for guidance.
 
-    It is what samplers and objectives ask for: `velocity` and `predict` are a perfect teacher's,
-    `clean` is a perfect student's, which obeys the guidance scale it is told.
+    Without a target time its prediction is a perfect teacher's, the posterior means. With one it is
+    a perfect student's: the data and noise whose mixtures are x_t at t and x_s at s. It obeys the
+    guidance scale of its condition.
     """
 
     def __init__(self, path: ProbPath, std: float = 0.5, means: dict[str, float] | None = None):
         self.path, self.std, self.means = path, std, means or {"": 0.7}
 
-    def encode(self, prompts: Sequence[str], guidance: Tensor | None = None) -> Cond:
+    def encode(self, prompts: Sequence[str], guidance_scale: Tensor | None = None) -> Cond:
         mu = torch.tensor([self.means[p] for p in prompts], dtype=torch.float64)
-        return Cond(mu.view(-1, 1, 1), torch.ones(len(mu), 1, dtype=torch.bool), guidance)
+        return Cond(mu.view(-1, 1, 1), torch.ones(len(mu), 1, dtype=torch.bool), guidance_scale)
 
     def mean(self, cond: Cond) -> Tensor:
         """mu of every sample `(b,)`, at the guidance scale it was told."""
         mu = cond.tokens[:, 0, 0]
-        if cond.guidance is None:
+        if cond.guidance_scale is None:
             return mu
-        return self.means[""] + cond.guidance.double() * (mu - self.means[""])
+        return self.means[""] + cond.guidance_scale.double() * (mu - self.means[""])
 
     def spread(self, t: Tensor) -> Tensor:
         """Standard deviation of x_t."""
@@ -49,26 +50,40 @@ class Gaussian:
         mu = like(self.mean(cond), x_t).to(x_t.dtype)
         return mu, x_t - like(self.path.alpha(t), x_t) * mu
 
-    def predict(self, x_t: Tensor, t: Tensor, cond: Cond) -> Prediction:
-        """E[x0 | x_t] and what it implies."""
+    def predict(self, x_t: Tensor, t: Tensor, cond: Cond, s: Tensor | None = None) -> Prediction:
         mu, off = self._deviation(x_t, t, cond)
         alpha, sigma = self.path.alpha(t), self.path.sigma(t)
         gain = alpha * self.std**2 / self.spread(t) ** 2
         x0 = mu + like(gain, x_t) * off
         eps = like(sigma / self.spread(t) ** 2, x_t) * off
+        if s is not None:
+            x0, eps = jump(self.path, x_t, self.flow(x_t, t, s, cond), t, s, (x0, eps))
         return Prediction(x0, eps, self.path.velocity(x0, eps, t))
 
-    def velocity(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        return self.predict(x_t, t, cond).v
-
-    def predict_x0(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        """The consistency function f(x_t, t)."""
-        return self.flow(x_t, t, torch.zeros_like(t), cond)
+    def flow_map(self, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond) -> Tensor:
+        return self.flow(x_t, t, s, cond)  # exact, also where t and s all but meet
 
     def flow(self, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond) -> Tensor:
         """Where the trajectory through x_t at t is at s."""
         mu, off = self._deviation(x_t, t, cond)
         return like(self.path.alpha(s), x_t) * mu + like(self.spread(s) / self.spread(t), x_t) * off
+
+
+def jump(
+    path: ProbPath, x_t: Tensor, x_s: Tensor, t: Tensor, s: Tensor, still: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """(x0, eps) of which x_t and x_s are mixtures; `still` where t = s."""
+    a_t, n_t, a_s, n_s = (like(f(u), x_t) for u in (t, s) for f in (path.alpha, path.sigma))
+    here = like(t == s, x_t)
+    area = torch.where(here, 1.0, a_t * n_s - n_t * a_s)
+    x0 = torch.where(here, still[0], (n_s * x_t - n_t * x_s) / area)
+    eps = torch.where(here, still[1], (a_t * x_s - a_s * x_t) / area)
+    return x0, eps
+
+
+def start(path: ProbPath, noise: Tensor, times: Sequence[float] | Tensor) -> Tensor:
+    """Noise alone at the first of a sampler's times."""
+    return noise * float(path.sigma(torch.tensor(float(times[0]), dtype=torch.float64)))
 
 
 class Pointwise(nn.Module):
@@ -85,7 +100,7 @@ class Pointwise(nn.Module):
         )
 
     def forward(self, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
-        told = torch.zeros_like(time) if cond.guidance is None else cond.guidance
+        told = torch.zeros_like(time) if cond.guidance_scale is None else cond.guidance_scale
         scalars = torch.stack([time, time.square(), told], dim=-1)
         known = torch.cat([scalars, cond.tokens[:, 0].to(scalars.dtype)], dim=-1)
         known = known.view(len(x), *[1] * (x.ndim - 1), -1).expand(*x.shape, -1)

@@ -3,7 +3,6 @@
 import pytest
 import tiny
 import torch
-from flows import Flow
 from oracle import PATHS, Gaussian
 
 from vidcm.diffusion.base import Cond, batched
@@ -135,10 +134,10 @@ def test_batches_keep_the_scales_that_all_were_told():
     model = denoiser(guidance_embed=True)
     told = [model.encode([p], torch.tensor([w])) for p, w in [("orc", 1.5), ("a red dragon", 4.0)]]
     both = batched(told)
-    assert both.guidance is not None and both.guidance.tolist() == [1.5, 4.0]
+    assert both.guidance_scale is not None and both.guidance_scale.tolist() == [1.5, 4.0]
     assert both.mask.tolist() == [[True, False, False], [True, True, True]]
-    assert batched([told[0], model.encode(["orc"])]).guidance is None
-    assert told[0].stack(told[1]).guidance is None
+    assert batched([told[0], model.encode(["orc"])]).guidance_scale is None
+    assert told[0].stack(told[1]).guidance_scale is None
     assert told[0].at(7) is told[0]
 
 
@@ -193,8 +192,8 @@ def test_guidance_in_the_gaussian_world_moves_the_mean(path):
 @pytest.mark.parametrize("path", PATHS, ids=NAMES)
 def test_steering_in_the_gaussian_world_is_guidance_against_the_negative_prompt(path):
     """The exact student of guidance against the empty prompt becomes that against another."""
-    world = Flow(path, means={"": 0.2, "up": 1.0, "bad": -0.5})
-    against = Flow(path, means={"": -0.5, "up": 1.0})
+    world = Gaussian(path, means={"": 0.2, "up": 1.0, "bad": -0.5})
+    against = Gaussian(path, means={"": -0.5, "up": 1.0})
     x = torch.randn(3, 2, 1, 2, 2, dtype=torch.float64)
     t, s = (
         path.t_from_sigma(torch.tensor(r).double()) for r in ([0.1, 1.0, 30.0], [0.0, 0.3, 2.0])

@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
-from oracle import PATHS, Gaussian
+from oracle import PATHS, Gaussian, start
 
+from vidcm.diffusion.base import DenoiserBase
 from vidcm.diffusion.guidance import CFGDenoiser
 from vidcm.diffusion.paths import RectifiedFlow
 from vidcm.diffusion.samplers import consistency, dpm, euler, flow_map, heun
@@ -16,26 +17,33 @@ NAMES = [type(p).__name__ for p in PATHS]
 every_path = pytest.mark.parametrize("path", PATHS, ids=NAMES)
 
 
-class Calls:
+class Calls(DenoiserBase):
     """Counts evaluations of a denoiser."""
 
     def __init__(self, world: Gaussian):
         self.world, self.path, self.count = world, world.path, 0
 
-    def velocity(self, x_t, t, cond):
+    def predict(self, x_t, t, cond, s=None):
         self.count += 1
-        return self.world.velocity(x_t, t, cond)
+        return self.world.predict(x_t, t, cond, s)
 
-    def predict_x0(self, x_t, t, cond):
-        self.count += 1
-        return self.world.predict_x0(x_t, t, cond)
+
+class Steps:
+    """A callback that keeps what it is called with."""
+
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, step, time, x):
+        self.seen.append((step, time))
+        return x
 
 
 class PosteriorMean(Gaussian):
     """What a diffusion model's one-step guess is: right on average, and nothing but averages."""
 
-    def predict_x0(self, x_t, t, cond):
-        return self.predict(x_t, t, cond).x0
+    def predict(self, x_t, t, cond, s=None):
+        return super().predict(x_t, t, cond)
 
 
 def error(sampler, world: Gaussian, steps: int, start: float = 20.0, stop: float = 0.1) -> float:
@@ -94,29 +102,43 @@ def test_order_holds_with_guidance():
 
 @pytest.mark.parametrize("sampler, evaluations", [(euler, 7), (heun, 13), (dpm, 7)])
 def test_evaluations_and_progress(sampler, evaluations):
-    world, seen = Calls(Gaussian(RectifiedFlow())), []
+    world, steps, times = Calls(Gaussian(RectifiedFlow())), Steps(), shifted_timesteps(7)
     x = torch.randn(2, 1, 1, 1, 1)
-    sampler(
-        world, x, shifted_timesteps(7), world.world.encode(["", ""]), lambda *at: seen.append(at)
-    )
+    sampler(world, x, times, world.world.encode(["", ""]), on_step=steps)
     assert world.count == evaluations  # Heun's last interval has no slope at its end
-    assert seen == [(i, 7) for i in range(1, 8)]
+    assert steps.seen == list(enumerate(times[:-1].tolist()))
 
 
-def test_progress_may_cancel():
+def test_a_callback_may_cancel():
     class Stop(Exception):
         pass
 
-    def stop(step: int, steps: int) -> None:
-        if step == 2:
+    def stop(step: int, time: float, x: torch.Tensor) -> torch.Tensor:
+        if step == 1:
             raise Stop
+        return x
 
-    world = Calls(Gaussian(RectifiedFlow()))
+    world, x = Calls(Gaussian(RectifiedFlow())), torch.randn(1, 1, 1, 1, 1)
     with pytest.raises(Stop):
-        euler(
-            world, torch.randn(1, 1, 1, 1, 1), shifted_timesteps(9), world.world.encode([""]), stop
-        )
+        euler(world, x, shifted_timesteps(9), world.world.encode([""]), on_step=stop)
     assert world.count == 2
+
+
+@pytest.mark.parametrize("sampler", [euler, heun, dpm, consistency, flow_map])
+def test_a_callback_may_change_the_latents(sampler):
+    """Zeros put in after the last step are what comes out; put in before, they are gone on from."""
+    world, x = Gaussian(RectifiedFlow()), torch.randn(2, 1, 1, 3, 1)
+    times, cond = [0.9, 0.6, 0.3], world.encode(["", ""])
+
+    def sample(at: int) -> torch.Tensor:
+        def zero(step: int, time: float, x: torch.Tensor) -> torch.Tensor:
+            return torch.zeros_like(x) if step == at else x
+
+        return sampler(world, x, times, cond, SampleRng(0, [0, 1]), zero)
+
+    last = 1 if sampler in (euler, heun, dpm) else 2
+    assert sample(last).eq(0).all()
+    assert not sample(0).allclose(sample(-1)) and not sample(0).eq(0).any()
 
 
 # --- consistency sampling -------------------------------------------------------------------------
@@ -125,7 +147,8 @@ def test_progress_may_cancel():
 def sample(world: Gaussian, times: list[float], count: int = 400) -> torch.Tensor:
     rng = SampleRng(3, range(count))
     noise = rng.normal(2, 5, 2, 2).double()
-    return consistency(world, noise, times, world.encode([""] * count), rng)
+    x = start(world.path, noise, times)
+    return consistency(world, x, times, world.encode([""] * count), rng)
 
 
 def on(path, times: list[float]) -> list[float]:
@@ -153,18 +176,11 @@ def test_a_posterior_mean_is_no_consistency_map():
 
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_as_many_evaluations_as_times(steps):
-    world, seen = Calls(Gaussian(RectifiedFlow())), []
+    world, seen, times = Calls(Gaussian(RectifiedFlow())), Steps(), student_timesteps(steps)
     cond = world.world.encode([""])
     rng = SampleRng(0, [0])
-    consistency(
-        world,
-        rng.normal(1, 1, 1, 1),
-        student_timesteps(steps),
-        cond,
-        rng,
-        lambda *at: seen.append(at),
-    )
-    assert world.count == steps and seen == [(i, steps) for i in range(1, steps + 1)]
+    consistency(world, rng.normal(1, 1, 1, 1), times, cond, rng, seen)
+    assert world.count == steps and seen.seen == list(enumerate(times))
 
 
 def test_the_same_noise_travels_to_the_same_place():
@@ -173,7 +189,8 @@ def test_the_same_noise_travels_to_the_same_place():
     world = Gaussian(RectifiedFlow())
     rng = SampleRng(3, range(5))
     noise, cond = rng.normal(2, 1, 2, 2).double(), world.encode([""] * 5)
-    jumped = consistency(world, noise, student_timesteps(1), cond, rng)
+    times = student_timesteps(1)
+    jumped = consistency(world, start(world.path, noise, times), times, cond, rng)
     walked = heun(world, noise, shifted_timesteps(60), cond)
     torch.testing.assert_close(jumped, walked, rtol=0, atol=5e-3)
 
@@ -181,26 +198,18 @@ def test_the_same_noise_travels_to_the_same_place():
 # --- jumps ----------------------------------------------------------------------------------------
 
 
-class Leaps(Calls):
-    """The exact flow map, counted."""
-
-    def flow_map(self, x_t, t, s, cond):
-        self.count += 1
-        return self.world.flow(x_t, t, s, cond)
-
-
 @every_path
 @pytest.mark.parametrize("steps", [1, 3])
 def test_exact_jumps_follow_the_trajectory_in_any_number_of_steps(path, steps):
-    world, seen = Leaps(Gaussian(path)), []
+    world, seen = Calls(Gaussian(path)), Steps()
     rng, untouched = (SampleRng(3, range(5)) for _ in range(2))
     noise, _ = rng.normal(2, 1, 2, 2).double(), untouched.normal(2, 1, 2, 2)
     times, cond = on(path, student_timesteps(steps)), world.world.encode([""] * 5)
-    x = flow_map(world, noise, times, cond, rng, lambda *at: seen.append(at))
-    first = torch.full((5,), times[0], dtype=torch.float64)
-    start = path.add_noise(torch.zeros_like(noise), noise, first)
-    torch.testing.assert_close(x, world.world.predict_x0(start, first, cond))
-    assert world.count == steps and seen == [(i, steps) for i in range(1, steps + 1)]
+    first = start(path, noise, times)
+    x = flow_map(world, first, times, cond, rng, seen)
+    t = torch.full((5,), times[0], dtype=torch.float64)
+    torch.testing.assert_close(x, world.world.predict_x0(first, t, cond))
+    assert world.count == steps and seen.seen == list(enumerate(times))
     assert rng.normal(3).equal(untouched.normal(3))  # deterministic: nothing was drawn
 
 
@@ -242,7 +251,8 @@ def test_a_clip_is_the_same_in_any_batch():
     def clips(positions) -> torch.Tensor:
         rng = SampleRng(5, positions)
         noise = rng.normal(2, 3, 1, 1)
-        return consistency(world, noise, times, world.encode([""] * len(positions)), rng)
+        x = start(world.path, noise, times)
+        return consistency(world, x, times, world.encode([""] * len(positions)), rng)
 
     together = clips([0, 1, 2, 3])
     assert clips([2]).equal(together[2:3]) and clips([3, 1]).equal(together[[3, 1]])

@@ -3,9 +3,9 @@
 import pytest
 import tiny
 import torch
-from oracle import Gaussian
+from oracle import Gaussian, start
 
-from vidcm.diffusion.base import Cond
+from vidcm.diffusion.base import Cond, DenoiserBase
 from vidcm.diffusion.denoiser import Denoiser
 from vidcm.diffusion.guidance import CFGDenoiser, NegativePromptStudent
 from vidcm.diffusion.paths import RectifiedFlow
@@ -121,7 +121,6 @@ def test_how_many_windows_are_evaluated_at_once_changes_nothing():
 
 def test_every_sampler_of_an_exact_world_is_as_without_windows():
     world = Gaussian(RectifiedFlow(), means={"": 0.2, "up": 1.0})
-    world.flow_map = world.flow
     whole = Windowed(world, TRAINED)
     cond, none = world.encode(["up"] * 2), world.encode([""] * 2)
     noise = torch.randn(2, 3, 8, 3, 7, dtype=torch.float64)
@@ -146,12 +145,12 @@ def test_guidance_goes_around_windows_or_inside_them():
     cond, negative = model.encode(PROMPTS), model.encode(["", "a cat"])
     outside = CFGDenoiser(Windowed(model, TRAINED), 3.0, negative).velocity(x, t, cond)
 
-    class Each:
+    class Each(DenoiserBase):
         path = model.path
 
-        def velocity(self, x_t, t, cond):
+        def predict(self, x_t, t, cond, s=None):
             every = model.encode(["", "a cat"] * (len(x_t) // 2))
-            return CFGDenoiser(model, 3.0, every).velocity(x_t, t, cond)
+            return CFGDenoiser(model, 3.0, every).predict(x_t, t, cond, s)
 
     inside = Windowed(Each(), TRAINED).velocity(x, t, cond)
     torch.testing.assert_close(outside, inside, rtol=1e-4, atol=1e-4)
@@ -224,7 +223,8 @@ def test_windows_without_overlap_repeat_the_short_clip():
     def sample(frames: int) -> torch.Tensor:
         rng = whole.recurring(SampleRng(3, [0, 1]))
         noise = rng.normal(5, frames, 2, 4)
-        return consistency(whole, noise, student_timesteps(2), cond, rng)
+        times = student_timesteps(2)
+        return consistency(whole, start(model.path, noise, times), times, cond, rng)
 
     short, long = sample(3), sample(7)
     close = {"rtol": 1e-4, "atol": 1e-4}

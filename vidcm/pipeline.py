@@ -157,19 +157,25 @@ class VideoPipeline:
             rng = whole.recurring(SampleRngs(seeds, device))
             noise = rng.normal(channels, room, *size[1:])
             report = progress or (lambda step, steps: None)
+            times = self.times(teacher, steps)
+            start = torch.full((count,), times[0], device=device)
+            x = model.path.add_noise(torch.zeros_like(noise), noise, start)
             if teacher:
-                flow = CFGDenoiser(whole, scale, negative)
-                times = self.times(True, steps)
-                start = noise * model.path.sigma(torch.tensor(times[0])).float()
-                x = samplers.SOLVERS[solver](flow, start, times, cond, report)
+                denoiser = CFGDenoiser(whole, scale, negative)
+                sampler = samplers.SOLVERS[solver]
             else:
-                student = (
+                denoiser = (
                     NegativePromptStudent(whole, negative, empty, scale)
                     if negative_prompt
                     else whole
                 )
                 sampler = samplers.SAMPLERS[own.get("sampler", "consistency")]
-                x = sampler(student, noise, self.times(False, steps), cond, rng, report)
+
+            def on_step(step: int, time: float, x: torch.Tensor) -> torch.Tensor:
+                report(step + 1, steps)
+                return x
+
+            x = sampler(denoiser, x, times, cond, rng, on_step)
             clock("denoise")
             pieces = decode_chunked(self.codec, x[:, :, : size[0]])
             pixels = torch.cat([to_frames(video).cpu() for video in pieces], dim=1).numpy()

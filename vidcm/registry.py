@@ -1,4 +1,7 @@
-"""Where names become objects: one table, one `build`. A new component is one line here."""
+"""Where names become objects: one table, one `build`. A new component is one line here.
+
+An entry is `module:Class`, or `module:Class.from_spec` where that class method takes its options.
+"""
 
 import inspect
 from collections.abc import Mapping
@@ -11,7 +14,7 @@ from vidcm.schema import convert, suggest
 TABLE: dict[str, dict[str, str]] = {
     "model": {
         "causal_vae": "vidcm.codecs.causal_vae:CausalVAE",
-        "denoiser": "vidcm.diffusion.denoiser:Denoiser",
+        "denoiser": "vidcm.diffusion.denoiser:Denoiser.from_spec",
         "attribute_net": "vidcm.lpc.attribute_net:AttributeNet",
         "caption_reader": "vidcm.lpc.caption_reader:CaptionReader",
     },
@@ -88,12 +91,19 @@ def check_name(kind: str, spec: Any) -> str:
 def lookup(kind: str, name: str) -> type:
     """The class registered as `name` of `kind`. Raises UsageError with the nearest name."""
     module, _, attribute = TABLE[kind][check_name(kind, {"name": name})].partition(":")
-    return getattr(import_module(module), attribute)
+    return getattr(import_module(module), attribute.partition(".")[0])
+
+
+def _constructor(kind: str, name: str) -> Any:
+    """The class, or its class method that takes a spec's options."""
+    method = TABLE[kind][check_name(kind, {"name": name})].partition(".from_spec")[1]
+    cls: Any = lookup(kind, name)
+    return cls.from_spec if method else cls
 
 
 def options_of(kind: str, name: str) -> dict[str, inspect.Parameter]:
-    """The constructor parameters of a registered class, by name."""
-    return dict(inspect.signature(lookup(kind, name)).parameters)
+    """The options of a registered class, by name."""
+    return dict(inspect.signature(_constructor(kind, name)).parameters)
 
 
 def build(kind: str, spec: Mapping[str, Any], **context: Any) -> Any:
@@ -109,7 +119,7 @@ def build(kind: str, spec: Mapping[str, Any], **context: Any) -> Any:
     """
     name = check_name(kind, spec)
     options = {k: v for k, v in spec.items() if k != "name"}
-    cls, parameters = lookup(kind, name), options_of(kind, name)
+    parameters = options_of(kind, name)
     for key, value in options.items():
         if key not in parameters or key in context:
             known = [p for p in parameters if p not in context]
@@ -118,4 +128,4 @@ def build(kind: str, spec: Mapping[str, Any], **context: Any) -> Any:
     for key, parameter in parameters.items():
         if parameter.default is parameter.empty and key not in options and key not in context:
             raise UsageError(f"{kind} {name!r} needs the option {key!r}")
-    return cls(**options, **{k: v for k, v in context.items() if k in parameters})
+    return _constructor(kind, name)(**options, **{k: v for k, v in context.items() if k in parameters})

@@ -9,16 +9,17 @@ import pytest
 import tiny
 import torch
 from correlated import MEANS, Clips, covariance, given_law
-from oracle import PATHS
+from oracle import PATHS, start
 
 from vidcm import VideoPipeline
 from vidcm.cli import evaluate
 from vidcm.diffusion import samplers
+from vidcm.diffusion.base import combine
 from vidcm.diffusion.guidance import CFGDenoiser
 from vidcm.diffusion.times import shifted_timesteps, to_path_time
-from vidcm.editing.conditioned import Conditioned, ConditionedFlow, GivenLatents, given_latents
+from vidcm.editing.conditioned import GivenFramesDenoiser, GivenLatents, given_latents
 from vidcm.editing.edit import canvas_of
-from vidcm.editing.projection import Observing, ObservingFlow
+from vidcm.editing.projection import ProjectedDenoiser
 from vidcm.editing.scene import compose
 from vidcm.editing.timing import Animate, Extend, ExtendBackward, Inbetween
 from vidcm.evaluation.edit_cases import CASES
@@ -81,7 +82,8 @@ def few(path, denoiser, steps: int, walker: str = "consistency") -> torch.Tensor
         path, torch.tensor([1.0, 0.9, 0.6, 0.3], dtype=torch.float64)[:steps]
     ).tolist()
     times[0] = path.t_max
-    return samplers.SAMPLERS[walker](denoiser, noise, times, cond, rng)
+    x = start(path, noise, times)
+    return samplers.SAMPLERS[walker](denoiser, x, times, cond, rng)
 
 
 @every_path
@@ -89,7 +91,7 @@ def few(path, denoiser, steps: int, walker: str = "consistency") -> torch.Tensor
 @pytest.mark.parametrize("steps", [1, 4])
 def test_a_student_draws_from_the_law_given_the_frames(path, mask, steps):
     shown = frames(mask)
-    x = few(path, Observing(Conditioned(Clips(path), shown), shown), steps)
+    x = few(path, ProjectedDenoiser(GivenFramesDenoiser(Clips(path), shown), shown), steps)
     mean, cov = law(x)
     expected = right(mask)
     # The exploding path ends at ratio 160, where a little of the data is left.
@@ -102,7 +104,7 @@ def test_a_student_draws_from_the_law_given_the_frames(path, mask, steps):
 @every_mask
 def test_so_does_one_that_jumps(path, mask):
     shown, near = frames(mask), 1e-2 if path.t_max > 100 else 1e-6
-    x = few(path, Observing(Conditioned(Clips(path), shown), shown), 4, "flow_map")
+    x = few(path, ProjectedDenoiser(GivenFramesDenoiser(Clips(path), shown), shown), 4, "flow_map")
     for found, expected in zip(law(x), right(mask), strict=True):
         torch.testing.assert_close(found, expected, atol=near, rtol=near)
 
@@ -112,14 +114,14 @@ def walked(path, flow, shown: GivenLatents) -> torch.Tensor:
     times = to_path_time(path, shifted_timesteps(150, by=8.0))
     x = noise * path.sigma(times[:1]).view(1, 1, 1, 1, 1)
     cond = Clips(path).encode(["up"] * len(noise))
-    return samplers.heun(ObservingFlow(flow, shown), x, times, cond)
+    return samplers.heun(ProjectedDenoiser(flow, shown), x, times, cond)
 
 
 @every_path
 @every_mask
 def test_a_teacher_walks_to_the_law_given_the_frames(path, mask):
     shown = frames(mask)
-    x = walked(path, ConditionedFlow(Clips(path), shown), shown)
+    x = walked(path, GivenFramesDenoiser(Clips(path), shown), shown)
     for found, expected in zip(law(x), right(mask), strict=True):
         torch.testing.assert_close(found, expected, atol=2e-2, rtol=2e-2)
 
@@ -128,7 +130,7 @@ def test_guidance_is_that_of_the_law_given_the_frames():
     path, shown = PATHS[0], frames("first")
     world, scale = Clips(path), 2.5
     flow = CFGDenoiser(world, scale, world.encode([""] * (1 + FRAMES)))
-    x = walked(path, ConditionedFlow(flow, shown), shown)
+    x = walked(path, GivenFramesDenoiser(flow, shown), shown)
     guided = MEANS[""] + scale * (MEANS["up"] - MEANS[""])
     for found, expected in zip(law(x), right("first", guided), strict=True):
         torch.testing.assert_close(found, expected, atol=2e-2, rtol=2e-2)
@@ -139,28 +141,29 @@ def test_projected_guesses_alone_do_not_reach_it(steps):
     """What training with given frames is for: without being shown them, the first guess knows
     nothing of them, and the next ones too little."""
     path, shown = PATHS[0], frames("first")
-    x = few(path, Observing(Clips(path), shown), steps)
+    x = few(path, ProjectedDenoiser(Clips(path), shown), steps)
     assert (law(x)[0] - right("first")[0]).abs().max() > 0.1
 
 
-class Untimed(Conditioned):
-    """A planted mistake: the frames are shown, their times are not."""
+class Untimed(GivenFramesDenoiser):
+    """A planted mistake: the frames are an input, their times are not."""
 
-    def predict_x0(self, x_t, t, cond):
-        return self.denoiser.predict_x0(self.frames(x_t), t, cond)
+    def predict(self, x_t, t, cond, s=None):
+        return self.denoiser.predict(self.frames(x_t), t, cond, s)
 
 
-class Unshown(Conditioned):
-    """Another: the times are told, the frames are not shown."""
+class Unshown(GivenFramesDenoiser):
+    """Another: the times are an input, the frames are not."""
 
-    def predict_x0(self, x_t, t, cond):
-        return self.denoiser.predict_x0(x_t, self.frames.times(t), cond)
+    def predict(self, x_t, t, cond, s=None):
+        target = None if s is None else self.frames.times(s)
+        return self.denoiser.predict(x_t, self.frames.times(t), cond, target)
 
 
 @pytest.mark.parametrize("kind", [Untimed, Unshown])
 def test_frames_and_their_times_are_both_needed(kind):
     path, shown = PATHS[0], frames("first")
-    x = few(path, Observing(kind(Clips(path), shown), shown), 1)
+    x = few(path, ProjectedDenoiser(kind(Clips(path), shown), shown), 1)
     off = [
         (found - expected).abs().max()
         for found, expected in zip(law(x), right("first"), strict=True)
@@ -254,16 +257,15 @@ def test_given_frames_are_kept_to_the_bit(pipe, name):
 @pytest.mark.parametrize("given", [4, 1], ids=["whole latent frames", "a picture at the end"])
 def test_what_the_network_says_of_given_frames_is_overruled(pipe, teacher, given, monkeypatch):
     """At time 0 its answer for them says nothing of the noise that the sampler holds there."""
-    kind, name = (ConditionedFlow, "velocity") if teacher else (Conditioned, "predict_x0")
-    answer = getattr(kind, name)
+    predict = GivenFramesDenoiser.predict
 
     def louder(self, *args):
-        said = answer(self, *args)
-        return torch.where(self.frames.given.view(-1, 1, 1), said + 100, said)
+        given = self.frames.given.view(-1, 1, 1)
+        return combine(lambda x: torch.where(given, x + 100, x), predict(self, *args))
 
     ask = ({"name": "inbetween", "given": given}, [TWO[:4], TWO[4:]], "an orc")
     made = pipe.edit(*ask, steps=3, teacher=teacher).frames
-    monkeypatch.setattr(kind, name, louder)
+    monkeypatch.setattr(GivenFramesDenoiser, "predict", louder)
     np.testing.assert_array_equal(pipe.edit(*ask, steps=3, teacher=teacher).frames, made)
 
 

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from oracle import PATHS, Gaussian
+from oracle import PATHS, Gaussian, start
 
 from vidcm.diffusion import samplers
 from vidcm.diffusion.paths import TrigFlow
 from vidcm.diffusion.times import shifted_timesteps, student_timesteps, to_path_time
 from vidcm.editing.operators import BlockMean, Pixels
-from vidcm.editing.projection import Chain, LatentPrefix, Observing, ObservingFlow, ThroughPixels
+from vidcm.editing.projection import Chain, LatentPrefix, ProjectedDenoiser, ThroughPixels
 from vidcm.rng import SampleRng
 
 SHAPE = (3, 5, 4, 6)  # c t h w
@@ -49,20 +49,10 @@ def draw(path, project, walker: str, steps: int, count: int = 24) -> torch.Tenso
     cond = world.encode([""] * count)
     noise = rng.normal(*SHAPE)
     if walker in samplers.SOLVERS:
-        times = teacher_times(path, steps)
-        x = noise * path.sigma(times[:1].float())
-        return samplers.SOLVERS[walker](ObservingFlow(world, project), x, times, cond)
-    times = to_path_time(path, student_timesteps(steps)).tolist()
-    sampler = samplers.SAMPLERS[walker]
-    return sampler(Jumps(world, project), noise, times, cond, rng)
-
-
-class Jumps(Observing):
-    """The exact student of the Gaussian world, whose jumps are its flow."""
-
-    def __init__(self, world: Gaussian, project):
-        world.flow_map = world.flow
-        super().__init__(world, project)
+        times, sampler = teacher_times(path, steps), samplers.SOLVERS[walker]
+    else:
+        times, sampler = to_path_time(path, student_timesteps(steps)), samplers.SAMPLERS[walker]
+    return sampler(ProjectedDenoiser(world, project), start(path, noise, times), times, cond, rng)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +98,7 @@ def test_what_is_known_walks_a_straight_line_to_data():
     """On the teacher's walk the known elements are noise of one draw at every time."""
     path, known = PATHS[0], known_pixels()
     world = Gaussian(path)
-    flow = ObservingFlow(world, ThroughPixels(Identity(), [known]))
+    flow = ProjectedDenoiser(world, ThroughPixels(Identity(), [known]))
     eps = torch.randn(1, *SHAPE)
     t = torch.tensor([0.8])
     x_t = path.add_noise(known.start(), eps, t)

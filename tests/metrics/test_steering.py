@@ -118,7 +118,7 @@ def test_guidance_moves_the_bundled_student_where_it_moves_its_teacher(bundled):
     def learnt(scale: float) -> torch.Tensor:
         cond = student.encode(PROMPTS, torch.full((count,), scale))
         rng = SampleRngs(range(count), bundled.device)
-        return samplers.consistency(student, noise, [T_START], cond, rng)
+        return samplers.consistency(student, noise * T_START, [T_START], cond, rng)
 
     there, first = (taught(3.0) - taught(1.0)).flatten(1), learnt(1.0)
     for scale in (2.0, 3.0, 5.0):

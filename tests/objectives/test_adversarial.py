@@ -116,10 +116,10 @@ def test_prompts_and_scales_are_told(act):
     told, said = [], []
 
     class Listening(Learnt):
-        def encode(self, prompts, guidance=None):
-            told.append(guidance)
+        def encode(self, prompts, guidance_scale=None):
+            told.append(guidance_scale)
             said.append(list(prompts))
-            return super().encode(prompts, guidance)
+            return super().encode(prompts, guidance_scale)
 
     class Hearing(Seeing):
         def encode(self, prompts):

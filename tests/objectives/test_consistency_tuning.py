@@ -5,9 +5,8 @@ from types import ModuleType
 
 import pytest
 import torch
-from oracle import PATHS, Gaussian
+from oracle import PATHS, Gaussian, Pointwise, Said
 
-from vidcm import registry
 from vidcm.data.batch import Batch
 from vidcm.diffusion.denoiser import Denoiser
 from vidcm.diffusion.guidance import CFGDenoiser
@@ -94,10 +93,10 @@ def test_the_scales_told_fill_the_range_and_empty_prompts_are_told_too():
     told, said = [], []
 
     class Listening(Gaussian):
-        def encode(self, prompts, guidance=None):
-            told.append(guidance)
+        def encode(self, prompts, guidance_scale=None):
+            told.append(guidance_scale)
             said.extend(prompts)
-            return super().encode(prompts, guidance)
+            return super().encode(prompts, guidance_scale)
 
     world = Gaussian(RectifiedFlow(), means=MEANS)
     loss(
@@ -116,7 +115,7 @@ def test_straight_steps_end_at_the_mean_that_the_guided_teacher_calls_clean():
 
     class Mean(Gaussian):
         def predict_x0(self, x_t, t, cond):
-            flow = CFGDenoiser(world, cond.guidance, world.encode([""] * len(x_t)))
+            flow = CFGDenoiser(world, cond.guidance_scale, world.encode([""] * len(x_t)))
             return x_t - like(t, x_t) * flow.velocity(x_t, t, cond)
 
     mean = Mean(world.path, means=MEANS)
@@ -241,9 +240,9 @@ def test_the_scale_is_not_told_without_a_teacher():
     told = []
 
     class Listening(Gaussian):
-        def encode(self, prompts, guidance=None):
-            told.append(guidance)
-            return super().encode(prompts, guidance)
+        def encode(self, prompts, guidance_scale=None):
+            told.append(guidance_scale)
+            return super().encode(prompts, guidance_scale)
 
     loss(Listening(RectifiedFlow(), means=MEANS), ConsistencyTuning(None, stages=9), 0.99)
     assert told == [None, None]
@@ -274,12 +273,10 @@ def test_the_target_takes_no_gradient():
 
 
 @pytest.fixture
-def student(monkeypatch) -> Denoiser:
+def student() -> Denoiser:
     """A denoiser of single elements whose prompts are numbers."""
-    monkeypatch.setitem(registry.TABLE["backbone"], "pointwise", "oracle:Pointwise")
-    monkeypatch.setitem(registry.TABLE["conditioner"], "said", "oracle:Said")
     torch.manual_seed(0)
-    return Denoiser({"name": "pointwise"}, {"name": "said"}, channels=1)
+    return Denoiser(Pointwise(1, 1), Said(), 1)
 
 
 def trained(model: Denoiser, objective: ConsistencyTuning, steps: int = 600) -> Denoiser:

@@ -6,10 +6,9 @@ from types import ModuleType
 import pytest
 import tiny
 import torch
-from oracle import PATHS, Gaussian
+from oracle import PATHS, Gaussian, Pointwise, Said
 from torch import Tensor
 
-from vidcm import registry
 from vidcm.config import TrainConfig
 from vidcm.data.batch import Batch
 from vidcm.diffusion.base import Prediction
@@ -143,7 +142,7 @@ def test_planted_mistakes_do_not_vanish(planted):
 
 def test_a_student_deaf_to_guidance_is_not_left_alone():
     class Deaf(Mapped):
-        def encode(self, prompts, guidance=None):
+        def encode(self, prompts, guidance_scale=None):
             return super().encode(["up"] * len(prompts))
 
     world = Gaussian(RectifiedFlow(), means=MEANS)
@@ -239,9 +238,9 @@ def test_one_forward_takes_the_gradient(spec, calls):
 
 
 class Listening(Mapped):
-    def encode(self, prompts, guidance=None):
-        self.told, self.said = guidance, prompts
-        return super().encode(prompts, guidance)
+    def encode(self, prompts, guidance_scale=None):
+        self.told, self.said = guidance_scale, prompts
+        return super().encode(prompts, guidance_scale)
 
 
 def test_the_scales_told_fill_the_range_and_empty_prompts_are_told_too():
@@ -266,12 +265,10 @@ def test_a_batch_split_over_ranks_has_the_same_loss(taught):
 
 
 @pytest.fixture
-def student(monkeypatch) -> Denoiser:
+def student() -> Denoiser:
     """A denoiser of single elements whose prompts are numbers."""
-    monkeypatch.setitem(registry.TABLE["backbone"], "pointwise", "oracle:Pointwise")
-    monkeypatch.setitem(registry.TABLE["conditioner"], "said", "oracle:Said")
     torch.manual_seed(0)
-    return Denoiser({"name": "pointwise"}, {"name": "said"}, channels=1)
+    return Denoiser(Pointwise(1, 1), Said(), 1)
 
 
 def trained(model: Denoiser, objective: ContinuousConsistency, steps: int = 400) -> Denoiser:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from objectives.learnt import MEANS, TRUE, Learnt, batch
-from oracle import PATHS, Gaussian
+from oracle import PATHS, Gaussian, start
 
 from vidcm.diffusion import samplers
 from vidcm.diffusion.base import Cond, Prediction
@@ -85,7 +85,7 @@ def test_the_move_has_its_closed_form(path):
         by = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
 
         def predict_x0(self, x_t, t, cond):
-            self.told = cond.guidance.double()
+            self.told = cond.guidance_scale.double()
             return like(self.told * self.by, x_t).expand_as(x_t)
 
     student, fake = Scaled(path, 0.0), Says(path, 0.25)
@@ -142,9 +142,8 @@ def test_a_rollout_is_what_the_sampler_makes(path):
         rng = SampleRng(1, PLACES)
         rng.uniform()  # which walk: there is one
         grid = to_path_time(path, times).tolist()
-        expected = samplers.consistency(
-            student, noise, grid, prompts.encode(student, with_guidance=True), rng
-        )
+        cond = prompts.encode(student, with_guidance=True)
+        expected = samplers.consistency(student, start(path, noise, grid), grid, cond, rng)
         torch.testing.assert_close(found.detach(), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -161,7 +160,8 @@ def test_samples_of_a_rollout_go_their_own_ways():
         own = prompts.of(row)
         assert own.prompts == [texts[place]] and own.scale.equal(prompts.scale[row])
         cond = student.encode([texts[place]], prompts.scale[row])
-        alone = samplers.consistency(student, noise[row], times, cond, rng)
+        x = start(path, noise[row], times)
+        alone = samplers.consistency(student, x, times, cond, rng)
         torch.testing.assert_close(found[row], alone, rtol=1e-5, atol=1e-6)
 
 
@@ -192,9 +192,9 @@ def test_scales_told_fill_the_range_and_the_fake_score_hears_the_same():
     told = {}
 
     class Listening(Learnt):
-        def encode(self, prompts, guidance=None):
-            told.setdefault(self, []).append((guidance, list(prompts)))
-            return super().encode(prompts, guidance)
+        def encode(self, prompts, guidance_scale=None):
+            told.setdefault(self, []).append((guidance_scale, list(prompts)))
+            return super().encode(prompts, guidance_scale)
 
     path = RectifiedFlow()
     student, fake = Listening(path), Listening(path)

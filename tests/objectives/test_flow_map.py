@@ -3,8 +3,8 @@
 import pytest
 import tiny
 import torch
-from flows import MEANS, PLACES, Flow, batch, loss, mutant, student, trained
-from oracle import PATHS
+from flows import MEANS, PLACES, batch, loss, mutant, student, trained
+from oracle import PATHS, Gaussian, start
 
 from vidcm.config import TrainConfig
 from vidcm.data.batch import Batch
@@ -24,7 +24,7 @@ FINITE = {"name": "finite_difference"}
 
 def exact(path, kind=FlowMap, **options) -> float:
     """The mean square error of the exact map under the exact guided teacher."""
-    world = Flow(path, means=MEANS)
+    world = Gaussian(path, means=MEANS)
     return float(loss(world, kind(world, adaptive_p=0.0, **options)))
 
 
@@ -42,7 +42,7 @@ def test_the_exact_map_is_left_alone(path, improved):
 @pytest.mark.parametrize("improved", [False, True])
 def test_the_exact_map_is_left_alone_without_a_teacher(path, improved):
     """Where data are one point, the noise of a sample is its trajectory."""
-    world = Flow(path, std=0.0, means=MEANS)
+    world = Gaussian(path, std=0.0, means=MEANS)
     given = Batch(["up"] * len(PLACES), latents=torch.full((len(PLACES), 2, 3, 2, 2), 0.9).double())
     swap = ("path.velocity(x0, eps, t)", "path.velocity(eps, x0, t)")
     found = []
@@ -135,7 +135,7 @@ def test_other_targets_are_not(swap):
     assert beside_the_paper(RF, False, wrong) != pytest.approx(1, rel=0.1)
 
 
-class Off(Flow):
+class Off(Gaussian):
     """The exact student but for a velocity too great everywhere."""
 
     by = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
@@ -150,7 +150,7 @@ class Off(Flow):
 @pytest.mark.parametrize("improved", [False, True])
 def test_the_loss_pulls_towards_the_exact_map(improved):
     """All that is off is descended, and a target on the other side would drive it away."""
-    world, model = Flow(RF, means=MEANS), Off(RF, means=MEANS)
+    world, model = Gaussian(RF, means=MEANS), Off(RF, means=MEANS)
     swap = ("target = u + moved", "target = u - moved")
     slopes = []
     for kind in (FlowMap, mutant(FlowMap, swap)):
@@ -167,20 +167,20 @@ WEIGHTED = mutant(FlowMap, ("(errors.detach() + self.adaptive_c)", "(errors + se
 @pytest.mark.parametrize("kind, right", [(FlowMap, True), (WEIGHTED, False)])
 def test_a_weight_is_a_number_to_the_gradient(kind, right):
     model = Off(RF, means=MEANS)
-    found = loss(model, kind(Flow(RF, means=MEANS), adaptive_p=1.0, adaptive_c=0.5))
+    found = loss(model, kind(Gaussian(RF, means=MEANS), adaptive_p=1.0, adaptive_c=0.5))
     slope = float(torch.autograd.grad(found, model.by)[0])
     assert (slope == pytest.approx(2 * 0.3 / (0.3**2 + 0.5), rel=1e-6)) == right
 
 
 def test_a_student_deaf_to_guidance_is_not_left_alone():
-    class Deaf(Flow):
+    class Deaf(Gaussian):
         def predict(self, x_t, t, cond, s=None):
             return super().predict(x_t, t, self.encode(["up"] * len(x_t)), s)
 
         def flow_map(self, x_t, t, s, cond):
             return super().flow_map(x_t, t, s, self.encode(["up"] * len(x_t)))
 
-    world = Flow(RF, means=MEANS)
+    world = Gaussian(RF, means=MEANS)
     assert loss(Deaf(RF, means=MEANS), FlowMap(world, adaptive_p=0.0)) > 1e-2
 
 
@@ -220,7 +220,7 @@ def test_times_are_shifted_by_the_factor_on_sigma():
 # --- the loss -------------------------------------------------------------------------------------
 
 
-class Astray(Flow):
+class Astray(Gaussian):
     """A student at rest: what it is drawn to is the velocity, times what `error` says."""
 
     def velocity(self, x_t, t, cond, s=None):
@@ -229,7 +229,7 @@ class Astray(Flow):
 
 @pytest.mark.parametrize("power, floor", [(0.0, 1.0), (1.0, 7.0), (0.5, 7.0)])
 def test_weights_are_of_the_mean_square_whatever_the_size(power, floor):
-    world = Flow(RF, means=MEANS)
+    world = Gaussian(RF, means=MEANS)
     model = Astray(RF, means=MEANS)
     objective = FlowMap(world, adaptive_p=power, adaptive_c=floor)
     u_plus_moved = ("target = u + moved", "target = u - 3.0 + moved")  # what the exact one gives
@@ -241,7 +241,7 @@ def test_weights_are_of_the_mean_square_whatever_the_size(power, floor):
 
 def test_summing_over_latents_is_found_out():
     swap = ("square().flatten(1).mean(1)", "square().flatten(1).sum(1)")
-    world = Flow(RF, means=MEANS)
+    world = Gaussian(RF, means=MEANS)
     astray = (swap, ("target = u + moved", "target = u - 3.0 + moved"))
     wrong = mutant(FlowMap, *astray)(world, adaptive_p=0.0)
     narrow, wide = (float(loss(Astray(RF, means=MEANS), wrong, width=w)) for w in (2, 6))
@@ -250,7 +250,7 @@ def test_summing_over_latents_is_found_out():
 
 @pytest.mark.parametrize("taught", [True, False])
 def test_a_batch_split_over_ranks_has_the_same_loss(taught):
-    world = Flow(RF, means=MEANS)
+    world = Gaussian(RF, means=MEANS)
     objective = FlowMap(world if taught else None)
     whole = float(loss(world, objective, range(12)))
     parts = [float(loss(world, objective, range(k, k + 4))) for k in (0, 4, 8)]
@@ -260,17 +260,17 @@ def test_a_batch_split_over_ranks_has_the_same_loss(taught):
 def test_only_the_prediction_takes_a_gradient_and_scales_are_told_when_taught():
     graded, told, said = [], [], []
 
-    class Watching(Flow):
-        def encode(self, prompts, guidance=None):
-            told.append(guidance)
+    class Watching(Gaussian):
+        def encode(self, prompts, guidance_scale=None):
+            told.append(guidance_scale)
             said.append(list(prompts))
-            return super().encode(prompts, guidance)
+            return super().encode(prompts, guidance_scale)
 
         def predict(self, x_t, t, cond, s=None):
             graded.append((torch.is_grad_enabled(), s is not None and bool((s < t).any())))
             return super().predict(x_t, t, cond, s)
 
-    for teacher in (None, Flow(RF, means=MEANS)):
+    for teacher in (None, Gaussian(RF, means=MEANS)):
         told.clear()
         graded.clear()
         FlowMap(teacher, improved=True, guidance_range=[2.0, 3.0], prompt_dropout=0.3)(
@@ -290,17 +290,18 @@ def drawn(model, steps: int, told: float | None) -> tuple[float, float]:
     """Mean over the exact one, and spread over the exact one, of what a student makes of noise."""
     rng = SampleRng(3, range(200))
     cond = model.encode(["0.9"] * 200, None if told is None else torch.full((200,), told))
-    x = flow_map(model, rng.normal(1, 1, 1, 16), student_timesteps(steps), cond, rng)
+    times = student_timesteps(steps)
+    x = flow_map(model, start(model.path, rng.normal(1, 1, 1, 16), times), times, cond)
     mean = 0.9 if told is None else 0.4 + told * (0.9 - 0.4)
     return float(x.mean()) - mean, float(x.std()) / 0.5
 
 
 @pytest.mark.parametrize("taught", [True, False])
-def test_training_reaches_the_map_of_any_number_of_steps(monkeypatch, taught):
-    world = Flow(RF, means={"": 0.4, "0.9": 0.9})
+def test_training_reaches_the_map_of_any_number_of_steps(taught):
+    world = Gaussian(RF, means={"": 0.4, "0.9": 0.9})
     options = {"guidance_range": [1.0, 2.0], "prompt_dropout": 0.0, "shift": 3.0}
     objective = FlowMap(world if taught else None, improved=not taught, **options)
-    model = trained(student(monkeypatch, two_times=True), objective, 350)
+    model = trained(student(two_times=True), objective, 350)
     for told in (1.0, 2.0) if taught else (None,):
         for steps in (1, 2, 4, 7):
             shift, ratio = drawn(model, steps, told)

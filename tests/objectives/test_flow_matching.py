@@ -66,9 +66,9 @@ def test_dropout_empties_its_share_of_prompts(dropout, low, high):
     world, seen = Gaussian(RectifiedFlow(), means={"": 0.7, "up": 0.7}), []
 
     class Listening(Gaussian):
-        def encode(self, prompts, guidance=None):
+        def encode(self, prompts, guidance_scale=None):
             seen.extend(prompts)
-            return super().encode(prompts, guidance)
+            return super().encode(prompts, guidance_scale)
 
     listener = Listening(world.path, means=world.means)
     FlowMatching(prompt_dropout=dropout)(

@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from correlated import Clips, covariance, given_law
+from correlated import Clips, Framewise, covariance, given_law
 from flows import mutant
-from oracle import PATHS
+from oracle import PATHS, Said, start
 
-from vidcm import registry
 from vidcm.data.batch import Batch
 from vidcm.diffusion import samplers
 from vidcm.diffusion.denoiser import Denoiser
@@ -14,8 +13,8 @@ from vidcm.diffusion.given_frames import GivenFrames, hold
 from vidcm.diffusion.paths import RectifiedFlow
 from vidcm.diffusion.shapes import like
 from vidcm.diffusion.times import student_timesteps, to_path_time
-from vidcm.editing.conditioned import Conditioned, GivenLatents
-from vidcm.editing.projection import Observing
+from vidcm.editing.conditioned import GivenFramesDenoiser, GivenLatents
+from vidcm.editing.projection import ProjectedDenoiser
 from vidcm.errors import UsageError
 from vidcm.objectives.consistency_tuning import ConsistencyTuning
 from vidcm.objectives.flow_matching import FlowMatching
@@ -246,12 +245,10 @@ STEPS = 400
 
 
 @pytest.fixture
-def learner(monkeypatch) -> Denoiser:
+def learner() -> Denoiser:
     """A denoiser of elements of three frames, whose prompts are numbers."""
-    monkeypatch.setitem(registry.TABLE["backbone"], "framewise", "correlated:Framewise")
-    monkeypatch.setitem(registry.TABLE["conditioner"], "said", "oracle:Said")
     torch.manual_seed(0)
-    return Denoiser({"name": "framewise"}, {"name": "said"}, channels=2)
+    return Denoiser(Framewise(2, 1), Said(), 2)
 
 
 def trained(model: Denoiser, objective) -> Denoiser:
@@ -274,9 +271,10 @@ def sampled(model: Denoiser, shown: GivenLatents, conditioned: bool) -> torch.Te
     """Clean clips, many, by the sampler of what the model is."""
     rng = SampleRng(5, range(64))
     noise, cond = rng.normal(2, 3, 4, 4), model.encode(["0.9"] * 64)
-    seeing = Conditioned(model, shown) if conditioned else model
+    seeing = GivenFramesDenoiser(model, shown) if conditioned else model
     times = to_path_time(model.path, student_timesteps(2)).tolist()
-    return samplers.consistency(Observing(seeing, shown), noise, times, cond, rng)
+    x = start(model.path, noise, times)
+    return samplers.consistency(ProjectedDenoiser(seeing, shown), x, times, cond, rng)
 
 
 def test_training_reaches_the_law_given_the_first_frame(learner):

@@ -5,8 +5,8 @@ import math
 import pytest
 import tiny
 import torch
-from flows import MEANS, PLACES, Flow, Watching, batch, loss, mutant, student, trained
-from oracle import PATHS
+from flows import MEANS, PLACES, Watching, batch, loss, mutant, student, trained
+from oracle import PATHS, Gaussian, start
 
 from vidcm.data.batch import Batch
 from vidcm.diffusion.paths import RectifiedFlow
@@ -27,7 +27,7 @@ RF = RectifiedFlow()
 
 def error(path, kind, **options) -> float:
     """The consistency error of the exact map under the exact guided teacher."""
-    world, places = Flow(path, means=MEANS), range(128)
+    world, places = Gaussian(path, means=MEANS), range(128)
     objective = kind(world, **{"shift": 8.0} | options)  # finer where the world bends
     return float(
         objective(world, batch(places), 0.0, SampleRng(1, places)).logs["consistency_error"]
@@ -55,7 +55,7 @@ def test_heun_is_closer_by_far(kind):
 @every_path
 @pytest.mark.parametrize("solver, order", [("euler", 1), ("heun", 2)])
 def test_order_of_the_teacher_s_steps(path, solver, order):
-    world = Flow(path, means=MEANS)
+    world = Gaussian(path, means=MEANS)
     x = torch.linspace(-2, 2, 5, dtype=torch.float64).view(1, 5, 1, 1, 1)
     prompts = PromptBatch(["up"], torch.tensor([3.0]))
     ends = path.t_from_sigma(torch.tensor([20.0, 0.1], dtype=torch.float64))
@@ -71,7 +71,7 @@ def test_order_of_the_teacher_s_steps(path, solver, order):
 
 def test_where_a_step_ends_at_the_data_it_is_euler_s():
     """There is no slope at no noise, whatever a teacher would say of it."""
-    world, prompts = Flow(RF, means=MEANS), PromptBatch(["up", ""], torch.tensor([3.0, 2.0]))
+    world, prompts = Gaussian(RF, means=MEANS), PromptBatch(["up", ""], torch.tensor([3.0, 2.0]))
     x, t = batch(range(2)).latents, torch.tensor([0.4, 0.4], dtype=torch.float64)
     r = torch.tensor([0.0, 0.1], dtype=torch.float64)
     euler, heun = (prompts.step(world, x, t, r, solver) for solver in ("euler", "heun"))
@@ -99,11 +99,11 @@ def test_mistakes_in_teaching_do_not_vanish(kind, planted, monkeypatch):
 
 @both
 def test_a_student_deaf_to_guidance_is_not_left_alone(kind):
-    class Deaf(Flow):
+    class Deaf(Gaussian):
         def flow_map(self, x_t, t, s, cond):
             return super().flow_map(x_t, t, s, self.encode(["up"] * len(x_t)))
 
-    world = Flow(RF, means=MEANS)
+    world = Gaussian(RF, means=MEANS)
     objective = kind(world, intervals=384, shift=8.0)
     assert loss(Deaf(RF, means=MEANS), objective) > 20 * loss(world, objective)
 
@@ -138,11 +138,11 @@ def test_an_average_is_the_target_where_it_is_asked_for(kind):
     assert moved[0] != pytest.approx(plain[0], rel=0.05) and moved[1] > 0
 
 
-def test_an_average_that_forgets_at_once_is_no_target_of_its_own(monkeypatch):
-    world, ends = Flow(RF, means={"": 0.4, "0.9": 0.9}), []
+def test_an_average_that_forgets_at_once_is_no_target_of_its_own():
+    world, ends = Gaussian(RF, means={"": 0.4, "0.9": 0.9}), []
     for decay in (None, 1e-12, 0.9):
         objective = LatentConsistency(world, **TAUGHT, target_decay=decay)
-        model = trained(student(monkeypatch), objective, 12)
+        model = trained(student(), objective, 12)
         ends.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     assert ends[1].equal(ends[0]) and not ends[2].allclose(ends[0], atol=1e-3)
 
@@ -185,7 +185,7 @@ def test_no_step_leaves_its_phase(phases, skip):
 
 
 def test_one_phase_is_latent_consistency():
-    world = Flow(RF, means=MEANS)
+    world = Gaussian(RF, means=MEANS)
     whole, phased = (
         loss(world, o) for o in (LatentConsistency(world), PhasedConsistency(world, 1))
     )
@@ -206,7 +206,7 @@ def test_a_student_of_phases_is_sampled_at_their_edges():
 # --- the loss -------------------------------------------------------------------------------------
 
 
-class Noise(Flow):
+class Noise(Gaussian):
     """Jumps to s go astray by three spreads of x_s from t and by one from r; the last stays."""
 
     def flow_map(self, x_t, t, s, cond):
@@ -238,7 +238,7 @@ def test_summing_over_latents_is_found_out():
 
 @both
 def test_a_batch_split_over_ranks_has_the_same_loss(kind):
-    world = Flow(RF, means=MEANS)
+    world = Gaussian(RF, means=MEANS)
     for objective in (kind(world), kind(None)):
         whole = float(loss(world, objective, range(12)))
         parts = [float(loss(world, objective, range(k, k + 4))) for k in (0, 4, 8)]
@@ -248,7 +248,7 @@ def test_a_batch_split_over_ranks_has_the_same_loss(kind):
 @both
 def test_scales_and_empty_prompts_are_told(kind):
     model = Watching()
-    kind(Flow(RF, means=MEANS), guidance_range=[2.0, 3.0], prompt_dropout=0.3)(
+    kind(Gaussian(RF, means=MEANS), guidance_range=[2.0, 3.0], prompt_dropout=0.3)(
         model, batch(), 0.0, SampleRng(1, PLACES)
     )
     (said, told), (again, heard) = model.told
@@ -261,7 +261,7 @@ def test_scales_and_empty_prompts_are_told(kind):
 
 @both
 def test_both_points_share_their_noise(kind):
-    world, options = Flow(RF, means=MEANS), {"intervals": 384, "huber_c": None}
+    world, options = Gaussian(RF, means=MEANS), {"intervals": 384, "huber_c": None}
     swap = (
         "x_r = path.add_noise(x0, eps, r)",
         "x_r = path.add_noise(x0, rng.normal(*x0.shape[1:]), r)",
@@ -279,7 +279,7 @@ def test_both_points_share_their_noise(kind):
 @every_path
 def test_the_exact_map_is_left_alone_without_a_teacher(path, kind):
     """Where data are one point, the noise of a sample is its trajectory."""
-    world, count = Flow(path, std=0.0, means=MEANS), len(PLACES)
+    world, count = Gaussian(path, std=0.0, means=MEANS), len(PLACES)
     given = Batch(["up"] * count, latents=torch.full((count, 2, 3, 2, 2), 0.9).double())
     objective = kind(None, prompt_dropout=0.0)
     assert float(objective(world, given, 0.0, SampleRng(1, PLACES)).total) < 1e-12
@@ -300,7 +300,7 @@ def drawn(model, sampler, times: list[float], told: float = 1.5) -> tuple[float,
     """Mean over the exact one, and spread over the exact one, of what a student makes of noise."""
     rng = SampleRng(3, range(200))
     cond = model.encode(["0.9"] * 200, torch.full((200,), told))
-    x = sampler(model, rng.normal(1, 1, 1, 16), times, cond, rng)
+    x = sampler(model, start(model.path, rng.normal(1, 1, 1, 16), times), times, cond, rng)
     return float(x.mean()) - (0.4 + told * (0.9 - 0.4)), float(x.std()) / 0.5
 
 
@@ -309,19 +309,19 @@ TAUGHT |= {"solver": "heun", "huber_c": None}
 
 
 @pytest.mark.parametrize("decay", [None, 0.9])
-def test_training_reaches_the_one_step_map(monkeypatch, decay):
-    world = Flow(RF, means={"": 0.4, "0.9": 0.9})
+def test_training_reaches_the_one_step_map(decay):
+    world = Gaussian(RF, means={"": 0.4, "0.9": 0.9})
     objective = LatentConsistency(world, **TAUGHT, target_decay=decay)
-    model = trained(student(monkeypatch), objective, 350)
+    model = trained(student(), objective, 350)
     for told in (1.0, 2.0):
         shift, ratio = drawn(model, consistency, [1.0], told)
         assert shift == pytest.approx(0, abs=0.15) and ratio == pytest.approx(1, abs=0.15)
 
 
-def test_training_in_phases_reaches_the_map_of_as_many_steps(monkeypatch):
-    world = Flow(RF, means={"": 0.4, "0.9": 0.9})
+def test_training_in_phases_reaches_the_map_of_as_many_steps():
+    world = Gaussian(RF, means={"": 0.4, "0.9": 0.9})
     objective = PhasedConsistency(world, 3, **TAUGHT)
-    model = trained(student(monkeypatch), objective, 350)
+    model = trained(student(), objective, 350)
     for told in (1.0, 2.0):
         shift, ratio = drawn(
             model, flow_map, student_timesteps(3, objective.sampling["times"]), told
@@ -332,10 +332,11 @@ def test_training_in_phases_reaches_the_map_of_as_many_steps(monkeypatch):
 @every_path
 @pytest.mark.parametrize("phases", [1, 3])
 def test_the_exact_phases_lead_to_the_data(path, phases):
-    world = Flow(path, means=MEANS)
+    world = Gaussian(path, means=MEANS)
     rng = SampleRng(3, range(400))
     times = to_path_time(path, shifted_timesteps(phases, by=SHIFT)[:-1]).tolist()
-    x = flow_map(world, rng.normal(2, 3, 2, 2).double(), times, world.encode(["up"] * 400), rng)
+    x = start(path, rng.normal(2, 3, 2, 2).double(), times)
+    x = flow_map(world, x, times, world.encode(["up"] * 400))
     assert x.mean() == pytest.approx(0.9, abs=0.02) and x.std() == pytest.approx(0.5, rel=0.02)
 
 

@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from flows import MEANS, PLACES, Flow, Watching, batch, mutant, student, trained
-from oracle import PATHS
+from flows import MEANS, PLACES, Watching, batch, mutant, student, trained
+from oracle import PATHS, Gaussian, start
 
 from vidcm.config import TrainConfig
 from vidcm.diffusion.guidance import CFGDenoiser
@@ -26,7 +26,7 @@ FIRST, SECOND, LAST = 0.1, 0.4, 0.9  # progress in each of three parts
 def run(model, teacher, progress: float, kind=ProgressiveDistillation, places=PLACES, **options):
     """The loss of a student whose copy of its earlier self is the exact one."""
     objective = kind(teacher, **{"steps": 3, "halvings": 3, "shift": 8.0} | options)
-    exact = Flow(model.path, means=MEANS)
+    exact = Gaussian(model.path, means=MEANS)
     objective.held = SimpleNamespace(part_at=objective.held.part_at, network=exact)
     return objective(model, batch(places), progress, SampleRng(1, places))
 
@@ -41,7 +41,7 @@ def error(found: Loss) -> float:
 @every_path
 def test_the_exact_map_is_left_alone_but_for_the_teacher_s_error(path):
     """Two steps of DDIM err by the square of the interval; the velocity they stand for, by it."""
-    world = Flow(path, means=MEANS)
+    world = Gaussian(path, means=MEANS)
     options = {"halvings": 1, "places": range(128)}
     errors = [error(run(world, world, FIRST, steps=n, **options)) for n in (48, 96, 192)]
     assert errors[0] / errors[1] == pytest.approx(2, rel=0.1)
@@ -52,19 +52,19 @@ def test_the_exact_map_is_left_alone_but_for_the_teacher_s_error(path):
 @pytest.mark.parametrize("by", [1.0, SHIFT])
 def test_jumps_of_the_exact_map_compose(path, by):
     """After the first part, to the digit, at every scale that is told."""
-    world = Flow(path, means=MEANS)
+    world = Gaussian(path, means=MEANS)
     for progress in (SECOND, LAST):
         assert error(run(world, None, progress, shift=by)) < 1e-9
 
 
 def test_at_first_it_is_two_steps_of_the_guided_teacher():
-    class Twice(Flow):
+    class Twice(Gaussian):
         def flow_map(self, x_t, t, s, cond):
             middle = shift((shift(t, 1 / 8) + shift(s, 1 / 8)) / 2, 8.0)
             x = x_t + like(middle - t, x_t) * self.velocity(x_t, t, cond)
             return x + like(s - middle, x_t) * self.velocity(x, middle, cond)
 
-    world = Flow(RF, means=MEANS)
+    world = Gaussian(RF, means=MEANS)
     assert error(run(Twice(RF, means=MEANS), world, FIRST)) < 1e-9
     assert error(run(world, world, FIRST)) > 0.02 < error(run(Twice(RF, means=MEANS), world, LAST))
 
@@ -89,14 +89,14 @@ MISTAKES = {
 
 @pytest.mark.parametrize("old, new, parts", MISTAKES.values(), ids=MISTAKES)
 def test_mistakes_do_not_vanish(old, new, parts):
-    wrong, world = mutant(ProgressiveDistillation, (old, new)), Flow(RF, means=MEANS)
+    wrong, world = mutant(ProgressiveDistillation, (old, new)), Gaussian(RF, means=MEANS)
     for part in parts:
         progress, options = (FIRST, LAST)[part], {"steps": 96, "halvings": 2}
         assert error(run(world, world, progress, wrong, **options)) > 0.1
 
 
 def test_a_student_deaf_to_guidance_is_not_left_alone():
-    class Deaf(Flow):
+    class Deaf(Gaussian):
         def flow_map(self, x_t, t, s, cond):
             return super().flow_map(x_t, t, s, self.encode(["up"] * len(x_t)))
 
@@ -159,7 +159,7 @@ def test_scales_and_empty_prompts_are_told_to_student_and_copy_and_only_one_lear
 def test_the_loss_is_the_square_of_the_velocity_s_error(path):
     """TrigFlow's, on every path and in every interval."""
 
-    class Off(Flow):
+    class Off(Gaussian):
         def flow_map(self, x_t, t, s, cond):
             seen, size = self.predict(x_t, t, cond, s), torch.hypot(path.alpha(t), path.sigma(t))
             cos, sin = (like(f(t) / size, x_t) for f in (path.alpha, path.sigma))
@@ -171,7 +171,7 @@ def test_the_loss_is_the_square_of_the_velocity_s_error(path):
 
 @pytest.mark.parametrize("progress", [FIRST, LAST])
 def test_a_batch_split_over_ranks_has_the_same_loss(progress):
-    world, student = Flow(RF, means=MEANS), Flow(RF, means={"": 0.1, "up": 0.2})
+    world, student = Gaussian(RF, means=MEANS), Gaussian(RF, means={"": 0.1, "up": 0.2})
     parts = [float(run(student, world, progress, places=range(k, k + 4)).total) for k in (0, 4, 8)]
     whole = float(run(student, world, progress, places=range(12)).total)
     assert sum(parts) / 3 == pytest.approx(whole, rel=1e-12)
@@ -180,15 +180,16 @@ def test_a_batch_split_over_ranks_has_the_same_loss(progress):
 # --- training -------------------------------------------------------------------------------------
 
 
-def test_training_reaches_what_the_teacher_draws_in_its_many_steps(monkeypatch):
-    world = Flow(RF, means={"": 0.4, "0.9": 0.9})
+def test_training_reaches_what_the_teacher_draws_in_its_many_steps():
+    world = Gaussian(RF, means={"": 0.4, "0.9": 0.9})
     options = {"guidance_range": [1.0, 2.0], "prompt_dropout": 0.0, "shift": 3.0}
     objective = ProgressiveDistillation(world, 2, 2, **options)
-    model, rng = trained(student(monkeypatch), objective, 300), SampleRng(3, range(200))
+    model, rng = trained(student(), objective, 300), SampleRng(3, range(200))
     noise = rng.normal(1, 1, 1, 16)
     for told in (1.0, 2.0):
         cond = model.encode(["0.9"] * 200, torch.full((200,), told))
-        x = flow_map(model, noise, student_timesteps(2, objective.sampling["times"]), cond, rng)
+        times = student_timesteps(2, objective.sampling["times"])
+        x = flow_map(model, start(model.path, noise, times), times, cond)
         guided = CFGDenoiser(world, told, world.encode([""] * 200))
         many = euler(guided, noise, shifted_timesteps(8, by=3.0), world.encode(["0.9"] * 200))
         assert float((x - many).square().mean().sqrt()) < 0.1

@@ -1,60 +1,118 @@
-"""Conditions, predictions and the backbone protocol that the rest of the mathematics is written in."""
+"""Conditions, predictions and the denoiser interface that the rest of the mathematics is written in."""
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vidcm.diffusion.paths import ProbPath
+
 
 @dataclass(frozen=True)
 class Cond:
-    """tokens: `(b, n, d)` embedded text. mask: bool `(b, n)`, True where there is a token.
-    guidance: scale `(b,)` a student was told, or None."""
+    """What a denoiser is conditioned on.
+
+    Attributes:
+        tokens: Embedded text `(b, n, d)`.
+        mask: bool `(b, n)`, True where there is a token.
+        guidance_scale: `(b,)`, embedded guidance of a student; None for a teacher.
+    """
 
     tokens: Tensor
     mask: Tensor
-    guidance: Tensor | None = None
+    guidance_scale: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def stack(self, other: "Cond") -> "Cond":
-        """Both as one batch, the shorter prompts padded; guidance scales are left out."""
-        return replace(batched([self, other]), guidance=None)
+        """Both as one batch, the shorter prompts padded, without guidance scales."""
+        return replace(batched([self, other]), guidance_scale=None)
 
     def at(self, place: float) -> "Cond":
-        """What holds at a place along the clip, in latent frames: the same everywhere."""
+        """The condition at a place along the clip, in latent frames; here the same everywhere."""
         return self
+
+    def rows(self, part: slice) -> "Cond":
+        """Some samples of the batch."""
+        scale = None if self.guidance_scale is None else self.guidance_scale[part]
+        return Cond(self.tokens[part], self.mask[part], scale)
 
 
 def batched(conds: Sequence[Cond]) -> Cond:
-    """Conditions as one batch, the shorter prompts padded. Guidance scales are kept where all have
-    them, else left out."""
+    """Conditions as one batch, the shorter prompts padded.
+
+    Guidance scales are kept if all conditions have one."""
     longest = max(c.mask.shape[1] for c in conds)
     pads = [(0, longest - c.mask.shape[1]) for c in conds]
     tokens = [F.pad(c.tokens, (0, 0, *p)) for c, p in zip(conds, pads, strict=True)]
     masks = [F.pad(c.mask, p) for c, p in zip(conds, pads, strict=True)]
-    told = [c.guidance for c in conds if c.guidance is not None]
-    guidance = torch.cat(told) if len(told) == len(conds) else None
-    return Cond(torch.cat(tokens), torch.cat(masks), guidance)
-
-
-class Backbone(Protocol):
-    """Knows nothing about diffusion: `(x (b c t h w), time (b,)|(b t), cond) -> (b c t h w)`; one
-    of two times is told a second one, `time_to`, in the shape of the first."""
-
-    def __call__(
-        self, x: Tensor, time: Tensor, cond: Cond, time_to: Tensor | None = None
-    ) -> Tensor: ...
+    scales = [c.guidance_scale for c in conds if c.guidance_scale is not None]
+    scale = torch.cat(scales) if len(scales) == len(conds) else None
+    return Cond(torch.cat(tokens), torch.cat(masks), scale)
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Clean latents, noise and velocity: three views of one output."""
+    """Three views of one network output, each shaped like the noisy latents.
+
+    Attributes:
+        x0: Clean latents.
+        eps: Unit noise.
+        v: Velocity dx_t / dt on the denoiser's path.
+    """
 
     x0: Tensor
     eps: Tensor
     v: Tensor
+
+
+def combine(linear: Callable[..., Tensor], *predictions: Prediction) -> Prediction:
+    """A linear function of predictions, applied to each of their views."""
+    return Prediction(
+        linear(*(p.x0 for p in predictions)),
+        linear(*(p.eps for p in predictions)),
+        linear(*(p.v for p in predictions)),
+    )
+
+
+class DenoiserBase(ABC):
+    """A denoiser: a prediction of clean latents and noise, on a path.
+
+    Teachers, students and every wrapper of them (guidance, windows, given frames, projections)
+    subclass it and write `predict` alone; samplers and objectives use its views.
+    """
+
+    path: ProbPath
+
+    @abstractmethod
+    def predict(self, x_t: Tensor, t: Tensor, cond: Cond, s: Tensor | None = None) -> Prediction:
+        """Clean latents, noise and velocity of noisy latents.
+
+        Args:
+            x_t: Noisy latents `(b, c, t, h, w)`.
+            t: Their times on `path`, `(b,)`, or `(b, t)` per frame.
+            cond: One condition per sample.
+            s: Target time of a jump, shaped like `t`. The prediction then satisfies
+                `x_t = path.add_noise(x0, eps, t)` and `x_s = path.add_noise(x0, eps, s)`.
+                None predicts the posterior means at `t`.
+        """
+
+    def velocity(self, x_t: Tensor, t: Tensor, cond: Cond, s: Tensor | None = None) -> Tensor:
+        """dx_t / dt at t, or with two times its average from t to s."""
+        return self.predict(x_t, t, cond, s).v
+
+    def predict_x0(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """The consistency function f(x_t, t) (Song et al. 2023, arXiv 2303.01469)."""
+        return self.predict(x_t, t, cond, torch.zeros_like(t)).x0
+
+    def flow_map(self, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond) -> Tensor:
+        """x_s of the trajectory through x_t, in one evaluation; `predict_x0` at s = 0.
+
+        On straight paths it is x_t - (t - s) velocity(x_t, t, cond, s) (Geng et al. 2025, arXiv
+        2505.13447, eq. 3)."""
+        found = self.predict(x_t, t, cond, s)
+        return self.path.add_noise(found.x0, found.eps, s)

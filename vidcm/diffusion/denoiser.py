@@ -1,80 +1,96 @@
-"""A denoiser: a backbone on a path, with its text tower. Teachers and students are denoisers;
-so is a guided denoiser. Samplers and objectives see nothing else.
-"""
+"""The denoiser with a network: a backbone on a path, with its text tower."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from vidcm.diffusion.base import Cond, Prediction
-from vidcm.diffusion.paths import ProbPath
+from vidcm.diffusion.base import Cond, DenoiserBase, Prediction
+from vidcm.diffusion.paths import ProbPath, RectifiedFlow
 from vidcm.diffusion.shapes import like
 from vidcm.registry import build
 
-if TYPE_CHECKING:
-    pass
 
-
-class Denoiser(nn.Module):
-    """backbone, conditioner, path: specs for the registry. channels: of the latents.
+class Denoiser(nn.Module, DenoiserBase):
+    """A backbone on a path. Teachers and students both are of this class.
 
     Whatever the path, the network sees unit-variance input z = x_t / n, n^2 = alpha^2 + sigma^2,
     and predicts F = (alpha eps - sigma x0) / n, the velocity of TrigFlow (v-prediction, Salimans &
-    Ho 2022, arXiv 2202.00512): next to noise that is -x0, so a narrow network need not carry the
-    noise of wide latents through. A backbone with the option `two_times` is also told where a jump
-    ends, and predicts the average of F on the way there; without, a jump is a step of DDIM. Casts
-    to and from the network's precision happen here and nowhere else. Raises UsageError for unknown
-    parts.
+    Ho 2022, arXiv 2202.00512). Next to noise F = -x0, so a narrow network need not carry the noise
+    of wide latents through. Casts to and from the network's precision happen here alone.
+
+    Args:
+        backbone: Network `(x (b c t h w), time (b,) or (b t), cond) -> (b c t h w)`.
+        conditioner: Text tower, `prompts -> (tokens, mask)`.
+        channels: Latent channels.
+        path: Diffusion path; default rectified flow.
+        two_times: Whether the backbone takes a second time, the target of a jump. It then predicts
+            the average of F on the way; otherwise a jump is a step of DDIM.
+        given_frames: Kinds of given frames the model was trained with (`GivenFrames`).
     """
 
-    def __init__(self, backbone: dict, conditioner: dict, channels: int, path: dict | None = None):
+    def __init__(
+        self,
+        backbone: nn.Module,
+        conditioner: nn.Module,
+        channels: int,
+        path: ProbPath | None = None,
+        *,
+        two_times: bool = False,
+        given_frames: Sequence[str] = (),
+    ):
         super().__init__()
-        self.conditioner = build("conditioner", conditioner)
-        self.backbone = build(
-            "backbone", backbone, channels=channels, context=self.conditioner.hidden_size
-        )
-        self.path: ProbPath = build("path", path or {"name": "rectified_flow"})
-        self.two_times = bool(backbone.get("two_times", False))
-        self.channels = channels
+        self.conditioner: Any = conditioner  # with attributes of its own, which nn.Module hides
+        self.backbone: Any = backbone
+        self.path = path or RectifiedFlow()
+        self.channels, self.two_times = channels, two_times
+        self.given_frames = frozenset(given_frames)
 
-    def encode(self, prompts: Sequence[str], guidance: Tensor | None = None) -> Cond:
-        """Prompts to a condition; the empty prompt is the unconditional one."""
+    @classmethod
+    def from_spec(
+        cls,
+        backbone: dict,
+        conditioner: dict,
+        channels: int,
+        path: dict | None = None,
+        given_frames: Sequence[str] = (),
+    ) -> Self:
+        """Build the parts by name. Raises UsageError for unknown parts or options."""
+        text = build("conditioner", conditioner)
+        network = build("backbone", backbone, channels=channels, context=text.hidden_size)
+        return cls(
+            network,
+            text,
+            channels,
+            build("path", path) if path else None,
+            two_times=bool(backbone.get("two_times", False)),
+            given_frames=given_frames,
+        )
+
+    def encode(self, prompts: Sequence[str], guidance_scale: Tensor | None = None) -> Cond:
+        """Prompts to a condition; the empty prompt is the unconditional one.
+
+        Args:
+            prompts: One text per sample.
+            guidance_scale: `(b,)`, for a student; None for a teacher.
+        """
         tokens, mask = self.conditioner(prompts)
-        return Cond(tokens, mask, guidance)
+        return Cond(tokens, mask, guidance_scale)
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Cond, s: Tensor | None = None) -> Prediction:
-        """Clean latents, noise and velocity dx_t / dt on this denoiser's path, float32.
-
-        s: where a jump ends, for two times; they are then what leads there in one straight step.
-        The default, t itself, gives the velocity at t."""
+        """As the base class has it, float32. For s = 0 x0 is the consistency function, equal to
+        x_t at t = 0 whatever the weights."""
         alpha, sigma = self.path.alpha(t), self.path.sigma(t)
         size = torch.hypot(alpha, sigma)
         cos, sin = like(alpha / size, x_t), like(sigma / size, x_t)
         z = x_t / like(size, x_t)
-        end = (self._clock(t if s is None else s),) if self.two_times else ()
-        out = self.backbone(z, self._clock(t), cond, *end).float()
+        target = (self._network_time(t if s is None else s),) if self.two_times else ()
+        out = self.backbone(z, self._network_time(t), cond, *target).float()
         x0, eps = cos * z - sin * out, sin * z + cos * out
         return Prediction(x0, eps, self.path.velocity(x0, eps, t))
 
-    def _clock(self, t: Tensor) -> Tensor:
-        """What the network is told of time: rectified-flow time, in [0, 1] on every path."""
+    def _network_time(self, t: Tensor) -> Tensor:
+        """The network's time input: rectified-flow time, in [0, 1] on every path."""
         sigma, alpha = self.path.sigma(t), self.path.alpha(t)
         return sigma / (sigma + alpha)
-
-    def velocity(self, x_t: Tensor, t: Tensor, cond: Cond, s: Tensor | None = None) -> Tensor:
-        """dx_t / dt on this denoiser's path; its average from t to s, for two times."""
-        return self.predict(x_t, t, cond, s).v
-
-    def predict_x0(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        """The consistency function f(x_t, t); f(x, 0) = x whatever the weights."""
-        return self.predict(x_t, t, cond, torch.zeros_like(t)).x0
-
-    def flow_map(self, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond) -> Tensor:
-        """x_s of the trajectory through x_t, in one evaluation; `clean` for s = 0, and x_t for
-        s = t whatever the weights. Where paths are straight it is
-        x_t - (t - s) velocity(x_t, t, cond, s) (Geng et al. 2025, arXiv 2505.13447, eq. 3), on
-        TrigFlow the same turn of the circle."""
-        seen = self.predict(x_t, t, cond, s)
-        return self.path.add_noise(seen.x0, seen.eps, s)

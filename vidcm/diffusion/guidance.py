@@ -5,47 +5,67 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from vidcm.diffusion.base import Cond
-from vidcm.diffusion.samplers import Flow, Student
+from vidcm.diffusion.base import Cond, DenoiserBase, Prediction, combine
 
 
-class CFGDenoiser:
-    """Classifier-free guidance as a denoiser around a denoiser (Ho & Salimans 2022): v_u + w (v_c
-    - v_u) with w = `scale`, a number or one per sample; both branches in one batch.
+class CFGDenoiser(DenoiserBase):
+    """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598): v_u + w (v_c - v_u).
 
-    negative: what to move away from, one condition per sample (default: the empty prompt's).
+    Both branches go through the network in one batch. A number 1 needs the conditional branch alone.
+
+    Args:
+        denoiser: A teacher.
+        scale: The scale w, a number or one per sample `(b,)`.
+        negative: The unconditional branch, one condition per sample: the empty prompt's, or a
+            negative prompt's.
     """
 
-    def __init__(self, denoiser: "Flow", scale: float | Tensor, negative: Cond):
+    def __init__(self, denoiser: DenoiserBase, scale: float | Tensor, negative: Cond):
         self.denoiser, self.scale, self.negative = denoiser, scale, negative
         self.path = denoiser.path
 
-    def velocity(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        both = cond.stack(self.negative)
-        v = self.denoiser.velocity(torch.cat([x_t, x_t]), torch.cat([t, t]), both)
-        conditional, unconditional = v.chunk(2)
-        scale = torch.as_tensor(self.scale, dtype=v.dtype, device=v.device)
-        scale = scale.view(-1, *[1] * (v.ndim - 1))
-        return unconditional + scale * (conditional - unconditional)
+    def predict(self, x_t: Tensor, t: Tensor, cond: Cond, s: Tensor | None = None) -> Prediction:
+        if not isinstance(self.scale, Tensor) and self.scale == 1:
+            return self.denoiser.predict(x_t, t, cond, s)
+        both = self.denoiser.predict(
+            torch.cat([x_t, x_t]),
+            torch.cat([t, t]),
+            cond.stack(self.negative),
+            None if s is None else torch.cat([s, s]),
+        )
+        scale = torch.as_tensor(self.scale, dtype=both.v.dtype, device=both.v.device)
+        scale = scale.view(-1, *[1] * (both.v.ndim - 1))
+
+        def guided(pair: Tensor) -> Tensor:
+            conditional, unconditional = pair.chunk(2)
+            return unconditional + scale * (conditional - unconditional)
+
+        return combine(guided, both)
 
 
-class NegativePromptStudent:
-    """A student moved away from a negative prompt n. Guidance against n instead of the empty prompt
-    u is v_n + w (v_c - v_n) = [v_u + w (v_c - v_u)] + (w - 1) (v_u - v_n): what the student learnt
-    plus a correction, here taken of its clean latents at guidance 1. Three evaluations a step."""
+class NegativePromptStudent(DenoiserBase):
+    """A student guided against a negative prompt n.
 
-    def __init__(self, student: "Student", negative: Cond, empty: Cond, scale: float):
+    Guidance against n instead of the empty prompt u is v_n + w (v_c - v_n) =
+    [v_u + w (v_c - v_u)] + (w - 1) (v_u - v_n): the student's own prediction plus a correction,
+    taken from its predictions at guidance 1. Three evaluations a step, one where w = 1.
+
+    Args:
+        student: A denoiser with embedded guidance.
+        negative: The negative prompts, one per sample.
+        empty: The empty prompts, one per sample.
+        scale: The guidance scale w of the student's conditions.
+    """
+
+    def __init__(self, student: DenoiserBase, negative: Cond, empty: Cond, scale: float):
         self.student, self.path, self.scale = student, student.path, scale
         ones = torch.ones(len(negative), device=negative.tokens.device)
-        self.negative, self.empty = replace(negative, guidance=ones), replace(empty, guidance=ones)
+        self.negative = replace(negative, guidance_scale=ones)
+        self.empty = replace(empty, guidance_scale=ones)
 
-    def predict_x0(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        away = self.student.predict_x0(x_t, t, self.empty) - self.student.predict_x0(
-            x_t, t, self.negative
-        )
-        return self.student.predict_x0(x_t, t, cond) + (self.scale - 1) * away
-
-    def flow_map(self, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond) -> Tensor:
-        there = self.student.flow_map
-        away = there(x_t, t, s, self.empty) - there(x_t, t, s, self.negative)
-        return there(x_t, t, s, cond) + (self.scale - 1) * away
+    def predict(self, x_t: Tensor, t: Tensor, cond: Cond, s: Tensor | None = None) -> Prediction:
+        own = self.student.predict(x_t, t, cond, s)
+        if self.scale == 1:
+            return own
+        empty, negative = (self.student.predict(x_t, t, c, s) for c in (self.empty, self.negative))
+        return combine(lambda c, u, n: c + (self.scale - 1) * (u - n), own, empty, negative)

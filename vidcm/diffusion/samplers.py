@@ -1,6 +1,13 @@
-"""Samplers: functions of (denoiser, noise, times, cond). Guidance is a denoiser, not an option.
+"""Samplers: functions of (denoiser, x, times, cond, rng, on_step). Guidance is a denoiser.
 
-Each reports to `progress(step, steps)`, which may raise to cancel.
+All share one signature, `Sampler`. With alpha, sigma of the path, t -> s an interval of the times
+and x0, eps, v the denoiser's prediction at (x_t, t):
+
+    euler        x_s = x_t + (s - t) v
+    heun         x_s = x_t + (s - t) (v(x_t, t) + v(x_t + (s - t) v, s)) / 2
+    dpm          x_s = sigma_s / sigma_t x_t + (alpha_s - alpha_t sigma_s / sigma_t) D
+    consistency  x_s = alpha_s f(x_t, t) + sigma_s eps', eps' fresh noise
+    flow_map     x_s = alpha_s x0(x_t, t, s) + sigma_s eps(x_t, t, s)
 """
 
 import math
@@ -11,169 +18,157 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from vidcm.diffusion.base import Cond
-from vidcm.diffusion.paths import ProbPath
+from vidcm.diffusion.base import Cond, DenoiserBase
 from vidcm.diffusion.times import STEPS
 from vidcm.rng import SampleRng
 
-Progress = Callable[[int, int], None]
+# Called after each step as (step from 0, its time, latents); returns the latents to go on with, and
+# may raise to cancel.
+OnStep = Callable[[int, float, Tensor], Tensor]
 
 
-class Flow(Protocol):
-    """What ODE samplers need of a denoiser."""
-
-    path: ProbPath
-
-    def velocity(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor: ...
+def keep(step: int, time: float, x: Tensor) -> Tensor:
+    """The callback that changes nothing."""
+    return x
 
 
-class Consistent(Protocol):
-    """What the consistency sampler needs of one."""
+class Sampler(Protocol):
+    """Clean latents from noisy ones.
 
-    path: ProbPath
+    Args:
+        denoiser: Any denoiser, guided or projected ones among them.
+        x: Noisy latents `(b, c, t, h, w)` at the first of `times`.
+        times: Descending times on the denoiser's path. ODE solvers integrate from the first to the
+            last; students' samplers evaluate once at each and end at the data.
+        cond: One condition per sample.
+        rng: Fresh noise; only `consistency` draws.
+        on_step: Called after every step.
+    """
 
-    def predict_x0(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor: ...
-
-
-class Jumping(Protocol):
-    """What the jump sampler needs of one."""
-
-    path: ProbPath
-
-    def flow_map(self, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond) -> Tensor: ...
-
-
-class Student(Consistent, Jumping, Protocol):
-    """What either sampler of students needs of one."""
-
-
-def _quiet(step: int, steps: int) -> None:
-    pass
+    def __call__(
+        self,
+        denoiser: DenoiserBase,
+        x: Tensor,
+        times: Sequence[float] | Tensor,
+        cond: Cond,
+        rng: SampleRng,
+        on_step: OnStep = keep,
+    ) -> Tensor: ...
 
 
 @torch.no_grad()
 def euler(
-    denoiser: Flow,
+    denoiser: DenoiserBase,
     x: Tensor,
     times: Sequence[float] | Tensor,
     cond: Cond,
-    progress: Progress = _quiet,
+    rng: SampleRng | None = None,
+    on_step: OnStep = keep,
 ) -> Tensor:
-    """First order, one evaluation per interval: from `x` at the first of `times` (descending) to
-    the last."""
-    for t, s in _intervals(times, progress):
-        x = x + (s - t) * denoiser.velocity(x, x.new_full((len(x),), t), cond)
+    """First order, one evaluation per interval: x_s = x_t + (s - t) v."""
+    for step, t, s in _intervals(times):
+        x = on_step(step, t, x + (s - t) * denoiser.velocity(x, _at(t, x), cond))
     return x
 
 
 @torch.no_grad()
 def heun(
-    denoiser: Flow,
+    denoiser: DenoiserBase,
     x: Tensor,
     times: Sequence[float] | Tensor,
     cond: Cond,
-    progress: Progress = _quiet,
+    rng: SampleRng | None = None,
+    on_step: OnStep = keep,
 ) -> Tensor:
-    """Second order (Karras et al. 2022, algorithm 1): as `euler` with two evaluations per interval,
-    but one in the last, whose end at zero noise has no slope of its own."""
-    for t, s in _intervals(times, progress):
-        slope = denoiser.velocity(x, x.new_full((len(x),), t), cond)
+    """Second order (Karras et al. 2022, arXiv 2206.00364, algorithm 1): two evaluations per
+    interval, x_s = x_t + (s - t) (v_t + v_s) / 2; one in an interval that ends at the data."""
+    for step, t, s in _intervals(times):
+        slope = denoiser.velocity(x, _at(t, x), cond)
         ahead = x + (s - t) * slope
         if s > 0:
-            slope = (slope + denoiser.velocity(ahead, x.new_full((len(x),), s), cond)) / 2
+            slope = (slope + denoiser.velocity(ahead, _at(s, x), cond)) / 2
             ahead = x + (s - t) * slope
-        x = ahead
+        x = on_step(step, t, ahead)
     return x
 
 
 @torch.no_grad()
 def dpm(
-    denoiser: Flow,
+    denoiser: DenoiserBase,
     x: Tensor,
     times: Sequence[float] | Tensor,
     cond: Cond,
-    progress: Progress = _quiet,
+    rng: SampleRng | None = None,
+    on_step: OnStep = keep,
 ) -> Tensor:
     """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2): second order with one
-    evaluation per interval, as it extrapolates from the clean latents of the interval before. The
-    first interval, and those that touch pure noise or data, are first order."""
+    evaluation per interval.
+
+    x_s = sigma_s / sigma_t x_t + (alpha_s - alpha_t sigma_s / sigma_t) D with D = x0 +
+    (x0 - x0') h / (2 h'), where x0' and h' are those of the interval before and h = ln of the ratio
+    of sigma / alpha. The first interval, and those at pure noise or data, are first order: D = x0.
+    """
     path, before = denoiser.path, None
-    for t, s in _intervals(times, progress):
+    for step, t, s in _intervals(times):
         now, to = (torch.tensor([u], dtype=torch.float64) for u in (t, s))
-        at = x.new_full((len(x),), t)
-        x0, _ = path.to_x0_eps(x, denoiser.velocity(x, at, cond), at)
-        depth = float(path.sigma_ratio(now).log() - path.sigma_ratio(to).log())  # of this interval
+        x0 = denoiser.predict(x, _at(t, x), cond).x0
+        depth = float(path.sigma_ratio(now).log() - path.sigma_ratio(to).log())
         ahead = x0
         if before is not None and math.isfinite(before[1]) and math.isfinite(depth):
             ahead = x0 + (x0 - before[0]) * (depth / before[1] / 2)
         before = x0, depth
         shrink = float(path.sigma(to) / path.sigma(now))
-        x = shrink * x + float(path.alpha(to) - path.alpha(now) * shrink) * ahead
+        drift = float(path.alpha(to) - path.alpha(now) * shrink)
+        x = on_step(step, t, shrink * x + drift * ahead)
     return x
-
-
-SOLVERS = {"euler": euler, "heun": heun, "dpm": dpm}  # of teachers, by their names in settings
-
-
-def _intervals(
-    times: Sequence[float] | Tensor, progress: Progress
-) -> Iterator[tuple[float, float]]:
-    """Neighbouring times; reports each interval when its work is done."""
-    grid = [float(t) for t in times]
-    for i, interval in enumerate(pairwise(grid), start=1):
-        yield interval
-        progress(i, len(grid) - 1)
 
 
 @torch.no_grad()
 def consistency(
-    denoiser: Consistent,
-    noise: Tensor,
-    times: Sequence[float],
+    denoiser: DenoiserBase,
+    x: Tensor,
+    times: Sequence[float] | Tensor,
     cond: Cond,
     rng: SampleRng,
-    progress: Progress = _quiet,
+    on_step: OnStep = keep,
 ) -> Tensor:
-    """Multistep consistency sampling (Song et al. 2023, arXiv 2303.01469, algorithm 1): jump to
-    data, noise again to the next time, as many evaluations as `times` (descending).
-
-    Takes unit noise, which the first time scales; fresh noise comes from `rng`.
-    """
-    x = noise
-    for i, time in enumerate(times):
-        t = noise.new_full((len(noise),), time)
-        x_t = denoiser.path.add_noise(torch.zeros_like(x) if i == 0 else x, noise, t)
-        x = denoiser.predict_x0(x_t, t, cond)
-        progress(i + 1, len(times))
-        noise = rng.normal(*noise.shape[1:])
+    """Multistep consistency sampling (Song et al. 2023, arXiv 2303.01469, algorithm 1): predict the
+    data, add fresh noise up to the next time; as many evaluations as times."""
+    for step, t in enumerate(float(t) for t in times):
+        if step:
+            x = denoiser.path.add_noise(x, rng.normal(*x.shape[1:]), _at(t, x))
+        x = on_step(step, t, denoiser.predict_x0(x, _at(t, x), cond))
     return x
 
 
 @torch.no_grad()
 def flow_map(
-    denoiser: Jumping,
-    noise: Tensor,
-    times: Sequence[float],
+    denoiser: DenoiserBase,
+    x: Tensor,
+    times: Sequence[float] | Tensor,
     cond: Cond,
-    rng: SampleRng,
-    progress: Progress = _quiet,
+    rng: SampleRng | None = None,
+    on_step: OnStep = keep,
 ) -> Tensor:
-    """Deterministic sampling with a flow map or a phased student: from each of `times`
-    (descending) to the next and from the last to data, as many evaluations as times.
-
-    Takes what `consistency` takes, unit noise among it, but draws nothing from `rng`.
-    """
-    first = noise.new_full((len(noise),), times[0])
-    x = denoiser.path.add_noise(torch.zeros_like(noise), noise, first)
-    for t, s in _intervals([*times, 0.0], progress):
-        x = denoiser.flow_map(x, x.new_full((len(x),), t), x.new_full((len(x),), s), cond)
+    """Deterministic sampling with a flow map or a phased student: jump from each time to the next
+    and from the last to the data; as many evaluations as times."""
+    for step, t, s in _intervals([*map(float, times), 0.0]):
+        x = on_step(step, t, denoiser.flow_map(x, _at(t, x), _at(s, x), cond))
     return x
 
 
-SAMPLERS = {
-    "consistency": consistency,
-    "flow_map": flow_map,
-}  # of students, by their names in settings
+SOLVERS: dict[str, Sampler] = {"euler": euler, "heun": heun, "dpm": dpm}  # of teachers
+SAMPLERS: dict[str, Sampler] = {"consistency": consistency, "flow_map": flow_map}  # of students
+
+
+def _at(time: float, x: Tensor) -> Tensor:
+    return x.new_full((len(x),), time)
+
+
+def _intervals(times: Sequence[float] | Tensor) -> Iterator[tuple[int, float, float]]:
+    """(step, t, s) of neighbouring times."""
+    for step, (t, s) in enumerate(pairwise(map(float, times))):
+        yield step, t, s
 
 
 def student_settings(objective: object) -> dict[str, Any]:

@@ -14,15 +14,14 @@ noise, and would change from window to window.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise, product
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from vidcm.diffusion.base import Cond, batched
+from vidcm.diffusion.base import Cond, DenoiserBase, Prediction, batched
 from vidcm.errors import UsageError
 from vidcm.rng import SampleRng
 
@@ -50,21 +49,26 @@ class Window:
         total[..., self.rows, self.columns].index_add_(2, at, part * weights)
 
 
-class Windowed:
-    """A denoiser of windows as a denoiser of whole clips: `clean`, `velocity` and `jump`, each if
-    the wrapped one has it. Wrap it in guidance, not the other way round: guided or not, as many
-    network rows are evaluated, and conditions of the whole clip stay one per clip.
+class Windowed(DenoiserBase):
+    """A denoiser of windows as a denoiser of clips of any size.
 
-    window: latent frames, rows and columns the network was trained on; clips within them pass
-    through untouched. overlap: of neighbouring windows on each axis, in latents, the head not
-    counted (default: a quarter of the window in time, half of it in space). rows: clips per
-    evaluation, which bounds memory: windows wait for each other. Raises UsageError for an overlap
-    that leaves no step from window to window.
+    Wrap it in guidance, not the other way round: conditions stay one per clip.
+
+    Args:
+        denoiser: A denoiser of clips no larger than a window.
+        window: Latent frames, rows and columns the network was trained on. Clips within them pass
+            through untouched.
+        overlap: Latents shared by neighbouring windows on each axis, frame 0 not counted (default:
+            a quarter of the window in time, half of it in space).
+        rows: Clips per evaluation, which bounds memory.
+
+    Raises:
+        UsageError: For an overlap that leaves no step from window to window.
     """
 
     def __init__(
         self,
-        denoiser: Any,
+        denoiser: DenoiserBase,
         window: Sequence[int],
         overlap: Sequence[int] | None = None,
         rows: int = 16,
@@ -110,32 +114,23 @@ class Windowed:
         """Draws of whole clips that come round from window to window."""
         return Recurring(rng, self.window[0], max(self.window[0] - 1 - self.overlap[0], 1))
 
-    def predict_x0(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        return self._blend(self.denoiser.predict_x0, x_t, (t,), cond)
-
-    def velocity(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        return self._blend(self.denoiser.velocity, x_t, (t,), cond)
-
-    def flow_map(self, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond) -> Tensor:
-        return self._blend(self.denoiser.flow_map, x_t, (t, s), cond)
-
-    def _blend(
-        self, call: Callable[..., Tensor], x: Tensor, times: tuple[Tensor, ...], cond: Cond
-    ) -> Tensor:
-        windows = self.windows(*x.shape[2:])
+    def predict(self, x_t: Tensor, t: Tensor, cond: Cond, s: Tensor | None = None) -> Prediction:
+        windows = self.windows(*x_t.shape[2:])
         if len(windows) == 1:
-            return call(x, *times, cond.at(windows[0].place))
-        total = None
-        count = max(self.rows // len(x), 1)
+            return self.denoiser.predict(x_t, t, cond.at(windows[0].place), s)
+        x0, eps = (torch.zeros_like(x_t) for _ in range(2))
+        count = max(self.rows // len(x_t), 1)
         for some in (windows[i : i + count] for i in range(0, len(windows), count)):
-            parts = torch.cat([w.of(x) for w in some])
-            clocks = (torch.cat([_seen(t, w) for w in some]) for t in times)
-            out = call(parts, *clocks, batched([cond.at(w.place) for w in some]))
-            total = out.new_zeros(x.shape) if total is None else total
-            for window, part in zip(some, out.chunk(len(some)), strict=True):
-                window.give(total, part)
-        assert total is not None
-        return total
+            found = self.denoiser.predict(
+                torch.cat([w.of(x_t) for w in some]),
+                torch.cat([_seen(t, w) for w in some]),
+                batched([cond.at(w.place) for w in some]),
+                None if s is None else torch.cat([_seen(s, w) for w in some]),
+            )
+            for total, parts in ((x0, found.x0), (eps, found.eps)):
+                for window, part in zip(some, parts.chunk(len(some)), strict=True):
+                    window.give(total, part)
+        return Prediction(x0, eps, self.path.velocity(x0, eps, t))
 
 
 @dataclass(frozen=True)
@@ -147,14 +142,14 @@ class Schedule(Cond):
 
     @classmethod
     def of(cls, first: Cond, later: Sequence[tuple[float, Cond]]) -> "Schedule":
-        return cls(first.tokens, first.mask, first.guidance, tuple(later))
+        return cls(first.tokens, first.mask, first.guidance_scale, tuple(later))
 
     def stack(self, other: Cond) -> "Schedule":
         """Each with `other`, as one batch."""
         return Schedule.of(super().stack(other), [(p, c.stack(other)) for p, c in self.later])
 
     def at(self, place: float) -> Cond:
-        first = Cond(self.tokens, self.mask, self.guidance)
+        first = Cond(self.tokens, self.mask, self.guidance_scale)
         return next((c for start, c in reversed(self.later) if start <= place), first)
 
 

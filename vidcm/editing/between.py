@@ -81,8 +81,8 @@ def between(one: Cond, two: Cond, weights: Tensor) -> Cond:
     share = weights.view(-1, 1, 1)
     tokens = torch.lerp(both.tokens[:1], both.tokens[1:], share)
     used = both.mask[:1] & (weights < 1)[:, None] | both.mask[1:] & (weights > 0)[:, None]
-    guidance = None if one.guidance is None else one.guidance.expand(len(weights))
-    return replace(one, tokens=tokens, mask=used, guidance=guidance)
+    scale = None if one.guidance_scale is None else one.guidance_scale.expand(len(weights))
+    return replace(one, tokens=tokens, mask=used, guidance_scale=scale)
 
 
 def slerp(one: Tensor, two: Tensor, weights: Tensor) -> Tensor:

@@ -13,10 +13,8 @@ from torch import Tensor
 
 from vidcm.codecs.causal_vae import CausalVAE
 from vidcm.codecs.chunked import encode_chunked
-from vidcm.diffusion.base import Cond
+from vidcm.diffusion.base import Cond, DenoiserBase, Prediction
 from vidcm.diffusion.given_frames import hold, kinds_of, trained_with
-from vidcm.diffusion.samplers import Flow
-from vidcm.editing.projection import Student
 from vidcm.editing.scene import Scene
 from vidcm.media.pixels import to_video
 from vidcm.store import read_card
@@ -42,29 +40,18 @@ class GivenLatents:
         return hold(t, self.given.expand(len(t), -1))
 
 
-class Conditioned:
-    """A student that is shown given latent frames, for either sampler of students."""
+class GivenFramesDenoiser(DenoiserBase):
+    """A denoiser with given frames as input: they are clean and at time 0 in every evaluation.
 
-    def __init__(self, denoiser: Student, frames: GivenLatents):
+    Its output on them is undefined and replaced by a projection: wrap it in `ProjectedDenoiser`
+    with the same `GivenLatents`."""
+
+    def __init__(self, denoiser: DenoiserBase, frames: GivenLatents):
         self.denoiser, self.frames, self.path = denoiser, frames, denoiser.path
 
-    def predict_x0(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        return self.denoiser.predict_x0(self.frames(x_t), self.frames.times(t), cond)
-
-    def flow_map(self, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond) -> Tensor:
-        t, s = self.frames.times(t), self.frames.times(s)
-        return self.denoiser.flow_map(self.frames(x_t), t, s, cond)
-
-
-class ConditionedFlow:
-    """A denoiser that is shown given latent frames, for ODE samplers; a guided one among them,
-    whose two branches both are."""
-
-    def __init__(self, denoiser: Flow, frames: GivenLatents):
-        self.denoiser, self.frames, self.path = denoiser, frames, denoiser.path
-
-    def velocity(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        return self.denoiser.velocity(self.frames(x_t), self.frames.times(t), cond)
+    def predict(self, x_t: Tensor, t: Tensor, cond: Cond, s: Tensor | None = None) -> Prediction:
+        target = None if s is None else self.frames.times(s)
+        return self.denoiser.predict(self.frames(x_t), self.frames.times(t), cond, target)
 
 
 def shown_to(pipe: "VideoPipeline", how: "How", scene: Scene) -> GivenLatents | None:

@@ -1,27 +1,21 @@
-"""The projection loop: what is known, imposed on every guess of the clean latents.
+"""The projection loop: observations imposed on every prediction of the clean latents.
 
-A denoiser whose guesses agree with what is known is a denoiser too, so the few-step sampler of a
-student and the ODE walk of a teacher both become editors without a line of their own.
+A denoiser whose predictions agree with the observations is a denoiser too, so every sampler, of
+students and of teachers, edits without a line of its own.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from vidcm.codecs.causal_vae import CausalVAE
 from vidcm.codecs.chunked import decode_chunked, encode_chunked
-from vidcm.diffusion.base import Cond
-from vidcm.diffusion.samplers import Consistent, Flow, Jumping
+from vidcm.diffusion.base import Cond, DenoiserBase, Prediction
 from vidcm.diffusion.shapes import like
 from vidcm.editing.operators import Operator
 
 Project = Callable[[Tensor], Tensor]
-
-
-class Student(Consistent, Jumping, Protocol):
-    """Whatever students' samplers need."""
 
 
 class LatentPrefix:
@@ -68,36 +62,17 @@ class Chain:
         return x0
 
 
-class Observing:
-    """A student whose clean latents are projected, for either sampler of students."""
+class ProjectedDenoiser(DenoiserBase):
+    """A denoiser whose clean latents are projected: x0' = P(x0), eps' = (x_t - alpha x0') / sigma.
 
-    def __init__(self, denoiser: Student, project: Project):
+    What is known then stays on its own line from data to noise, x_s = alpha_s x0' + sigma_s eps',
+    for solvers of the ODE and for jumps alike. Not defined at t = 0, where no sampler evaluates."""
+
+    def __init__(self, denoiser: DenoiserBase, project: Project):
         self.denoiser, self.project, self.path = denoiser, project, denoiser.path
 
-    def predict_x0(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        return self.project(self.denoiser.predict_x0(x_t, t, cond))
-
-    def flow_map(self, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond) -> Tensor:
-        """Where a jump leads if the clean latents that it heads for are projected: those whose
-        straight path on the noise of one and the same draw meets both ends of the jump."""
-        path, x_s = self.path, self.denoiser.flow_map(x_t, t, s, cond)
-        a, b = (like(f(t), x_t) for f in (path.alpha, path.sigma))
-        c, d = (like(f(s), x_t) for f in (path.alpha, path.sigma))
-        x0 = self.project((d * x_t - b * x_s) / (a * d - b * c))
-        return c * x0 + d * (x_t - a * x0) / b
-
-
-class ObservingFlow:
-    """A denoiser whose velocity heads for projected clean latents, for ODE samplers.
-
-    The noise is what remains of x_t beside them, so that what is known stays on its own line from
-    data to noise all the way. Not defined at t = 0, where no sampler asks."""
-
-    def __init__(self, denoiser: Flow, project: Project):
-        self.denoiser, self.project, self.path = denoiser, project, denoiser.path
-
-    def velocity(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        x0, _ = self.path.to_x0_eps(x_t, self.denoiser.velocity(x_t, t, cond), t)
-        x0 = self.project(x0)
+    def predict(self, x_t: Tensor, t: Tensor, cond: Cond, s: Tensor | None = None) -> Prediction:
+        x0 = self.project(self.denoiser.predict(x_t, t, cond, s).x0)
         alpha, sigma = (like(f(t), x_t) for f in (self.path.alpha, self.path.sigma))
-        return self.path.velocity(x0, (x_t - alpha * x0) / sigma, t)
+        eps = (x_t - alpha * x0) / sigma
+        return Prediction(x0, eps, self.path.velocity(x0, eps, t))

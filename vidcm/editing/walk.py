@@ -12,9 +12,8 @@ from vidcm.diffusion import samplers
 from vidcm.diffusion.base import Cond
 from vidcm.diffusion.guidance import CFGDenoiser
 from vidcm.diffusion.paths import ProbPath
-from vidcm.diffusion.shapes import like
-from vidcm.editing.conditioned import Conditioned, ConditionedFlow, GivenLatents
-from vidcm.editing.projection import Observing, ObservingFlow, Project
+from vidcm.editing.conditioned import GivenFramesDenoiser, GivenLatents
+from vidcm.editing.projection import Project, ProjectedDenoiser
 from vidcm.errors import VidcmError
 from vidcm.rng import SampleRng
 
@@ -82,19 +81,23 @@ def walk(
     if calm:
         times = _lowered(model.path, times, until)
     t = torch.full((len(noise),), times[0], device=noise.device)
+    x = model.path.add_noise(begin, noise, t)
     if how.teacher:
         empty = pipe.model(how.role).encode([""] * len(noise))
-        flow = CFGDenoiser(model, how.guidance, empty)
-        x = model.path.add_noise(begin, noise, t)
-        steer = samplers.SOLVERS[solver(pipe)]
-        seeing = ConditionedFlow(flow, shown) if shown else flow
-        return steer(ObservingFlow(seeing, project), x, times, cond, report)
-    # Samplers of students scale unit noise by their first time and know no other beginning.
-    lifted = noise + like(model.path.alpha(t) / model.path.sigma(t), begin) * begin
-    own = pipe.settings["student"].get("sampler", "consistency")
-    sampler = samplers.SAMPLERS["flow_map" if calm else own]
-    student = Conditioned(model, shown) if shown else model
-    return sampler(Observing(student, project), lifted, times, cond, rng, report)
+        denoiser = CFGDenoiser(model, how.guidance, empty)
+        sampler = samplers.SOLVERS[solver(pipe)]
+    else:
+        denoiser, own = model, pipe.settings["student"].get("sampler", "consistency")
+        sampler = samplers.SAMPLERS["flow_map" if calm else own]
+    seeing = GivenFramesDenoiser(denoiser, shown) if shown else denoiser
+
+    steps = how.steps
+
+    def on_step(step: int, time: float, x: Tensor) -> Tensor:
+        report(step + 1, steps)
+        return x
+
+    return sampler(ProjectedDenoiser(seeing, project), x, times, cond, rng, on_step)
 
 
 def _lowered(path: ProbPath, times: list[float], until: float) -> list[float]:

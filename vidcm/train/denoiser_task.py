@@ -92,7 +92,8 @@ def video_task(config: TrainConfig, model: Denoiser, data: Dataset, device: torc
             sampler = samplers.SAMPLERS[own["sampler"]]
             for steps in [own["phases"]] if "phases" in own else STUDENT_STEPS:
                 times = to_path_time(copy.path, student_timesteps(steps, own["times"])).tolist()
-                x = sampler(copy, noise, times, cond, rng)
+                start = noise * copy.path.sigma(torch.tensor(times[0])).float()
+                x = sampler(copy, start, times, cond, rng)
                 frames = draw(f"student, {steps} steps", x, reference)
                 if reference is not None:
                     numbers[f"{RATIO}{steps}"] = motion_ratio(

@@ -128,4 +128,6 @@ def build(kind: str, spec: Mapping[str, Any], **context: Any) -> Any:
     for key, parameter in parameters.items():
         if parameter.default is parameter.empty and key not in options and key not in context:
             raise UsageError(f"{kind} {name!r} needs the option {key!r}")
-    return _constructor(kind, name)(**options, **{k: v for k, v in context.items() if k in parameters})
+    return _constructor(kind, name)(
+        **options, **{k: v for k, v in context.items() if k in parameters}
+    )

@@ -160,7 +160,7 @@ def test_the_critic_looks_through_noise_of_its_own_law(act, looks):
     seen = []
 
     class Watched(Seeing):
-        def predict(self, x_t, t, cond):
+        def predict(self, x_t, t, cond, s=None):
             seen.append((x_t.detach(), t))
             super().predict(x_t, t, cond)
 
@@ -197,7 +197,7 @@ class Seeing(nn.Module):
     def encode(self, prompts):
         return None
 
-    def predict(self, x_t, t, cond):
+    def predict(self, x_t, t, cond, s=None):
         x = x_t.flatten(1).float()
         facts = torch.stack([x.mean(1), x.square().mean(1), 1 + 0 * t.float(), t.float()], dim=1)
         self.backbone.blocks[0](facts[:, None])

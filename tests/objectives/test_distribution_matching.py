@@ -68,7 +68,7 @@ class Says(Gaussian):
         super().__init__(path, TRUE, MEANS)
         self.said = said
 
-    def predict(self, x_t, t, cond):
+    def predict(self, x_t, t, cond, s=None):
         x0 = torch.full_like(x_t, self.said)
         eps = (x_t - like(self.path.alpha(t), x_t) * x0) / like(self.path.sigma(t), x_t)
         return Prediction(x0, eps, self.path.velocity(x0, eps, t))

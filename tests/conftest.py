@@ -35,7 +35,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if marked:
             import_module("timm")
     except (ImportError, RuntimeError) as error:
-        reason = f"timm does not import ({error}): pip install 'vidcm[timm]' with its own torch"
+        reason = f"timm does not import ({error}): pip install -e '.[timm]' with its own torch"
         for item in marked:
             item.add_marker(pytest.mark.skip(reason=reason))
 

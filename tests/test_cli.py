@@ -1,6 +1,7 @@
 """The command skeleton: dispatch, argument types, and every way a command can end."""
 
 import argparse
+import json
 import os
 import resource
 import signal
@@ -61,13 +62,23 @@ def test_an_unknown_command_is_one_line_with_a_hint(capsys, word, expected):
     assert expected in err and err.count("\n") == 1
 
 
+def test_help_of_a_command_is_its_own(capsys):
+    assert main(["help"]) == 0 and "usage: vidcm <command>" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as left:
+        main(["help", "edit", "inpaint"])
+    assert left.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: vidcm edit inpaint [-h]")
+    assert main(["help", "genrate"]) == 2 and "'generate'" in capsys.readouterr().err
+
+
 def test_version(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"vidcm {vidcm.__version__}\n"
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", [path.stem for path in (REPO / "tools").glob("*.py")])
 def test_each_tool_is_its_command(name):
+    assert name in COMMANDS
     text = (REPO / "tools" / f"{name}.py").read_text()
     assert f"from vidcm.cli.{name} import main" in text
     assert len(text.splitlines()) <= 8
@@ -92,6 +103,59 @@ def test_unknown_attribute_of_the_package_is_an_ordinary_error():
     with pytest.raises(AttributeError, match="no attribute 'VideoPipelin'"):
         vidcm.VideoPipelin  # noqa: B018
     assert "VideoPipeline" in dir(vidcm)
+
+
+# --- completion and doctor ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        (["gen"], ["generate"]),
+        (["generate", "--sol"], ["--solver"]),
+        (["generate", "--solver", ""], ["euler", "heun", "dpm"]),
+        (["edit", "inp"], ["inpaint"]),
+        (["edit", "inpaint", "--ma"], ["--mask"]),
+        (["help", "ben"], ["benchmark"]),
+        (["completion", "f"], ["fish"]),
+        (["generate", "--output", ""], []),  # the shell's own completion of files
+    ],
+)
+def test_bash_completes_commands_options_and_choices(words, expected, capsys):
+    assert main(["completion", "bash"]) == 0
+    line = " ".join(f"'{word}'" for word in ["vidcm", *words])
+    script = (
+        f"{capsys.readouterr().out}\nCOMP_WORDS=({line}); COMP_CWORD={len(words)}; _vidcm\n"
+        'printf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert done.stderr == "" and done.stdout.split() == expected
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_other_shells_know_every_command(shell, capsys):
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert all(command in script for command in COMMANDS) and "interpolate_frames" in script
+
+
+def test_doctor_generates_a_clip_and_names_what_is_missing(capsys, monkeypatch):
+    from vidcm.cli import doctor
+
+    assert doctor.main(["--json"]) == 0
+    found = {check["name"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
+    assert found["generation"]["state"] == "ok" and "9 frames" in found["generation"]["detail"]
+    assert found["weights"]["detail"].startswith("4 bundled models")
+
+    def broken():
+        raise OSError("no space\nleft")
+
+    monkeypatch.setattr(doctor, "_generation", broken)
+    monkeypatch.setitem(doctor.OPTIONAL, "nosuchmodule", ("nothing", "nothing"))
+    assert doctor.main([]) == 1
+    out = capsys.readouterr().out
+    assert "failed  generation: OSError: no space left\n" in out
+    assert "note    nosuchmodule: not installed; nothing; pip install -e '.[nothing]'" in out
 
 
 # --- endings --------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ DOCS = REPO / "docs" / "training.md"
 MARKS = ("<!-- cells -->\n", "<!-- /cells -->\n")
 needs_deepspeed = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None,
-    reason="needs deepspeed: pip install vidcm[train]",
+    reason="needs deepspeed: pip install -e .[train]",
 )
 
 

@@ -136,7 +136,7 @@ def test_a_run_resumes_to_the_bit(tmp_path: Path, kind: str) -> None:
 def parity(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict]]:
     """What each of two ranks found, see `ranks.held`."""
     if importlib.util.find_spec("deepspeed") is None:
-        pytest.skip("needs deepspeed: pip install vidcm[train]")
+        pytest.skip("needs deepspeed: pip install -e .[train]")
     folder = tmp_path_factory.mktemp("held") / "out"
     folder.mkdir()
     launch = Launch("held", folder)

@@ -30,7 +30,7 @@ def peft() -> None:
     try:
         import peft  # noqa: F401
     except ImportError as error:
-        pytest.skip(f"needs peft: pip install vidcm[lora] ({error})")
+        pytest.skip(f"needs peft: pip install -e .[lora] ({error})")
 
 
 @pytest.fixture(scope="module")

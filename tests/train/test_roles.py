@@ -140,7 +140,7 @@ def test_one_network_s_bad_steps_in_a_row_stop_the_run(tmp_path: Path) -> None:
 def parity(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict]]:
     """What each of two ranks found, see `ranks.roles`."""
     if importlib.util.find_spec("deepspeed") is None:
-        pytest.skip("needs deepspeed: pip install vidcm[train]")
+        pytest.skip("needs deepspeed: pip install -e .[train]")
     folder = tmp_path_factory.mktemp("roles") / "out"
     folder.mkdir()
     launch = Launch("roles", folder)

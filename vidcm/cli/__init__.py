@@ -11,20 +11,22 @@ from vidcm.cli.common import did_you_mean
 from vidcm.version import __version__
 
 COMMANDS = {
-    "train": "train what a config names: codec, teacher or few-step student",
+    "train": "train a codec, a teacher or a few-step student",
     "generate": "make a video clip from a prompt in 1-4 network evaluations",
     "encode": "turn videos and captions into latent shards for training",
     "edit": "fill in, colour, enlarge, extend or loop clips without training",
     "export": "put codec, teacher and student together as one pipeline folder",
     "evaluate": "measure quality per step count, student against teacher",
     "tune": "search the times of a student's sampling steps",
-    "compare": "train every objective with one budget and measure them side by side",
+    "compare": "train every objective with one budget and measure them",
     "benchmark": "measure latency and throughput by stage",
+    "doctor": "check that this machine can generate, and its optional parts",
+    "completion": "print a script that completes commands in bash, zsh or fish",
 }
 
 
 def help_text() -> str:
-    """The text of `vidcm --help`: usage and one line per command."""
+    """Return the text of `vidcm --help`: usage and one line per command."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {line}" for name, line in COMMANDS.items()]
     return "\n".join(
@@ -36,24 +38,29 @@ def help_text() -> str:
             "commands:",
             *lines,
             "",
-            "`vidcm <command> --help` shows its options; `vidcm --version` the version.",
+            "`vidcm help <command>` shows its options; `vidcm --version` the version.",
         ]
     )
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line `argv` (default: `sys.argv[1:]`) and give the exit code.
+    """Run the command line `argv` (default: `sys.argv[1:]`).
 
-    Without a command: the help on stderr, 2. Unknown command: one line on stderr, 2. As with any
-    argparse program, the commands leave through SystemExit after `--help` (0) or a bad option (2).
+    Returns:
+        The exit code; 2 without a command (the help is on stderr) and for an unknown one.
+
+    Raises:
+        SystemExit: After a command's `--help` (0), or for a bad option (2).
     """
     match sys.argv[1:] if argv is None else argv:
         case []:
             print(help_text(), file=sys.stderr)
             return 2
-        case ["-h" | "--help", *_]:
+        case ["-h" | "--help" | "help"]:
             print(help_text())
             return 0
+        case ["help", *rest]:
+            return main([*rest, "--help"])
         case ["--version", *_]:
             print(f"vidcm {__version__}")
             return 0

@@ -105,7 +105,7 @@ def plot(results: dict, path: Path) -> None:
     try:
         import matplotlib
     except ImportError:
-        raise VidcmError("--plot needs matplotlib; pip install 'vidcm[plot]'") from None
+        raise VidcmError("--plot needs matplotlib; pip install -e '.[plot]'") from None
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

@@ -208,7 +208,7 @@ def _read_decord(source: Source, times: np.ndarray, max_pixels: int) -> Frames |
     try:
         import decord
     except ImportError:
-        fix = "pip install vidcm[decord], or choose backend av"
+        fix = "pip install -e '.[decord]', or choose backend av"
         raise UsageError(f"backend decord needs the package decord, not installed; {fix}") from None
     first = source.first_frame()
     try:

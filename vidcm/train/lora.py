@@ -28,7 +28,7 @@ def adapt(model: nn.Module, config: LoraConfig, folder: str) -> Base:
     try:
         import peft
     except ImportError as error:
-        raise UsageError(f"lora needs peft: pip install vidcm[lora] ({error})") from None
+        raise UsageError(f"lora needs peft: pip install -e '.[lora]' ({error})") from None
     blocks = getattr(getattr(model, "backbone", None), "blocks", None)
     if not isinstance(model, Denoiser) or not isinstance(blocks, nn.ModuleList):
         raise UsageError("lora is for denoisers whose backbone has blocks, such as dit")

@@ -15,12 +15,12 @@ from vidcm.conditioning.prompts import check_prompts
 from vidcm.diffusion import samplers
 from vidcm.diffusion.denoiser import Denoiser
 from vidcm.diffusion.guidance import CFGDenoiser, NegativePromptStudent
-from vidcm.diffusion.shapes import check_size
 from vidcm.diffusion.times import shifted_timesteps, student_timesteps, to_path_time
 from vidcm.diffusion.windows import Schedule, Windowed, check_then
 from vidcm.errors import UsageError, VidcmError
 from vidcm.media.clips import Clips, Clock
 from vidcm.media.pixels import to_frames
+from vidcm.media.sizes import check_size
 from vidcm.rng import SampleRngs
 from vidcm.runtime import fast_cpu, pick_device
 from vidcm.store import load_model

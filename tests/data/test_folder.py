@@ -13,7 +13,7 @@ import torch
 from vidcm.data.folder import VideoFolder
 from vidcm.errors import UsageError, VidcmError
 from vidcm.media.timing import frame_times
-from vidcm.media.transforms import normalise, resize_crop
+from vidcm.media.transforms import resize_crop
 
 SHAPE = {"num_frames": 5, "size": (23, 29), "fps": 25.0}
 
@@ -301,16 +301,6 @@ def test_random_crop_repeats_and_reaches_everywhere():
         assert (one[..., :2] == one[:1, ..., :2]).all()  # one place for the whole clip
         lefts.add(int((frames[0, 0, :, 1] == one[0, 0, 0, 1]).nonzero()[0]))
     assert min(lefts) == 0 and max(lefts) == 31 and len(lefts) > 20
-
-
-def test_normalise():
-    frames = torch.randint(256, (5, 7, 11, 3), dtype=torch.uint8)
-    video = normalise(frames)
-    assert video.shape == (3, 5, 7, 11) and video.dtype == torch.float32
-    assert torch.equal(((video + 1) * 127.5).round().byte().permute(1, 2, 3, 0), frames)
-    assert normalise(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1)).view(
-        -1
-    ).tolist() == [-1, 1]
 
 
 def test_fps_is_of_the_clip_not_of_the_video(tmp_path, video):

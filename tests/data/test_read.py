@@ -19,9 +19,9 @@ import pytest
 import torch
 
 from vidcm.errors import UsageError
-from vidcm.media import demux, read
-from vidcm.media import timing as clips
+from vidcm.media import demux, read, timing
 from vidcm.media.read import BadClip, probe, read_frames
+from vidcm.media.sizes import check_frames
 from vidcm.media.worker import ReaderProcess
 
 H, W = 46, 62  # twice a prime each, for 4:2:0
@@ -98,7 +98,7 @@ def test_frames_equal_the_oracle_to_the_bit(shared_data, monkeypatch, seek_secon
 def test_seeking_changes_nothing(shared_data, monkeypatch):
     for name in ("intel_bottle-detection.mp4", "mdn_flower.webm", "androidx_ts__bbb_2500ms.ts"):
         path = shared_data / "clips" / name
-        times = clips.frame_times(5, 13, start=2.05 if name.endswith("ts") else 3.01)
+        times = timing.frame_times(5, 13, start=2.05 if name.endswith("ts") else 3.01)
         sought = read_frames(path, times)
         with monkeypatch.context() as patch:
             patch.setattr(read, "SEEK_SECONDS", 1e9)
@@ -125,7 +125,7 @@ def test_seeking_changes_nothing(shared_data, monkeypatch):
 def test_codecs_sizes_and_pixel_formats(tmp_path, name, codec, pixels, size):
     tick = Fraction(1, 25)
     path = make(tmp_path / name, list(range(13)), codec=codec, pixels=pixels, size=size, tick=tick)
-    found = read_frames(path, clips.frame_times(5, 12.5, start=0.04))
+    found = read_frames(path, timing.frame_times(5, 12.5, start=0.04))
     assert found.frames.shape == (5, *size, 3) and found.frames.dtype == np.uint8
     assert found.seconds == pytest.approx([0.04, 0.12, 0.2, 0.28, 0.36])
     if pixels not in ("rgb8", "gray"):  # few colours; another range of values
@@ -158,7 +158,7 @@ def test_second_zero_is_the_first_frame(tmp_path):
 def test_last_frame_reaches_half_an_interval(steady):
     assert shown(read_frames(steady, [1.139]).frames) == [28]
     assert reason(steady, [1.141]) == "too-short"
-    assert reason(steady, clips.frame_times(33, 25)) == "too-short"
+    assert reason(steady, timing.frame_times(33, 25)) == "too-short"
 
 
 TURNS = {  # a b c d of the display matrix, and what it does to an image
@@ -246,7 +246,7 @@ def test_sound_only(tmp_path):
 def test_one_frame_is_a_clip_of_one(tmp_path):
     path = make(tmp_path / "one.mp4", [0])
     assert shown(read_frames(path, [0.0]).frames) == [0]
-    assert reason(path, clips.frame_times(5, 8)) == "too-short"
+    assert reason(path, timing.frame_times(5, 8)) == "too-short"
 
 
 def test_truncation_leaves_the_prefix_usable(tmp_path, steady):
@@ -272,7 +272,7 @@ def test_flipped_bits_never_escape(tmp_path, steady):
             data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
         path.write_bytes(data)
         try:
-            found = read_frames(path, clips.frame_times(13, 25), deadline=5.0, max_pixels=2**24)
+            found = read_frames(path, timing.frame_times(13, 25), deadline=5.0, max_pixels=2**24)
             assert found.frames.shape[0] == 13
             probe(path, deadline=5.0)
         except BadClip:
@@ -286,7 +286,7 @@ def test_size_is_checked_before_decoding(tmp_path, steady, monkeypatch):
     (tmp_path / "bomb.gif").write_bytes(canvas + image)
     monkeypatch.setattr(demux.Source, "frames", lambda self: pytest.fail("it was decoded"))
     assert reason(tmp_path / "bomb.gif") == "too-large"
-    assert reason(steady, clips.frame_times(5, 25), max_pixels=5 * H * W - 1) == "too-large"
+    assert reason(steady, timing.frame_times(5, 25), max_pixels=5 * H * W - 1) == "too-large"
 
 
 def test_paths_that_are_no_files_do_not_block(tmp_path):
@@ -384,7 +384,7 @@ EDGE = {
 def test_odd_and_broken_media(shared_data):
     def outcome(path: Path, count: int) -> object:
         try:
-            frames = read_frames(path, clips.frame_times(count, 8)).frames
+            frames = read_frames(path, timing.frame_times(count, 8)).frames
         except BadClip as bad:
             return bad.reason
         return "ok" if count > 1 else frames.shape[1:3]
@@ -395,8 +395,8 @@ def test_odd_and_broken_media(shared_data):
 
 def test_damage_after_the_window_does_not_matter(shared_data):
     path = shared_data / "media_edge" / "decord_corrupted.mp4"
-    assert len(read_frames(path, clips.frame_times(5, 8)).frames) == 5
-    assert reason(path, clips.frame_times(5, 8, start=4.0)) == "decode-error"
+    assert len(read_frames(path, timing.frame_times(5, 8)).frames) == 5
+    assert reason(path, timing.frame_times(5, 8, start=4.0)) == "decode-error"
 
 
 # ---- decord -------------------------------------------------------------------------------------
@@ -405,7 +405,7 @@ def test_damage_after_the_window_does_not_matter(shared_data):
 def test_decord_gives_the_same_frames_and_leaves_the_rest(steady, tmp_path, caplog, monkeypatch):
     pytest.importorskip("decord", reason="the optional package decord is not installed")
     monkeypatch.setattr(read, "_seen_fallback", False)
-    times = clips.frame_times(5, 12.5, start=0.03)
+    times = timing.frame_times(5, 12.5, start=0.03)
     one, other = (read_frames(steady, times, backend=backend) for backend in ("av", "decord"))
     assert (one.backend, other.backend) == ("av", "decord")
     assert shown(one.frames) == shown(other.frames)
@@ -507,37 +507,29 @@ def test_num_frames_is_4k_plus_1():
     assert [n for n in range(-5, 20) if _valid(n)] == [1, 5, 9, 13, 17]
     for number, near in ((80, "use 77 or 81"), (4, "use 1 or 5"), (0, "use 1"), (-7, "use 1")):
         with pytest.raises(UsageError, match=f"{near}$"):
-            clips.check_num_frames(number)
+            check_frames(number)
     for fps in (0, -1, float("nan"), float("inf")):
         with pytest.raises(UsageError, match="fps is"):
-            clips.frame_times(5, fps)
+            timing.frame_times(5, fps)
 
 
 def _valid(number: int) -> bool:
     try:
-        return clips.check_num_frames(number) == number
+        return check_frames(number) == number
     except UsageError:
         return False
 
 
-def test_windows_tile_and_share_no_frame():
-    starts = clips.window_starts(last_seconds=9.96, num_frames=17, fps=8)  # of 2 s, every 2.125
-    assert starts == pytest.approx([0, 2.125, 4.25, 6.375])
-    times = np.concatenate([clips.frame_times(17, 8, s) for s in starts])
-    assert np.diff(times) == pytest.approx(np.full(67, 0.125)) and times[-1] <= 9.96
-    assert len(clips.window_starts(2.0, 17, 8)) == 1 and len(clips.window_starts(1.9, 17, 8)) == 0
-
-
 def test_random_starts_fit_and_repeat():
     rngs = [torch.Generator().manual_seed(5) for _ in range(2)]
-    draws = [[clips.random_start(7.0, 17, 8, rng) for _ in range(99)] for rng in rngs]
+    draws = [[timing.random_start(7.0, 17, 8, rng) for _ in range(99)] for rng in rngs]
     assert draws[0] == draws[1] and min(draws[0]) < 0.2 and 4.8 < max(draws[0]) <= 5.0
-    assert clips.random_start(1.0, 17, 8, rngs[0]) == 0.0
+    assert timing.random_start(1.0, 17, 8, rngs[0]) == 0.0
 
 
 def test_nearest():
     stamps = np.array([0.0, 0.1, 0.4, 0.5])
-    assert clips.nearest(stamps, np.array([0.0, 0.05, 0.06, 0.26, 0.55])).tolist() == [
+    assert timing.nearest(stamps, np.array([0.0, 0.05, 0.06, 0.26, 0.55])).tolist() == [
         0,
         0,
         1,
@@ -545,4 +537,4 @@ def test_nearest():
         3,
     ]
     with pytest.raises(ValueError, match="last frame is at 0.500"):
-        clips.nearest(stamps, np.array([0.56]))
+        timing.nearest(stamps, np.array([0.56]))

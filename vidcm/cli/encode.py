@@ -149,8 +149,8 @@ def _lpc(args: argparse.Namespace, device):
 
 def _folder(args: argparse.Namespace, device):
     from vidcm.data.folder import VideoFolder
-    from vidcm.diffusion.shapes import check_frames, check_size
     from vidcm.errors import UsageError
+    from vidcm.media.sizes import check_frames, check_size
 
     height, cross, width = args.size.partition("x")
     if not (cross and height.isdecimal() and width.isdecimal()):

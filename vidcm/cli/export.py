@@ -104,8 +104,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _export(args: argparse.Namespace) -> None:
-    from vidcm.diffusion.shapes import check_frames, check_size
     from vidcm.export import ROLES, export, objective_of, pipeline_settings, refuse_still
+    from vidcm.media.sizes import check_frames, check_size
 
     output: Path = args.output
     if args.features:

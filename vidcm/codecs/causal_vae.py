@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vidcm.diffusion.shapes import check_frames, check_size
 from vidcm.errors import UsageError
+from vidcm.media.sizes import check_frames, check_size
 
 PATCH = 4  # pixels folded into channels at the door
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from vidcm.codecs.causal_vae import CausalVAE
-from vidcm.diffusion.shapes import check_frames
 from vidcm.errors import UsageError
+from vidcm.media.sizes import check_frames
 
 CONTEXT = 4  # latent frames
 

@@ -177,7 +177,7 @@ def opened(file: str, stop: float) -> Iterator[Source]:
         yield Source(file, container, streams[0], stop)
 
 
-class Clock:
+class Timestamps:
     """Seconds since the first frame: by pts; by dts in AVI, which stores no pts; by counting at
     the assumed rate in raw streams, which store no time at all (`stamp` is then empty)."""
 

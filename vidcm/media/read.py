@@ -22,8 +22,8 @@ from vidcm.errors import UsageError
 from vidcm.media.demux import (
     MAX_PIXELS,
     BadClip,
-    Clock,
     Source,
+    Timestamps,
     check_pixels,
     opened,
     regular_file,
@@ -98,18 +98,18 @@ def probe(path: str | os.PathLike[str], *, deadline: float = 30.0) -> VideoInfo:
     file, stop = regular_file(path), time.monotonic() + deadline
     with opened(file, stop) as source:
         first = source.first_frame()
-        clock = Clock(source, first)
+        stamps = Timestamps(source, first)
         height, width = upright(file, first, np.empty((first.height, first.width, 0))).shape[:2]
         last, end = 0.0, source.stream.duration
-        if clock.stamp and end:
+        if stamps.stamp and end:
             try:
-                source.container.seek(clock.origin + end, stream=source.stream)
-                last = clock.of_last(source.packets())
+                source.container.seek(stamps.origin + end, stream=source.stream)
+                last = stamps.of_last(source.packets())
             except FFmpegError as error:
                 log.debug("%s: cannot seek to its end (%s)", file, why(error))
     if not last > 0:  # nothing near the claimed end, as in a truncated file: scan it all
         with opened(file, stop) as source:
-            last = clock.of_last(source.packets())
+            last = stamps.of_last(source.packets())
     return VideoInfo(height, width, last)
 
 
@@ -119,20 +119,20 @@ def _read_av(source: Source, times: np.ndarray, max_pixels: int, may_seek: bool)
     first = next(frames, None)
     if first is None:
         raise source.short("it holds no frame")
-    clock = Clock(source, first)
-    shown = _timed(clock, first, frames)
-    if may_seek and clock.stamp and times[0] > SEEK_SECONDS:
+    stamps = Timestamps(source, first)
+    shown = _timed(stamps, first, frames)
+    if may_seek and stamps.stamp and times[0] > SEEK_SECONDS:
         try:
-            target = clock.origin + int(times[0] / clock.tick)
+            target = stamps.origin + int(times[0] / stamps.tick)
             source.container.seek(target, stream=source.stream)
             frames = source.frames()
             first = next(frames, None)
         except (FFmpegError, BadClip) as error:
             log.debug("%s: cannot seek to %s s (%s)", source.file, times[0], error)
             return None
-        if first is None or clock.of_frame(first) > times[0]:
+        if first is None or stamps.of_frame(first) > times[0]:
             return None
-        shown = _timed(clock, first, frames)
+        shown = _timed(stamps, first, frames)
     pixels: np.ndarray | None = None
     seconds, chosen = np.empty(len(times)), None
     for i, (now, frame) in enumerate(_nearest_streaming(source, shown, times)):
@@ -152,16 +152,16 @@ def _read_av(source: Source, times: np.ndarray, max_pixels: int, may_seek: bool)
 
 
 def _timed(
-    clock: Clock, first: av.VideoFrame, rest: Iterator[av.VideoFrame]
+    stamps: Timestamps, first: av.VideoFrame, rest: Iterator[av.VideoFrame]
 ) -> Iterator[tuple[float, av.VideoFrame]]:
     """Frames with their seconds, strictly increasing."""
-    last = clock.of_frame(first)
+    last = stamps.of_frame(first)
     yield last, first
     for frame in rest:
-        now = clock.of_frame(frame)
+        now = stamps.of_frame(frame)
         if now < last:
             detail = f"timestamps fall from {last:.3f} to {now:.3f} s"
-            raise BadClip(clock.file, "decode-error", detail)
+            raise BadClip(stamps.file, "decode-error", detail)
         if now > last:  # of frames with one timestamp a player shows one
             yield now, frame
         last = now
@@ -170,7 +170,7 @@ def _timed(
 def _nearest_streaming(
     source: Source, shown: Iterator[tuple[float, av.VideoFrame]], times: np.ndarray
 ) -> Iterator[tuple[float, av.VideoFrame]]:
-    """`clips.nearest` on frames that pass by once: one item per time, two frames in memory."""
+    """`timing.nearest` on frames that pass by once: one item per time, two frames in memory."""
     last, interval = next(shown), 0.0
     i = int(np.searchsorted(times, last[0], side="right"))
     yield from [last] * i

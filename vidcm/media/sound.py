@@ -11,7 +11,7 @@ from av.error import FFmpegError
 
 from vidcm.errors import VidcmError
 from vidcm.files import replacing
-from vidcm.media.demux import Clock, opened, regular_file
+from vidcm.media.demux import Timestamps, opened, regular_file
 from vidcm.media.encoders import ENCODINGS
 
 SECONDS = 30.0  # a deadline, as that of reading frames
@@ -69,8 +69,8 @@ def add_sound(video: Path, source: Path, start: float = 0.0) -> None:
 def _origin(source: Path, stop: float) -> float:
     """The second, by the timestamps of a file, that its first frame is shown at."""
     with opened(regular_file(source), stop) as held:
-        clock = Clock(held, held.first_frame())
-        return clock.origin * clock.tick
+        stamps = Timestamps(held, held.first_frame())
+        return stamps.origin * stamps.tick
 
 
 def _copy(made: InputContainer, source: InputContainer, out: OutputContainer, start: float) -> None:

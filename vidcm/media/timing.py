@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vidcm.errors import UsageError
+from vidcm.media.sizes import check_frames
 
 if TYPE_CHECKING:
     import torch
@@ -14,23 +15,11 @@ if TYPE_CHECKING:
 SLACK_SECONDS = 1e-6  # timestamps are whole ticks; sums of 1/fps are not
 
 
-def check_num_frames(num_frames: int) -> int:
-    """`num_frames` itself if it is 4k+1 (1, 5, 9, ...), as causal codecs of stride 4 need.
-
-    Raises UsageError naming the nearest valid numbers.
-    """
-    if num_frames >= 1 and num_frames % 4 == 1:
-        return num_frames
-    below = (num_frames - 1) // 4 * 4 + 1
-    near = f"{below} or {below + 4}" if below >= 1 else "1"
-    raise UsageError(f"num_frames is {num_frames}, expected 4k+1 (1, 5, 9, ...); use {near}")
-
-
 def clip_seconds(num_frames: int, fps: float) -> float:
     """Seconds from the first to the last frame of a clip. Raises UsageError if fps <= 0."""
     if not (np.isfinite(fps) and fps > 0):
         raise UsageError(f"fps is {fps}, expected a number above 0 such as 16")
-    return (check_num_frames(num_frames) - 1) / fps
+    return (check_frames(num_frames) - 1) / fps
 
 
 def frame_times(num_frames: int, fps: float, start: float = 0.0) -> np.ndarray:
@@ -52,16 +41,6 @@ def nearest(stamps: np.ndarray, times: np.ndarray) -> np.ndarray:
     right = np.searchsorted(stamps, times).clip(max=len(stamps) - 1)
     left = (right - 1).clip(min=0)
     return np.where(times - stamps[left] <= stamps[right] - times + SLACK_SECONDS, left, right)
-
-
-def window_starts(last_seconds: float, num_frames: int, fps: float) -> np.ndarray:
-    """Start seconds `(n,)` of the windows that tile a long video, none sharing a frame.
-
-    last_seconds: time of the video's last frame. Empty if not even one window fits.
-    """
-    span = clip_seconds(num_frames, fps)
-    count = int((last_seconds - span + SLACK_SECONDS) / (span + 1 / fps)) + 1
-    return np.arange(count if last_seconds + SLACK_SECONDS >= span else 0) * (span + 1 / fps)
 
 
 def random_start(last_seconds: float, num_frames: int, fps: float, rng: torch.Generator) -> float:

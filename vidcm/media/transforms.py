@@ -1,4 +1,4 @@
-"""Frames of any size -> frames of one size -> video in [-1, 1]; every frame treated alike."""
+"""Frames of any size -> frames of one size; every frame treated alike."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import torch
 from torch.nn.functional import interpolate
 
 from vidcm.errors import UsageError
-from vidcm.media.pixels import to_video
 
 
 def resize_crop(
@@ -38,8 +37,3 @@ def _resize(frame: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     image = frame.permute(2, 0, 1)[None].float()  # h w c -> 1 c h w
     image = interpolate(image, size, mode="bilinear", antialias=True, align_corners=False)
     return image[0].round().clamp(0, 255).byte().permute(1, 2, 0)
-
-
-def normalise(frames: torch.Tensor) -> torch.Tensor:
-    """One clip, uint8 `(t h w c)` -> float32 video `(c t h w)` in [-1, 1]."""
-    return to_video(frames[None])[0]

@@ -1,0 +1,230 @@
+"""What the documents tell to type is typed, in a copy of the repository, and what it makes is seen.
+
+README.md's own clips and edits run by default, and every block of Python; the whole road with
+`pytest -m slow`: each command of each document in order, cut short by `SHORT`.
+"""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from train.test_deepspeed import free_port
+
+from vidcm.cli import COMMANDS
+from vidcm.media.write import write_clip
+
+REPO = Path(__file__).parents[1]
+CARD = Path("vidcm/pretrained/lpc-64")
+DOCUMENTS = [Path("README.md"), *(p.relative_to(REPO) for p in sorted(REPO.glob("docs/*.md")))]
+DOCUMENTS.append(CARD / "README.md")  # the last, for it overwrites the bundled model
+FRAMES, SIDE = 9, 64  # of the bundled model's clips
+
+# Words added to a command: later ones win over what the document says.
+TRAIN = "steps=2 batch_size=2 gradient_accumulation_steps=1 log_every=1 sample_every=2 save_every=2"
+SHORT = {
+    "train": TRAIN,
+    "generate": "--json",
+    "edit": "--json",
+    "export": "--allow-still",  # of a run of two steps
+    "tune": "--count 2",
+    "evaluate": "--count 2",
+    "benchmark": "--warmup 0 --repeats 1 --cold 0 --rows student-1",
+    "encode": "",
+    "compare": "",
+}
+NOT_RUN = ("pip", "pytest", "ruff", "pyright", "lint-imports", "export", "git", "python3", ".")
+
+
+@dataclass
+class Block:
+    """A fenced block: its language, its text, and the document and line where it begins."""
+
+    document: Path
+    line: int
+    language: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.document}:{self.line}"
+
+    def commands(self) -> Iterator[list[str]]:
+        """The command lines in it, in words."""
+        for line in self.text.replace("\\\n", " ").splitlines():
+            words = shlex.split(line.removeprefix("$ "), comments=True)
+            while "&&" in words:
+                yield words[: words.index("&&")]
+                words = words[words.index("&&") + 1 :]
+            yield words
+
+
+def blocks(document: Path) -> Iterator[Block]:
+    text = (REPO / document).read_text("utf-8")
+    for found in re.finditer(r"^```(\w*)[^\n]*\n(.*?)^```$", text, re.M | re.S):
+        yield Block(document, text.count("\n", 0, found.start()) + 1, found[1], found[2])
+
+
+class Reader:
+    """Somebody who has cloned the repository, types what stands there and looks at what comes."""
+
+    def __init__(self, folder: Path, art: Path | None = None):
+        self.repo = folder / "vidcm"
+        ignored = shutil.ignore_patterns(".git", "__pycache__", ".*_cache", "*.egg-info", "runs")
+        shutil.copytree(REPO, self.repo, ignore=ignored)
+        self.environment = os.environ | {"PYTHONPATH": str(self.repo)}
+        if art is not None:
+            self.environment["VIDCM_LPC_ART"] = str(art)
+
+    def type(self, words: list[str], where: object) -> None:
+        """Run a command of a document, cut short, and check what it printed and wrote."""
+        words = [self.environment.get(w.removeprefix("$"), w) for w in words]  # $VIDCM_LPC_ART
+        words = [re.sub(r"\$(\w+)", lambda m: self.environment[m[1]], w) for w in words]
+        name = command_of(words)
+        assert name in SHORT, f"{where}: say in SHORT how to cut {name} short"
+        if "--help" not in words:
+            words = [*words, *SHORT[name].split()]
+        self._lay_out(words)
+        before = self._files()
+        done = subprocess.run(
+            [*launcher(words[0]), *words[1:]],
+            cwd=self.repo,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert done.returncode == 0, f"{where}: {shlex.join(words)}\n{done.stderr[-3000:]}"
+        if "--help" in words:
+            assert "usage:" in done.stdout
+        elif name in ("generate", "edit"):
+            self._look_at(name, words, json.loads(done.stdout), where)
+        else:
+            assert self._files() != before, f"{where}: {shlex.join(words)} wrote nothing"
+
+    def _files(self) -> set[tuple[str, int]]:
+        paths = [p for p in self.repo.rglob("*") if "__pycache__" not in p.parts and p.is_file()]
+        return {(str(p), p.stat().st_mtime_ns) for p in paths}
+
+    def _lay_out(self, words: list[str]) -> None:
+        """Put there what a reader has of his own: films, pictures, and models trained before."""
+        given = options(words)
+        for option, value in given.items():
+            path = self.repo / value
+            if path.exists():
+                continue
+            if option == "--input":
+                long = int(given.get("--frames", FRAMES))
+                write_clip(film(1 if path.suffix == ".png" else long), path, fps=8)
+            elif option == "--root":
+                path.mkdir(parents=True)
+                for i in range(4):
+                    write_clip(film(40, seed=i), path / f"{i}.mp4", fps=8)
+                    (path / f"{i}.txt").write_text("a square moves")
+            elif option in ("--codec", "--teacher", "--student"):
+                shutil.copytree(REPO / CARD / option.removeprefix("--"), path)
+
+    def _look_at(self, name: str, words: list[str], told: dict, where: object) -> None:
+        given = options(words)
+        clips = [c["path"] for c in told["clips"]] if name == "generate" else told["paths"]
+        frames = int(given.get("--frames", FRAMES)) if name == "generate" else told["frames"]
+        assert len(clips) == int(given.get("--num-clips", 1)), where
+        for path in map(self.repo.joinpath, clips):
+            shown = pictures(path)
+            assert len(shown) == (1 if path.suffix == ".png" else frames), f"{where}: {path}"
+            assert np.ptp(shown) > 60, f"{where}: {path} is of one colour"
+        if "preview" in told:
+            assert np.ptp(pictures(self.repo / told["preview"])) > 60, where
+        if "inpaint" in words and "," in given["--mask"]:
+            self._only_inside(given, self.repo / clips[0], where)
+
+    def _only_inside(self, given: dict[str, str], edited: Path, where: object) -> None:
+        """Elsewhere the edit is the input, but for what resampling and the coding of films lose."""
+        before, after = (pictures(p).astype(int) for p in (self.repo / given["--input"], edited))
+        x, y, w, h = map(int, given["--mask"].split(","))
+        inside = np.zeros(before.shape[1:3], bool)
+        inside[y : y + h, x : x + w] = True
+        off = np.abs(after - before).mean((0, 3))
+        assert off[~inside].mean() < 6 and off[inside].mean() > 25, where
+
+
+def command_of(words: list[str]) -> str:
+    """`train` of `python tools/train.py`, `vidcm train`, `python -m vidcm train`, and so on."""
+    stems = [Path(w).stem for w in words[1:]]
+    return next((stem for stem in stems if stem in COMMANDS), "")
+
+
+def launcher(program: str) -> list[str]:
+    """How to start what a command line begins with."""
+    if program == "vidcm":
+        return [sys.executable, "-m", "vidcm"]
+    if program == "deepspeed":
+        runner = ["-m", "deepspeed.launcher.runner", "--master_port", str(free_port())]
+        return [sys.executable, *runner]
+    assert program == "python", f"{program}: say how to start it, or in NOT_RUN that it is not"
+    return [sys.executable]
+
+
+def options(words: list[str]) -> dict[str, str]:
+    """The last value of each `--option value`."""
+    return {a: b for a, b in zip(words, words[1:], strict=False) if a.startswith("--")}
+
+
+def film(frames: int, seed: int = 0) -> np.ndarray:
+    """A bright square that moves over a dark picture, uint8 `(t h w c)`."""
+    clip = np.full((frames, SIDE, SIDE, 3), (30, 40, 60), np.uint8)
+    for t in range(frames):
+        x = (2 * t + 7 * seed) % (SIDE - 20)
+        clip[t, 20:40, x : x + 20] = (200, 60 + 20 * seed, 90)
+    return clip
+
+
+def pictures(path: Path) -> np.ndarray:
+    """The frames of a film, a picture or a folder of pictures, uint8 `(t h w c)`."""
+    if path.is_dir():
+        return np.concatenate([pictures(p) for p in sorted(path.glob("*.png"))])
+    with av.open(str(path)) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    return np.stack(frames)
+
+
+def test_the_readme_s_clips_and_edits(tmp_path):
+    reader, typed = Reader(tmp_path), 0
+    for block in blocks(Path("README.md")):
+        for words in block.commands() if block.language in ("", "bash", "sh") else ():
+            if command_of(words) in ("generate", "edit") and "--checkpoint" not in words:
+                reader.type(words, block)
+                typed += 1
+    assert typed > 4
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=str)
+def test_blocks_of_python_run(document, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    mask = np.zeros((SIDE, SIDE), bool)
+    mask[8:24, 20:44] = True
+    names: dict = {"clip": film(FRAMES), "mask": mask}
+    for block in (b for b in blocks(document) if b.language == "python"):
+        exec(compile("\n" * block.line + block.text, str(document), "exec"), names)
+    for name, value in names.items():
+        if isinstance(frames := getattr(value, "frames", None), np.ndarray):
+            assert frames.dtype == np.uint8 and frames.ndim == 5 and np.ptp(frames) > 60, name
+    for path in tmp_path.iterdir():
+        assert len(pictures(path)) == FRAMES
+
+
+@pytest.mark.slow
+def test_every_command_of_every_document_in_order(tmp_path, lpc_art):
+    reader = Reader(tmp_path, lpc_art)
+    for block in [b for document in DOCUMENTS for b in blocks(document)]:
+        for words in block.commands() if block.language in ("", "bash", "sh") else ():
+            if words and words[0] not in NOT_RUN:
+                reader.type(words, block)

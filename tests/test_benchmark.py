@@ -23,9 +23,10 @@ from vidcm.diffusion import samplers
 from vidcm.diffusion.base import Cond
 from vidcm.diffusion.denoiser import Denoiser
 from vidcm.errors import UsageError, VidcmError
-from vidcm.evaluation import benchmark
-from vidcm.evaluation.benchmark import Plan, Row, measure
-from vidcm.evaluation.cost import flops_per_evaluation, ratios, summary, tokens_of
+from vidcm.evaluation import latency, latency_report
+from vidcm.evaluation.cost import flops_per_evaluation, speedups, summarize_times, tokens_of
+from vidcm.evaluation.latency import LatencyPlan, measure_latency
+from vidcm.evaluation.rows import Row
 from vidcm.models.dit import DiT
 from vidcm.store import save_model
 
@@ -116,7 +117,7 @@ def load(path: Path) -> dict:
 
 def test_a_run_holds_every_row_stage_and_total(measured):
     results = load(measured[0])
-    assert results["schema_version"] == command.SCHEMA
+    assert results["schema_version"] == latency_report.SCHEMA
     assert list(results["rows"]) == ["teacher-3", "student-2"]
     for row in results["rows"].values():
         seconds = row["seconds"]
@@ -150,7 +151,7 @@ def test_evaluations_are_those_of_the_network(measured):
 
 def test_a_sampler_that_evaluates_more_is_found_out(pipeline, monkeypatch):
     monkeypatch.setitem(samplers.SOLVERS, "euler", samplers.heun)
-    rows = measure(pipeline, "cpu", ROWS[:1], Plan(warmup=1, repeats=1))["rows"]
+    rows = measure_latency(pipeline, "cpu", ROWS[:1], LatencyPlan(warmup=1, repeats=1))["rows"]
     assert rows["teacher-3"]["forwards"] == 5 and rows["teacher-3"]["evaluations"] == 10
 
 
@@ -177,24 +178,24 @@ def test_cold_starts_are_processes_with_their_own_clock(measured):
 
 def test_rows_take_turns_and_share_the_first_place(pipeline):
     order: list[str] = []
-    measure(pipeline, "cpu", ROWS, Plan(warmup=1, repeats=2), order.append)
+    measure_latency(pipeline, "cpu", ROWS, LatencyPlan(warmup=1, repeats=2), order.append)
     a, b, c = map(str, ROWS)
     assert order == [a, b, c, b, c, a, c, a, b]
 
 
 def test_a_new_process_that_fails_is_one_line(pipeline, monkeypatch):
-    monkeypatch.setattr(benchmark, "_COLD", "import sys; sys.exit('error: no room')")
+    monkeypatch.setattr(latency, "_GENERATE", ("-c", "import sys; sys.exit('error: no room')"))
     with pytest.raises(VidcmError, match="ended with code 1: error: no room"):
-        measure(pipeline, "cpu", ROWS[2:], Plan(warmup=1, repeats=1, cold=1))
+        measure_latency(pipeline, "cpu", ROWS[2:], LatencyPlan(warmup=1, repeats=1, cold=1))
 
 
 def test_watching_ends_with_the_measurement(pipeline, monkeypatch):
     kept = []
-    once = benchmark._once
+    once = latency._once
     monkeypatch.setattr(
-        benchmark, "_once", lambda pipe, *rest: (kept.append(pipe), once(pipe, *rest))[1]
+        latency, "_once", lambda pipe, *rest: (kept.append(pipe), once(pipe, *rest))[1]
     )
-    measure(pipeline, "cpu", ROWS[2:], Plan(warmup=1, repeats=1))
+    measure_latency(pipeline, "cpu", ROWS[2:], LatencyPlan(warmup=1, repeats=1))
     network = kept[0].model("student").backbone
     assert not network._forward_hooks and not network._forward_pre_hooks
 
@@ -228,7 +229,7 @@ def test_analytic_flops_are_those_torch_counts(guided, patch, shape):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_on_a_gpu_events_agree_with_the_clock(pipeline):
-    rows = measure(pipeline, "cuda", ROWS, Plan(warmup=1, repeats=3))
+    rows = measure_latency(pipeline, "cuda", ROWS, LatencyPlan(warmup=1, repeats=3))
     for row in rows["rows"].values():
         assert 0 < row["seconds"]["network"]["p50"] <= row["seconds"]["denoise"]["p50"]
         assert row["peak_memory"]["reserved"] >= row["peak_memory"]["allocated"] > 0
@@ -242,7 +243,7 @@ def test_summary_is_numpys():
     numpy = pytest.importorskip("numpy")
     for count in (1, 2, 7, 20, 21):
         samples = torch.rand(count).tolist()
-        found = summary(samples)
+        found = summarize_times(samples)
         assert found["samples"] == samples
         assert [found["p50"], found["p95"]] == pytest.approx(numpy.percentile(samples, [50, 95]))
         assert found["mean"] == pytest.approx(numpy.mean(samples))
@@ -253,10 +254,10 @@ def test_ratios_pair_the_turns():
     """Noise that slows whole turns cancels; the teacher of most steps is the reference."""
 
     def row(steps, base, noise):
-        return {"steps": steps, "seconds": {"denoise": summary([base * n for n in noise])}}
+        return {"steps": steps, "seconds": {"denoise": summarize_times([base * n for n in noise])}}
 
     noise = [1, 5, 2, 9, 3]
-    found = ratios(
+    found = speedups(
         {
             "teacher-8": row(8, 16, noise),
             "teacher-50": row(50, 100, noise),
@@ -264,7 +265,7 @@ def test_ratios_pair_the_turns():
         }
     )
     assert found == {"student-1": {"of": "teacher-50", "denoise": 50, "low": 50, "high": 50}}
-    assert ratios({"student-1": row(1, 2, noise)}) == {}
+    assert speedups({"student-1": row(1, 2, noise)}) == {}
 
 
 # --- comparing ------------------------------------------------------------------------------------
@@ -310,7 +311,7 @@ def test_a_change_counts_beyond_both_thresholds(measured, old, new, verdict):
     b = copy.deepcopy(a)
     scaled("student-2", "decode", 0, old)(a)
     scaled("student-2", "decode", 0, new)(b)
-    text, slower = command.compare(a, b)
+    text, slower = latency_report.compare_latency(a, b)
     line = next(x for x in text.splitlines() if x.startswith("| student-2 | decode |"))
     assert line.endswith(f"| {new / old - 1:+.1%} | {verdict} |")
     assert slower == (verdict == "slower")
@@ -329,7 +330,7 @@ def test_different_weights_or_machines_are_told_not_refused(measured):
     b["environment"]["threads"] = 64
     b["environment"]["sha256"]["codec"] = "0" * 64
     b["rows"]["student-2"]["clips_sha256"] = "other"
-    text, _ = command.compare(a, b)
+    text, _ = latency_report.compare_latency(a, b)
     assert "threads: 1 and 64" in text and "sha256" in text and "clips are not the same" in text
 
 
@@ -391,7 +392,7 @@ def test_into_replaces_the_block_and_nothing_else(measured, tmp_path, newline, c
         (["--rows", "teacher-50,studnt-1"], "'studnt-1'"),
         (["--rows", "student-0"], "'student-0'"),
         (["--rows", "student-1001"], "N from 1 to 1000"),
-        (["--rows", ""], "expected teacher-N"),
+        (["--rows", ""], "expected codec, teacher-N"),
         (["--rows", "student-1, student-1"], "student-1 twice"),
         (["--prompt", " "], "prompt is empty"),
         (["--checkpoint", "nowhere"], "nowhere is neither a bundled model"),
@@ -413,7 +414,7 @@ def test_bad_requests_are_one_line_before_anything_is_measured(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "taken.json").write_text('{"mine": 1}')
     (tmp_path / "text.md").write_text("words")
-    monkeypatch.setattr(benchmark, "_warm", lambda *_: pytest.fail("it measured"))
+    monkeypatch.setattr(latency, "_warm", lambda *_: pytest.fail("it measured"))
     assert command.main(words) in (1, 2)
     out, err = capsys.readouterr()
     lines = [
@@ -444,7 +445,7 @@ def test_bad_options_end_with_2(words, capsys):
     ],
 )
 def test_times_are_readable(seconds, text):
-    assert command._time(seconds) == text
+    assert latency_report._time(seconds) == text
 
 
 def test_rows_are_parsed():

@@ -14,7 +14,7 @@ from vidcm.editing.joins import drawn_to_given, drawn_to_start
 from vidcm.editing.operators import FADE, Pixels, Ring
 from vidcm.editing.scene import compose
 from vidcm.evaluation.edit_cases import loop, loop_alone
-from vidcm.evaluation.edit_scores import score
+from vidcm.evaluation.edit_scores import score_edit
 from vidcm.media.pixels import to_frames, to_video
 
 B, T = 3, 7
@@ -106,11 +106,11 @@ def test_loops_have_no_seam(pipe, given, teacher):
     for frames in made:
         np.testing.assert_array_equal(frames[:5], case.clips[0])
         assert len(frames) == 5 + 9 - 2 * given
-        wrap, beside = score(case, frames).seam or (1, 0)
+        wrap, beside = score_edit(case, frames).seam or (1, 0)
         assert wrap <= beside + 1e-6
     alone = loop_alone(film(9))
     for frames in pipe.edit("loop", [], [PROMPT, "an orc"], **how).frames:
-        wrap, beside = score(alone, frames).seam or (1, 0)
+        wrap, beside = score_edit(alone, frames).seam or (1, 0)
         assert len(frames) == 8 and wrap <= beside + 1 / 2  # grey levels, of rounding those beside
 
 

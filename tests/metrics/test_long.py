@@ -13,19 +13,28 @@ from vidcm import VideoPipeline
 from vidcm.cli import evaluate as command
 from vidcm.errors import UsageError
 from vidcm.evaluation import long
-from vidcm.evaluation.long import OTHER, Maker, Row, Script, measure_long, other_action, plan, table
-from vidcm.evaluation.protocol import Truth, describe_model
+from vidcm.evaluation.eval_set import EvalSet, model_facts
+from vidcm.evaluation.long import (
+    SEED_STRIDE,
+    LongClipGenerator,
+    LongRow,
+    LongTargets,
+    long_rows,
+    measure_long,
+    other_action,
+)
+from vidcm.evaluation.long_report import long_table
 
 COUNT = 3
 SPAN = 4  # puppets have five frames
-ROWS = [row.name for row in plan(long.STEPS)]
+ROWS = [row.name for row in long_rows(long.STEPS)]
 
 
 class Oracle:
     """The truth end to end, two grey levels brighter with every further seed; at once every frame
     is the first. Prompts that take over are heard in four steps, not in one."""
 
-    def __init__(self, folder: Path, truth: Truth):
+    def __init__(self, folder: Path, truth: EvalSet):
         self.folder, self.truth, self.device = folder / "pipeline", truth, torch.device("cpu")
         self.settings = {"frames": 5, "height": 64, "width": 64, "student": {}}
         self.codec, self.overlap = SimpleNamespace(time_stride=4), 0
@@ -34,7 +43,7 @@ class Oracle:
         self.said, self.calls = {}, []
         later = [other_action(truth.lpc, c) for c in truth.combinations]
         for late, combinations in enumerate((truth.combinations, later)):
-            script = Script.of(truth.lpc, combinations, truth.seed + late)
+            script = LongTargets.of(truth.lpc, combinations, truth.seed + late)
             self.said |= dict(zip(script.captions, combinations, strict=True))
             self.said |= dict(zip(script.open_prompts, combinations, strict=True))
 
@@ -55,7 +64,7 @@ class Oracle:
         clips = torch.cat(pieces, 1).int()
         if self.settings.get("trained"):
             clips = clips[:, :1].expand_as(clips)
-        brighter = 2 * torch.tensor([s // OTHER for s in seed]).view(-1, 1, 1, 1, 1)
+        brighter = 2 * torch.tensor([s // SEED_STRIDE for s in seed]).view(-1, 1, 1, 1, 1)
         clips = (clips + brighter).clamp(max=255).to(torch.uint8).numpy()
         side = (width - 64) // 2
         clips = np.pad(clips, [(0, 0)] * 3 + [(side, side), (0, 0)])
@@ -63,8 +72,8 @@ class Oracle:
 
 
 @pytest.fixture(scope="module")
-def truth(puppets) -> Truth:
-    return Truth(puppets, COUNT, 3)
+def truth(puppets) -> EvalSet:
+    return EvalSet(puppets, COUNT, 3)
 
 
 @pytest.fixture
@@ -76,7 +85,9 @@ def pipe(truth, tmp_path) -> Oracle:
 def measured(truth, tmp_path_factory) -> Path:
     """The file of a whole measurement, in batches of two."""
     folder = tmp_path_factory.mktemp("measured")
-    results = measure_long(Oracle(folder, truth), truth, folder / "l.json", name="fake", batch=2)
+    results = measure_long(
+        Oracle(folder, truth), truth, folder / "l.json", name="fake", batch_size=2
+    )
     assert json.loads((folder / "l.json").read_text()) == results
     return folder / "l.json"
 
@@ -121,9 +132,9 @@ def test_only_what_is_missing_is_measured_and_other_protocols_are_refused(pipe, 
     assert again.pop("one seed-4-4") == part
     assert again == whole
     assert pipe.calls == [(1, 5, 1)] + [(COUNT, 5, 4)] * 8  # one to load, four full, four open
-    with pytest.raises(UsageError, match="another protocol"):
-        measure_long(pipe, Truth(pipe.truth.lpc, 2, 3), path, name="fake")
-    with pytest.raises(UsageError, match="another model"):
+    with pytest.raises(UsageError, match="another protocol.count"):
+        measure_long(pipe, EvalSet(pipe.truth.lpc, 2, 3), path, name="fake")
+    with pytest.raises(UsageError, match="another model.name"):
         measure_long(pipe, pipe.truth, path, name="other")
     pipe.overlap = 1
     with pytest.raises(UsageError, match="overlap by 1 latent frames"):
@@ -131,18 +142,20 @@ def test_only_what_is_missing_is_measured_and_other_protocols_are_refused(pipe, 
 
 
 def test_a_student_of_phases_takes_as_many_steps(pipe, tmp_path, monkeypatch):
-    monkeypatch.setattr(long, "plan", lambda steps: [Row("windows", 1, n) for n in [*steps, 5]])
+    monkeypatch.setattr(
+        long, "long_rows", lambda steps: [LongRow("windows", 1, n) for n in [*steps, 5]]
+    )
     pipe.settings["student"]["phases"] = 2
     rows = measure_long(pipe, pipe.truth, tmp_path / "l.json", name="fake")["rows"]
     assert list(rows) == ["windows-1-2", "windows-1-5"]
 
 
 def test_nothing_is_asked_of_the_picture_that_stretches_share(puppets, truth):
-    script = Script.of(puppets, truth.combinations, 3)
-    area = script.frames[0, 0, ..., 0].numel()
-    for exam in script.exams:
-        assert exam["action"].where.min() >= area
-    assert all(c not in o for c, o in zip(script.captions, script.open_prompts, strict=True))
+    targets = LongTargets.of(puppets, truth.combinations, 3)
+    area = targets.frames[0, 0, ..., 0].numel()
+    for questions in targets.questions:
+        assert questions["action"].positions.min() >= area
+    assert all(c not in o for c, o in zip(targets.captions, targets.open_prompts, strict=True))
 
 
 def test_another_action_leaves_all_else(puppets):
@@ -170,39 +183,37 @@ def test_the_pipeline_makes_what_the_ways_say(tmp_path):
     same; a wide clip is cut to its middle."""
     pipe = VideoPipeline.from_pretrained(tiny.pipeline(tmp_path), "cpu")
     frames, height, width = (tiny.SIZE[k] for k in ("frames", "height", "width"))
-    maker = Maker(pipe, SimpleNamespace(num_frames=frames), 2)
+    generator = LongClipGenerator(pipe, SimpleNamespace(num_frames=frames), 2)
     prompts, seeds = [["a man walks", "an orc"], ["a man falls", "a skeleton"]], [3, 5]
 
-    def made(row: Row) -> torch.Tensor:
-        return maker(row, [], prompts, seeds)
+    def made(row: LongRow) -> torch.Tensor:
+        return generator(row, [], prompts, seeds)
 
-    short, windows = made(Row("windows", 1, 1)), made(Row("windows", 4, 1))
+    short, windows = made(LongRow("windows", 1, 1)), made(LongRow("windows", 4, 1))
     assert windows.shape == (2, 17, height, width, 3)
     assert torch.equal(windows[:, :frames], short)
-    late = [long.stretch(made(Row("windows", 8, 2)), k, SPAN).int() for k in (6, 7)]
+    late = [long.stretch(made(LongRow("windows", 8, 2)), k, SPAN).int() for k in (6, 7)]
     assert (late[0] - late[1]).abs().max() <= 1  # the decoder no longer sees the beginning
-    whole = made(Row("at once", 4, 1))
+    whole = made(LongRow("at once", 4, 1))
     assert whole.shape == windows.shape and not torch.equal(whole, windows)
-    assert maker.at_once.model("student") is pipe.model("student")
+    assert generator.unwindowed.model("student") is pipe.model("student")
     assert pipe.trained == [[frames, height, width]]
-    twice = made(Row("one seed", 4, 1))
+    twice = made(LongRow("one seed", 4, 1))
     assert torch.equal(twice[:, 9:13], short[:, 1:]) and torch.equal(twice[:, :frames], short)
-    assert not torch.equal(made(Row("new seeds", 4, 1))[:, 9:13], short[:, 1:])
-    changed = made(Row("windows", 4, 1, then=True))
+    assert not torch.equal(made(LongRow("new seeds", 4, 1))[:, 9:13], short[:, 1:])
+    changed = made(LongRow("windows", 4, 1, then=True))
     assert torch.equal(changed[:, :9], windows[:, :9])
     assert not torch.equal(changed[:, 9:], windows[:, 9:])
     wide = pipe(prompts[0], seed=seeds, steps=1, height=height, width=2 * width).frames
     middle = wide[:, :, :, width // 2 : width // 2 + width]
-    np.testing.assert_array_equal(made(Row("wide", 1, 1)).numpy(), middle)
-    assert maker.seconds > 0
+    np.testing.assert_array_equal(made(LongRow("wide", 1, 1)).numpy(), middle)
+    assert generator.seconds > 0
 
 
 def test_the_command_measures_into_a_file(pipe, puppets, measured, tmp_path, capsys, monkeypatch):
     results = json.loads(measured.read_text())
     results["rows"].popitem()
-    (tmp_path / "l.json").write_text(
-        json.dumps(results | {"model": describe_model(pipe, "lpc-64")})
-    )
+    (tmp_path / "l.json").write_text(json.dumps(results | {"model": model_facts(pipe, "lpc-64")}))
     loaded = SimpleNamespace(from_pretrained=lambda name, device: pipe)
     monkeypatch.setattr("vidcm.pipeline.VideoPipeline", loaded)
     monkeypatch.setattr("vidcm.lpc.dataset.LPC", lambda art, num_frames: puppets)
@@ -218,7 +229,7 @@ def test_the_command_measures_into_a_file(pipe, puppets, measured, tmp_path, cap
     pipe.calls.clear()
     assert command.main(argv) == 0 and pipe.calls == [] and page.read_text() == text
     assert command.main([*argv, "--rows", "student-1"]) == 2
-    assert "--long has numbers and rows of its own; leave out --rows" in capsys.readouterr().err
+    assert "--rows has no meaning with --long; leave it out" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         command.main([*argv, "--steering", "s.json"])
     assert "not allowed with" in capsys.readouterr().err
@@ -230,6 +241,6 @@ def test_the_command_measures_into_a_file(pipe, puppets, measured, tmp_path, cap
 
 
 def test_the_table_says_how_it_was_measured(measured):
-    text = table(json.loads(measured.read_text()))
+    text = long_table(json.loads(measured.read_text()))
     assert "3 held-out combinations, seed 3" in text and "leave background and torso open" in text
     assert text.count("| truth | 17 |") == 2 and text.count("| new seeds, 1 step |") == 2

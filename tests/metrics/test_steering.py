@@ -13,7 +13,8 @@ from vidcm.diffusion import samplers
 from vidcm.diffusion.guidance import CFGDenoiser
 from vidcm.diffusion.times import SHIFT, T_START, shifted_timesteps, to_path_time
 from vidcm.evaluation import steering
-from vidcm.evaluation.protocol import Truth
+from vidcm.evaluation.eval_set import EvalSet
+from vidcm.evaluation.steering_report import steering_table
 from vidcm.lpc.dataset import vocabulary
 from vidcm.pipeline import VideoPipeline
 from vidcm.rng import SampleRngs
@@ -30,9 +31,9 @@ class Oracle:
     """Brightens the true clip by the scale, the teacher twice as much; a negative prompt that names
     the background shown gives another one, to the teacher only."""
 
-    def __init__(self, folder: Path, truth: Truth):
+    def __init__(self, folder: Path, truth: EvalSet):
         self.folder, self.truth, self.device = folder, truth, torch.device("cpu")
-        self.settings = {"frames": 5, "student": {"phases": 4}}
+        self.settings = {"frames": 5, "height": 64, "width": 64, "student": {"phases": 4}}
         (folder / "pipeline.json").write_text("{}")
         self.steps: set[tuple[bool, int]] = set()
 
@@ -54,23 +55,25 @@ class Oracle:
 def pipe(puppets, tmp_path) -> Oracle:
     folder = tmp_path / "pipeline"
     folder.mkdir()
-    return Oracle(folder, Truth(puppets, COUNT, 3))
+    return Oracle(folder, EvalSet(puppets, COUNT, 3))
 
 
 def test_movements_and_negatives_get_the_numbers_they_deserve(pipe, puppets, tmp_path):
-    results = steering.steer(pipe, pipe.truth, tmp_path / "s.json", name="fake", batch=2)
+    results = steering.measure_steering(
+        pipe, pipe.truth, tmp_path / "s.json", name="fake", batch_size=2
+    )
     assert json.loads((tmp_path / "s.json").read_text()) == results
     student, teacher = results["rows"]["student"], results["rows"]["teacher"]
     assert pipe.steps == {(False, 4), (True, steering.TEACHER_STEPS)}
-    assert student["guidance"]["1"] == {"adherence": 1, "moved": 0}
+    assert student["guidance"]["scales"]["1"] == {"adherence": 1, "moved": 0}
     for scale in (2, 3, 5):
-        mine, theirs = student["guidance"][str(scale)], teacher["guidance"][str(scale)]
+        mine, theirs = (row["guidance"]["scales"][str(scale)] for row in (student, teacher))
         assert mine["moved"] == pytest.approx(scale - 1, rel=0.2)
         assert theirs["moved"] == pytest.approx(2 * mine["moved"], rel=0.2)
         assert 0.9 < mine["cosine"] <= 1 and "cosine" not in theirs
-    assert student["negative"] == {"named": 1, "another": 1}
-    assert teacher["negative"] == {"named": 0, "another": 1}
-    text = steering.table(results)
+    assert student["negative"] == {"named": 1, "another": 1, "environment": 0}
+    assert teacher["negative"] == {"named": 0, "another": 1, "environment": 0}
+    text = steering_table(results)
     assert "| teacher | 0 | 100 |" in text and "| guidance | 1 | 2 | 3 | 5 |" in text
     assert "| student: cosine with the teacher's movement | - |" in text
 
@@ -85,10 +88,15 @@ def test_the_command_measures_into_a_file(pipe, puppets, tmp_path, capsys, monke
     argv += ["--count", str(COUNT), "--into", str(page)]
     assert command.main(argv) == 0
     assert "| teacher | 0 | 100 |" in page.read_text() and capsys.readouterr().out == ""
-    assert command.main(argv) == 2
-    assert "s.json exists" in capsys.readouterr().err
+    results = json.loads((tmp_path / "s.json").read_text())
+    lost = results["rows"]["teacher"].pop("negative")
+    (tmp_path / "s.json").write_text(json.dumps(results))
+    pipe.steps.clear()
+    assert command.main(argv) == 0  # what is missing is measured again, nothing else
+    assert pipe.steps == {(True, steering.TEACHER_STEPS)}
+    assert json.loads((tmp_path / "s.json").read_text())["rows"]["teacher"]["negative"] == lost
     assert command.main([*argv, "--rows", "student-1"]) == 2
-    assert "leave out --rows" in capsys.readouterr().err
+    assert "--rows has no meaning with --steering" in capsys.readouterr().err
     page.write_text("")
     assert command.main([*argv, "--overwrite"]) == 2
     assert "needs one line <!-- steering:begin -->" in capsys.readouterr().err

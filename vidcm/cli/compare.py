@@ -44,38 +44,48 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _compare(args: argparse.Namespace) -> None:
-    from vidcm.evaluation.comparison_report import plot, read_comparison, table
+    from vidcm.evaluation.comparison_report import (
+        check_matplotlib,
+        comparison_table,
+        plot_comparison,
+    )
     from vidcm.evaluation.markdown import block, rewrite
+    from vidcm.evaluation.results import read_results
 
     if (args.config is None) == (args.table is None):
-        raise UsageError("give either --config (to measure) or --table (to show what was measured)")
+        raise UsageError("give either --config (to measure) or --table (to show a measurement)")
+    # What would fail at the end is refused before hours of work.
     if args.plot and args.plot.suffix.lower() != ".png":
         raise UsageError(f"--plot writes .png files, not {args.plot.name!r}")
+    if args.plot:
+        check_matplotlib()
     if args.into:
-        block(args.into, "comparison")  # a file without its marks is refused before hours of work
-    results, failed = (read_comparison(args.table), None) if args.table else _measure(args)
-    text = table(results)
+        block(args.into, "comparison")
+    results, failed = (
+        (read_results(args.table, "comparison"), None) if args.table else _measure(args)
+    )
+    text = comparison_table(results)
     if args.into:
         rewrite(args.into, "comparison", text)
     else:
         print(text, end="")
     if args.plot:
-        plot(results, args.plot)
+        plot_comparison(results, args.plot)
     if failed:
         raise failed
 
 
 def _measure(args: argparse.Namespace) -> tuple[dict, VidcmError | None]:
-    """The results, and what to end with when some rows failed."""
-    from vidcm.evaluation.compare import RowsFailed, compare, entries, read
+    """The results, and the error to end with when some rows failed."""
+    from vidcm.evaluation.comparison_config import read_comparison_config
+
+    comparison = read_comparison_config(args.config, args.rows)
+    art = art_of(args)
+
+    from vidcm.evaluation.comparison import RowsFailed, run_comparison
     from vidcm.lpc.dataset import LPC
 
-    asked = read(args.config)
-    art = art_of(args)
-    known = {*asked.rows, *(key for key, _, _ in entries(asked))}
-    if unknown := sorted(set(args.rows or ()) - known):
-        raise UsageError(f"no row {unknown[0]!r} in {args.config}; it has {', '.join(asked.rows)}")
     try:
-        return compare(asked, LPC(art), args.rows), None
+        return run_comparison(comparison, LPC(art), args.rows), None
     except RowsFailed as failed:
         return failed.results, failed

@@ -1,6 +1,8 @@
-"""`tools/evaluate.py`: quality per step count against the true clips: JSON, markdown, a sheet."""
+"""`vidcm evaluate`: quality per number of steps against true clips: JSON, markdown, a sheet."""
 
 import argparse
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,21 +20,24 @@ from vidcm.cli.common import (
     whole_number,
 )
 from vidcm.errors import UsageError
+from vidcm.evaluation.rows import ROWS, Row
 
 if TYPE_CHECKING:
     from vidcm.lpc.dataset import LPC
     from vidcm.pipeline import VideoPipeline
 
-ROWS = ("codec", "teacher-50", "teacher-8", "student-1", "student-2", "student-4", "student-8")
 SHEET_PROMPTS = 4
+COUNTS = {"output": 512, "editing": 16, "steering": 32, "long": 24, "long_edits": 3}
+EDITS_ONLY = ("tasks", "examples", "zero_shot")
 
 
 def parser() -> Parser:
     p = Parser(
         "evaluate",
-        "Measure a model against the true clips of held-out LPC prompts: adherence, fidelity,\n"
-        "Fréchet distance, motion and diversity, for each number of steps. An evaluation that\n"
-        "was interrupted goes on from its last finished row when the same command is given again.",
+        "Score a model on held-out prompts of the LPC task against their true clips: adherence,\n"
+        "fidelity, Fréchet distance, motion and diversity, for each number of steps. An evaluation\n"
+        "that was interrupted goes on from its last finished row when the same command is given\n"
+        "again.",
         "examples:\n"
         "  vidcm evaluate --output results.json --rows student-1 student-4 --count 64\n"
         "  vidcm evaluate --output docs/results/lpc-64.json --hand-prompts --into README.md\n"
@@ -44,70 +49,47 @@ def parser() -> Parser:
         "  vidcm evaluate --long docs/results/long.json --into docs/long-clips.md\n"
         "  vidcm evaluate --long-edits docs/results/long_edits.json --into docs/editing.md",
     )
-    what = p.add_argument_group("what to write")
-    what.add_argument(
-        "--output", type=Path, metavar="JSON", help="measure, and keep the numbers here"
+    what = p.add_argument_group("what to measure, into a file of results that is kept")
+    measure = what.add_mutually_exclusive_group()
+    for option, help_text in (
+        ("--output", "quality"),
+        ("--editing", "edits, beside the teacher's and baselines; --sheet then shows edits"),
+        ("--steering", "what guidance and negative prompts do to student and teacher"),
+        ("--long", "clips beyond the trained length and width, and prompts that change"),
+        ("--long-edits", "edits of long clips, in windows and in pieces"),
+    ):
+        measure.add_argument(option, type=Path, metavar="JSON", help=help_text)
+    measure.add_argument(
+        "--table", type=existing_file, metavar="JSON", help="nothing: print a file of any kind"
     )
-    what.add_argument(
-        "--table", type=existing_file, metavar="JSON", help="print numbers measured before"
-    )
-    what.add_argument(
+    out = p.add_argument_group("what else to write")
+    out.add_argument(
         "--into",
         type=Path,
         metavar="MD",
-        help="put the table between the marks "
-        "<!-- results:begin --> and <!-- results:end --> of this file",
+        help="put the tables between the marks of their kind in this file instead of printing "
+        "them, as <!-- results:begin --> and <!-- results:end --> (or editing, given with "
+        "--zero-shot, steering, long, long-edits)",
     )
-    what.add_argument(
+    out.add_argument(
         "--sheet", type=Path, metavar="PNG", help=f"clips of {SHEET_PROMPTS} prompts, side by side"
     )
-    apart = what.add_mutually_exclusive_group()
-    apart.add_argument(
-        "--editing",
-        type=Path,
-        metavar="JSON",
-        help="measure edits instead, beside the teacher's and simple ones; --into then fills "
-        "<!-- editing:begin --> to <!-- editing:end -->, and --sheet shows edits",
-    )
-    apart.add_argument(
-        "--steering",
-        type=Path,
-        metavar="JSON",
-        help="measure instead what guidance and negative prompts do to student and teacher; --into "
-        "then fills <!-- steering:begin --> to <!-- steering:end -->",
-    )
-    apart.add_argument(
-        "--long",
-        type=Path,
-        metavar="JSON",
-        help="measure instead clips beyond the trained length and width, and prompts that change; "
-        "--into then fills <!-- long:begin --> to <!-- long:end -->",
-    )
-    apart.add_argument(
-        "--long-edits",
-        type=Path,
-        metavar="JSON",
-        help="measure instead edits of long clips, whole and in pieces; --into then fills "
-        "<!-- long-edits:begin --> to <!-- long-edits:end -->",
-    )
-    what.add_argument(
+    out.add_argument(
         "--examples",
         type=Path,
         metavar="FOLDER",
-        help="with --editing: also a small animated picture for each task",
+        help="with --editing: also a small animated picture of each task",
     )
-    what.add_argument(
-        "--overwrite", action="store_true", help="replace what --output, --sheet and so on name"
-    )
+    out.add_argument("--overwrite", action="store_true", help="replace existing files")
     how = p.add_argument_group("how to measure")
     add_checkpoint(how)
     add_art(how)
     how.add_argument(
         "--rows",
         nargs="+",
-        choices=ROWS,
         metavar="ROW",
-        help=f"some of: {' '.join(ROWS)} (default: all)",
+        help="codec, teacher-N or student-N, N steps; of edits without codec (default: "
+        f"{' '.join(map(str, ROWS))})",
     )
     how.add_argument(
         "--tasks", nargs="+", metavar="TASK", help="with --editing: only these (default: all)"
@@ -115,18 +97,13 @@ def parser() -> Parser:
     how.add_argument(
         "--zero-shot",
         action="store_true",
-        help="with --editing: a model trained with given frames also without being shown them; "
-        "--into then fills <!-- given:begin --> to <!-- given:end -->",
+        help="with --editing: also measure a model trained with given frames without feeding them",
     )
-    how.add_argument(
-        "--count",
-        type=whole_number(2),
-        help="held-out combinations (512; 16 with --editing, 32 with --steering, 24 with --long, "
-        "3 with --long-edits)",
-    )
+    counts = ", ".join(f"{n} with --{k.replace('_', '-')}" for k, n in COUNTS.items())
+    how.add_argument("--count", type=whole_number(2), help=f"held-out combinations ({counts})")
     add_seed(how, "of the combinations and the noise")
     how.add_argument(
-        "--batch", type=positive_int, default=16, help="clips made at a time (16); edits one by one"
+        "--batch", type=positive_int, default=16, help="clips at a time (16); edits one by one"
     )
     how.add_argument(
         "--hand-prompts", action="store_true", help="also measure 50 prompts written by hand"
@@ -140,160 +117,155 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from vidcm.evaluation.markdown import rewrite
-    from vidcm.evaluation.report import read_results, table
+    from vidcm.evaluation.markdown import block, rewrite
+    from vidcm.evaluation.reports import mark_of, markdown_of
+    from vidcm.evaluation.results import read_results
 
-    if args.editing:
-        _evaluate_edits(args)
-        return
-    if args.steering or args.long or args.long_edits:
-        _evaluate_apart(args)
-        return
-    about_edits = {"--examples": args.examples, "--tasks": args.tasks}
-    for option, given in (about_edits | {"--zero-shot": args.zero_shot}).items():
-        if given:
-            raise UsageError(f"{option} is about edits; give --editing too, or leave it out")
-    if args.table and (args.output or args.sheet):
-        raise UsageError("--table shows numbers measured before; leave out --output and --sheet")
-    if not (args.table or args.output or args.sheet):
-        raise UsageError("there is nothing to write; give --output, --sheet or --table")
-    if args.into and not (args.table or args.output):
-        raise UsageError("--into needs numbers; give --table or --output too")
-    results = read_results(args.table) if args.table else _measure(args)
+    kind = next((k for k in (*COUNTS, "table") if getattr(args, k)), None)
+    _check_options(args, kind)
+    if args.table:
+        results = read_results(args.table)
+    else:
+        if args.into:
+            marks = {"output": "results", "editing": "given" if args.zero_shot else "editing"}
+            block(args.into, marks.get(str(kind), str(kind).replace("_", "-")))
+        results = _measure(args, kind)
     if results is None:
         return
-    text = table(results)
     if args.into:
-        rewrite(args.into, "results", text)
+        rewrite(args.into, mark_of(results), markdown_of(results))
     else:
-        print(text, end="")
+        print(markdown_of(results), end="")
 
 
-def _evaluate_edits(args: argparse.Namespace) -> None:
+def _check_options(args: argparse.Namespace, kind: str | None) -> None:
+    """Refuse options that do not go together, before anything is loaded."""
+
+    def refuse(options: tuple[str, ...], reason: str) -> None:
+        for option in options:
+            if getattr(args, option):
+                raise UsageError(f"--{option.replace('_', '-')} {reason}")
+
+    if kind is None and not args.sheet:
+        raise UsageError("there is nothing to write; give --output, --sheet or --table")
+    if kind is None:
+        refuse(("into",), "needs numbers; give --table or --output too")
+    if kind != "editing":
+        refuse(EDITS_ONLY, "is about edits; give --editing too, or leave it out")
+    if kind in ("steering", "long", "long_edits"):
+        name = kind.replace("_", "-")
+        refuse(("rows", "sheet", "hand_prompts"), f"has no meaning with --{name}; leave it out")
+    if kind == "table":
+        refuse(("sheet", "rows", "hand_prompts"), "needs a model; leave it out, or --table")
+    elif kind and getattr(args, kind).is_dir():
+        raise UsageError(
+            f"--{kind.replace('_', '-')} {getattr(args, kind)} is a folder; give the name of a "
+            ".json file"
+        )
+    if args.sheet and args.sheet.suffix.lower() != ".png":
+        raise UsageError(f"--sheet writes .png files, not {args.sheet.name!r}")
+
+
+def _measure(args: argparse.Namespace, kind: str | None) -> dict | None:
+    """Write the sheet and measure; gives the results, None if only the sheet was wanted."""
+    rows = [Row.parse(row) for row in args.rows or ()]
+    if kind == "editing":
+        return _measure_edits(args, rows)
+    pipe, lpc = _model_and_truth(args)
+    from vidcm.evaluation.eval_set import EvalSet
+
+    if args.sheet:
+        from vidcm.evaluation.sheet import write_sheet
+
+        eval_set = EvalSet(lpc, SHEET_PROMPTS, args.seed)
+        write_sheet(pipe, eval_set, args.sheet, overwrite=args.overwrite)
+    if kind is None:
+        return None
+    eval_set = EvalSet(lpc, args.count or COUNTS[kind], args.seed)
+    name = Path(args.checkpoint).name
+    common = {"name": name, "overwrite": args.overwrite}
+    match kind:
+        case "steering":
+            from vidcm.evaluation.steering import measure_steering
+
+            return measure_steering(pipe, eval_set, args.steering, batch_size=args.batch, **common)
+        case "long":
+            from vidcm.evaluation.long import measure_long
+
+            return measure_long(pipe, eval_set, args.long, batch_size=args.batch, **common)
+        case "long_edits":
+            from vidcm.evaluation.long_edits import measure_long_edits
+
+            return measure_long_edits(pipe, eval_set, args.long_edits, **common)
+    from vidcm.evaluation.quality import evaluate_rows
+
+    return evaluate_rows(
+        pipe,
+        eval_set,
+        args.output,
+        rows=rows or ROWS,
+        batch_size=args.batch,
+        with_hand_prompts=args.hand_prompts,
+        **common,
+    )
+
+
+def _measure_edits(args: argparse.Namespace, rows: list[Row]) -> dict:
     from vidcm.diffusion.given_frames import trained_with
     from vidcm.evaluation.edit_cases import NAMES
-    from vidcm.evaluation.edit_report import report
     from vidcm.evaluation.edit_sheet import check_examples, write_edit_sheet, write_examples
-    from vidcm.evaluation.edits import ROWS as EDIT_ROWS
-    from vidcm.evaluation.edits import evaluate_edits
-    from vidcm.evaluation.markdown import block, rewrite
-    from vidcm.evaluation.protocol import Truth
+    from vidcm.evaluation.edits import EDIT_ROWS, evaluate_edits
+    from vidcm.evaluation.eval_set import EvalSet
     from vidcm.store import read_card
 
-    if args.table or args.output:
-        raise UsageError("--editing keeps its own numbers; leave out --table and --output")
-    if args.editing.is_dir():
-        raise UsageError(f"--editing {args.editing} is a folder; give the name of a .json file")
-    tasks, rows = args.tasks or NAMES, args.rows or EDIT_ROWS
-    for given, known in ((tasks, NAMES), (rows, EDIT_ROWS)):
-        if unknown := [name for name in given if name not in known]:
-            hint = did_you_mean(unknown[0], known)
-            raise UsageError(f"edits have no {unknown[0]!r}{hint} (known: {', '.join(known)})")
-    if args.zero_shot:
-        rows = (*rows, *(row.replace("-", "-zero-shot-") for row in rows))
-    into = "given" if args.zero_shot else "editing"
-    if args.into:
-        block(args.into, into)
+    tasks, rows = args.tasks or NAMES, rows or list(EDIT_ROWS)
+    if unknown := [task for task in tasks if task not in NAMES]:
+        hint = did_you_mean(unknown[0], NAMES)
+        raise UsageError(f"edits have no {unknown[0]!r}{hint} (known: {', '.join(NAMES)})")
+    if any(row.role == "codec" for row in rows):
+        raise UsageError("edits have no row codec; give teacher-N or student-N")
     if args.examples:
         check_examples(args.examples, tasks, args.overwrite)
     pipe, lpc = _model_and_truth(args)
-    if args.zero_shot and not trained_with(read_card(pipe.folder / "student")):
-        raise UsageError(
-            f"--zero-shot is for models trained with given frames, and {args.checkpoint} was not; "
-            "leave it out"
-        )
+    if args.zero_shot:
+        rows += [replace(row, zero_shot=True) for row in rows]
+        if not trained_with(read_card(pipe.folder / "student")):
+            raise UsageError(
+                f"--zero-shot is for models trained with given frames, and {args.checkpoint} was "
+                "not; leave it out"
+            )
     results = evaluate_edits(
         pipe,
-        Truth(lpc, args.count or 16, args.seed),
+        EvalSet(lpc, args.count or COUNTS["editing"], args.seed),
         args.editing,
         name=Path(args.checkpoint).name,
         rows=rows,
         tasks=tasks,
         overwrite=args.overwrite,
     )
-    shown = {"truth": Truth(lpc, 2, args.seed), "tasks": tasks, "overwrite": args.overwrite}
+    pictured = EvalSet(lpc, 2, args.seed)
     if args.sheet:
-        write_edit_sheet(pipe, path=args.sheet, **shown)
+        write_edit_sheet(pipe, pictured, args.sheet, tasks=tasks, overwrite=args.overwrite)
     if args.examples:
-        write_examples(pipe, folder=args.examples, **shown)
-    if args.into:
-        rewrite(args.into, into, report(results))
-    else:
-        print(report(results), end="")
+        write_examples(pipe, pictured, args.examples, tasks=tasks, overwrite=args.overwrite)
+    return results
 
 
-def _evaluate_apart(args: argparse.Namespace) -> None:
-    """Steering, long clips or long edits: numbers and rows of their own."""
-    from vidcm.evaluation import long, long_edits, steering
-    from vidcm.evaluation.markdown import block, rewrite
-    from vidcm.evaluation.protocol import Truth
-
-    kinds = {
-        "steering": (args.steering, 32, steering.steer, steering.table),
-        "long": (args.long, 24, long.measure_long, long.table),
-        "long-edits": (args.long_edits, 3, long_edits.measure_long_edits, long_edits.table),
-    }
-    kind = next(kind for kind, (output, *_) in kinds.items() if output)
-    output, count, measure, table = kinds[kind]
-    batch = {} if args.long_edits else {"batch": args.batch}
-    others = {"--table": args.table, "--output": args.output, "--sheet": args.sheet}
-    others |= {"--rows": args.rows, "--examples": args.examples, "--tasks": args.tasks}
-    others |= {"--zero-shot": args.zero_shot, "--hand-prompts": args.hand_prompts}
-    for option, given in others.items():
-        if given:
-            raise UsageError(f"--{kind} has numbers and rows of its own; leave out {option}")
-    if output.is_dir():
-        raise UsageError(f"--{kind} {output} is a folder; give the name of a .json file")
-    if args.into:
-        block(args.into, kind)
-    pipe, lpc = _model_and_truth(args)
-    truth = Truth(lpc, args.count or count, args.seed)
-    name = Path(args.checkpoint).name
-    results = measure(pipe, truth, output, name=name, overwrite=args.overwrite, **batch)
-    if args.into:
-        rewrite(args.into, kind, table(results))
-    else:
-        print(table(results), end="")
-
-
-def _measure(args: argparse.Namespace) -> dict | None:
-    """Writes the sheet, then the numbers; gives the latter."""
-    from vidcm.evaluation.protocol import Truth, evaluate
-    from vidcm.evaluation.sheet import write_sheet
-
-    if args.output and args.output.is_dir():
-        raise UsageError(f"--output {args.output} is a folder; give the name of a .json file")
-    pipe, lpc = _model_and_truth(args)
-    if args.sheet:
-        write_sheet(
-            pipe, Truth(lpc, SHEET_PROMPTS, args.seed), args.sheet, overwrite=args.overwrite
-        )
-    if not args.output:
-        return None
-    return evaluate(
-        pipe,
-        lpc,
-        args.output,
-        name=Path(args.checkpoint).name,
-        rows=args.rows or ROWS,
-        count=args.count or 512,
-        seed=args.seed,
-        batch=args.batch,
-        hand_prompts=args.hand_prompts,
-        overwrite=args.overwrite,
-    )
-
-
-def _model_and_truth(args: argparse.Namespace) -> "tuple[VideoPipeline, LPC]":
-    """The model and the true clips, after a look at what else would stop the command."""
-    from vidcm.lpc.dataset import LPC
+def _model_and_truth(args: argparse.Namespace) -> tuple["VideoPipeline", "LPC"]:
+    """The model and the true clips, after checks of everything else that would stop the command."""
+    from vidcm.lpc.dataset import CELL, LPC
     from vidcm.media.write import check_output
     from vidcm.pipeline import VideoPipeline
 
     if args.sheet:
-        if args.sheet.suffix.lower() != ".png":
-            raise UsageError(f"--sheet writes .png files, not {args.sheet.name!r}")
         check_output(args.sheet, args.overwrite)
     art = art_of(args)
     pipe = VideoPipeline.from_pretrained(args.checkpoint, args.device)
-    return pipe, LPC(art, num_frames=pipe.settings["frames"])
+    frames, height, width = (pipe.settings[k] for k in ("frames", "height", "width"))
+    if (height, width) != (CELL, CELL):
+        raise UsageError(
+            f"{args.checkpoint} makes clips of {height}x{width}, and evaluate scores on the LPC "
+            f"task, whose clips are {CELL}x{CELL}; give a model of that task"
+        )
+    print(f"scoring {args.checkpoint} on held-out prompts of the LPC task", file=sys.stderr)
+    return pipe, LPC(art, num_frames=frames)

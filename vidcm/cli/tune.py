@@ -1,7 +1,6 @@
-"""`tools/tune.py`: where a student's sampler stops between its steps, found by trial."""
+"""`vidcm tune`: the lowest noise level of a student's sampler, found by trial."""
 
 import argparse
-from collections.abc import Sequence
 
 from vidcm.cli.common import (
     Parser,
@@ -15,31 +14,41 @@ from vidcm.cli.common import (
     whole_number,
 )
 
+LEVELS = (1.5, 3.0, 6.0, 10.0, 15.0, 25.0, 50.0, 100.0)
+
 
 def parser() -> Parser:
     p = Parser(
         "tune",
-        "Search the times of a student's sampling steps on LPC prompts of the training split, and\n"
-        "write them to its pipeline.json. Times are added one by one, each where it serves best.",
+        "Choose the lowest noise level of a student's sampler on LPC prompts of the training split,\n"
+        "and write it to pipeline.json as student.lowest_sigma. The sampler's other levels are\n"
+        "geometric from the highest down to it, for every number of steps. Prints adherence and\n"
+        "PSNR of every level; the one of highest adherence wins, PSNR decides where it ties.",
         "example:\n  vidcm tune --checkpoint my-model --art layers.tar --steps 2 4 8 --count 64",
     )
     p.add_argument("--checkpoint", required=True, help="a pipeline folder; its settings change")
     add_art(p)
     p.add_argument(
-        "--steps", nargs="+", type=whole_number(2, 8), default=[2, 4], help="numbers of steps (2 4)"
+        "--levels",
+        nargs="+",
+        type=number(0.01, 198),
+        default=list(LEVELS),
+        metavar="SIGMA",
+        help="sigma / alpha to try; a student trained with min_sigma gains nothing below that "
+        f"({' '.join(f'{level:g}' for level in LEVELS)})",
+    )
+    p.add_argument(
+        "--steps",
+        nargs="+",
+        type=whole_number(2, 64),
+        default=[2, 4],
+        help="numbers of steps to average over (2 4)",
     )
     p.add_argument("--count", type=whole_number(2), default=64, help="prompts tried (64)")
-    p.add_argument(
-        "--lowest",
-        type=number(0.1, 90),
-        default=1.5,
-        help="the lowest sigma / alpha to stop at (%(default)g); for a student whose steps go "
-        "straight to the data below a level, that level: stops below it only add grain",
-    )
     add_seed(p, "of the prompts and the noise")
-    p.add_argument("--batch", type=positive_int, default=32, help="clips made at a time (32)")
+    p.add_argument("--batch", type=positive_int, default=32, help="clips at a time (32)")
     add_device(p)
-    p.add_argument("--dry-run", action="store_true", help="show what is found, change nothing")
+    p.add_argument("--dry-run", action="store_true", help="print the result, change nothing")
     return p
 
 
@@ -48,24 +57,26 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _tune(args: argparse.Namespace) -> None:
-    from vidcm.evaluation.search import Bench, Trial, keep, search
+    art = art_of(args)
+
+    from vidcm.evaluation.level_search import LevelTrial, TuningSet, save_level, search_level
     from vidcm.lpc.dataset import LPC
     from vidcm.pipeline import VideoPipeline
 
-    art = art_of(args)
-    pipe = VideoPipeline.from_pretrained(args.checkpoint, args.device)
-    bench = Bench(
-        pipe, LPC(art, num_frames=pipe.settings["frames"]), args.count, args.seed, args.batch
-    )
+    pipe = VideoPipeline.from_pretrained(args.checkpoint, device=args.device)
+    lpc = LPC(art, num_frames=pipe.settings["frames"])
+    tuning_set = TuningSet(pipe, lpc, args.count, args.seed, args.batch)
 
-    def measure(times: Sequence[float]) -> Trial:
-        trial = bench(times)
-        shown = " ".join(f"{t:.4f}" for t in times)
-        print(f"{shown}: adherence {100 * trial.adherence:.1f} %, {trial.psnr:.2f} dB", flush=True)
+    def measure(lowest_sigma: float, steps: int) -> LevelTrial:
+        trial = tuning_set(lowest_sigma, steps)
+        print(
+            f"lowest sigma {lowest_sigma:g}, {steps} steps: adherence "
+            f"{100 * trial.adherence:.1f} %, {trial.psnr:.2f} dB",
+            flush=True,
+        )
         return trial
 
-    found = search(measure, args.steps, args.lowest)
-    for trial in found:
-        print(f"best of {len(trial.times)}: {' '.join(f'{t:.4f}' for t in trial.times)}")
+    best = search_level(measure, args.levels, args.steps)
+    print(f"best: lowest sigma {best:g}")
     if not args.dry_run:
-        keep(pipe, found)
+        save_level(pipe, best)

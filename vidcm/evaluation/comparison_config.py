@@ -1,7 +1,7 @@
-"""What `comparison.yaml` says: the rows, what they share, and where things go."""
+"""The settings of a comparison: its rows, their shared settings and the output paths."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,17 @@ from vidcm.yaml_file import read_keys
 
 
 @dataclass
-class Row:
-    """config: of a training, with overrides; or, for a baseline without one, the solver that
-    samples the teacher. shift: of the teacher's grid of times, if not `times.SHIFT`. guidance: the
-    scale, if not the comparison's. seeds: one training each."""
+class ComparisonRow:
+    """A student to train, or a solver that samples the teacher.
+
+    Attributes:
+        config: file of the student's training.
+        overrides: of that config.
+        solver: of the teacher, where there is no config.
+        shift: of the teacher's timesteps (default: `times.SHIFT`).
+        guidance: scale (default: the comparison's).
+        seeds: of one training each.
+    """
 
     config: str | None = None
     overrides: list[str] = field(default_factory=list)
@@ -29,9 +36,19 @@ class Row:
 
 @dataclass
 class Comparison:
-    """What `comparison.yaml` says. output: a folder for runs. results: the JSON file written.
-    overrides: of every training, before a row's own. budget: seconds of training a row.
-    evaluations: numbers of network evaluations measured."""
+    """The content of `comparison.yaml`.
+
+    Attributes:
+        output: folder for the runs.
+        results: JSON file to write.
+        codec, teacher: model folders that all rows share.
+        rows: `ComparisonRow` by name.
+        overrides: of every training, before the row's own.
+        budget: seconds of training per row.
+        count, seed, batch: of the held-out combinations.
+        guidance: scale of rows that set none.
+        evaluations: numbers of network evaluations to measure.
+    """
 
     output: str
     results: str
@@ -57,18 +74,18 @@ class Comparison:
                 f"evaluations {self.evaluations}, batch {self.batch}: all must be at least 1"
             )
         self.rows = {name: self._row(name, row) for name, row in self.rows.items()}
-        folders = [folder_name(key) for key, _, _ in entries(self)]
+        folders = [folder_name(key) for key, _, _ in row_entries(self)]
         if twice := {name for name in folders if folders.count(name) > 1}:
             raise UsageError(
                 f"two rows would share the folder {twice.pop()!r}; give rows names that differ in "
                 "more than spaces and signs, and no seed twice"
             )
 
-    def _row(self, name: Any, told: Any) -> Row:
+    def _row(self, name: Any, settings: Any) -> ComparisonRow:
         where = f"rows.{name}"
-        if not isinstance(name, str) or not isinstance(told or {}, dict):
-            raise UsageError(f"{where}: {told!r} is not a row; write name: {{config: FILE}}")
-        row = from_dict(Row, told or {}, where)
+        if not isinstance(name, str) or not isinstance(settings or {}, dict):
+            raise UsageError(f"{where}: {settings!r} is not a row; write name: {{config: FILE}}")
+        row = from_dict(ComparisonRow, settings or {}, where)
         if (row.config is None) == (row.solver is None):
             raise UsageError(f"{where} needs either a config (a student) or a solver (the teacher)")
         if row.solver not in (None, *SOLVERS):
@@ -87,22 +104,34 @@ class Comparison:
         return row
 
 
-def read(path: Path) -> Comparison:
-    """Raises UsageError for what is unknown or does not fit."""
-    asked = from_dict(Comparison, read_keys(path), str(path))
-    for row in asked.rows.values():
+def read_comparison_config(path: Path, only: Sequence[str] | None = None) -> Comparison:
+    """Read a comparison and check the configs of all its rows.
+
+    Args:
+        path: YAML file.
+        only: names or keys of rows that it must have.
+
+    Raises:
+        UsageError: for unknown rows, unknown keys and values that do not fit.
+    """
+    comparison = from_dict(Comparison, read_keys(path), str(path))
+    known = {*comparison.rows, *(key for key, _, _ in row_entries(comparison))}
+    if unknown := sorted(set(only or ()) - known):
+        rows = ", ".join(comparison.rows)
+        raise UsageError(f"no row {unknown[0]!r} in {path}; it has {rows}")
+    for row in comparison.rows.values():
         if row.config is not None:
-            load(row.config, row.overrides)  # what is wrong with a late row is said at once
-    return asked
+            load(row.config, row.overrides)  # a fault in a late row is reported at once
+    return comparison
 
 
-def entries(asked: Comparison) -> Iterator[tuple[str, Row, int]]:
-    """(key, row, seed) of everything to measure; a row of several seeds has several keys."""
-    for name, row in asked.rows.items():
+def row_entries(comparison: Comparison) -> Iterator[tuple[str, ComparisonRow, int]]:
+    """(key, row, seed) of every training or solver; a row of several seeds has several keys."""
+    for name, row in comparison.rows.items():
         for seed in row.seeds:
             yield (name if len(row.seeds) == 1 else f"{name}, seed {seed}"), row, seed
 
 
 def folder_name(key: str) -> str:
-    """A row's folder, of its key."""
+    """The folder of a row's key."""
     return re.sub(r"[^\w.]+", "-", key).strip("-.") or "row"

@@ -1,15 +1,15 @@
 """A comparison's numbers as markdown and as a plot of quality against evaluations."""
 
-import json
+import importlib.util
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from vidcm.errors import UsageError, VidcmError
-from vidcm.evaluation.markdown import grid
+from vidcm.errors import VidcmError
+from vidcm.evaluation.markdown import grid, method
 
 VERSION = 2
-# What is shown: heading, where a line has it, scale, digits.
+# Of each column: heading, keys in a line, factor, digits.
 METRICS = (
     ("adherence, %", ("adherence", "score"), 100, 1),
     ("PSNR, dB", ("fidelity", "psnr"), 1, 1),
@@ -21,42 +21,38 @@ METRICS = (
 COSTS = ("iterations x clips", "s/iteration", "peak MB")
 
 
-def read_comparison(path: Path) -> dict:
-    """Raises UsageError when the file holds no results of `vidcm compare`."""
-    try:
-        results = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read {path}: {error}") from None
-    if not isinstance(results, dict) or not {"budget", "count", "rows"} <= results.keys():
-        raise UsageError(f"{path} holds no comparison; make one with vidcm compare --config")
-    if results.get("version") != VERSION:
-        raise UsageError(
-            f"{path} is of version {results.get('version')!r}, not {VERSION}; compare anew"
-        )
-    return results
+def comparison_table(results: dict) -> str:
+    """One line per method and number of evaluations, and how they were measured.
 
-
-def table(results: dict) -> str:
-    """One line per method and number of evaluations, a mean and a deviation where it was trained
-    with several seeds, and how they were made. What failed is said below."""
+    Methods trained with several seeds have a mean and a deviation. Rows that failed are listed
+    below with their reasons.
+    """
     head = ["method", "evaluations", "guidance", *(title for title, *_ in METRICS), *COSTS]
-    lines = []
+    lines, several = [], False
     for name, rows in _methods(results).items():
+        several |= len(rows) > 1
         costs = _costs([row["training"] for row in rows if row["training"]])
         for count in rows[0]["evaluations"]:
             found = [row["evaluations"][count] for row in rows if count in row["evaluations"]]
-            shown = [_shown(_values(found, at, scale), digits) for _, at, scale, digits in METRICS]
-            lines.append([name, count, f"{rows[0]['guidance']:g}", *shown, *costs])
+            cells = [
+                _mean_cell(_values(found, at, factor), digits) for _, at, factor, digits in METRICS
+            ]
+            lines.append([name, count, f"{rows[0]['guidance']:g}", *cells, *costs])
             costs = ["" for _ in COSTS]
     failed = [
         f"- {key}: {row['failed']}" for key, row in results["rows"].items() if "failed" in row
     ]
-    said = ["Failed:\n\n" + "\n".join(failed)] if failed else []
-    return "\n\n".join([grid(head, lines), *said, _method(results)]) + "\n"
+    note = (
+        f"{results['protocol']['budget']:g} s of training a row from the same teacher, whose "
+        "evaluations are guided ones, two of the network's"
+        + ("; after ±, the deviation over training seeds" if several else "")
+    )
+    failures = ["Failed:\n\n" + "\n".join(failed)] if failed else []
+    return "\n\n".join([grid(head, lines), *failures, method(results, note)]) + "\n"
 
 
 def _methods(results: dict) -> dict[str, list[dict]]:
-    """The rows that did not fail by their method's name, one for each seed."""
+    """Rows that did not fail by the name of their method, one for each seed."""
     methods: dict[str, list[dict]] = {}
     for row in results["rows"].values():
         if "failed" not in row:
@@ -64,59 +60,51 @@ def _methods(results: dict) -> dict[str, list[dict]]:
     return methods
 
 
-def _values(lines: Sequence[dict], at: tuple[str, str], scale: float) -> list[float]:
+def _values(lines: Sequence[dict], at: tuple[str, str], factor: float) -> list[float]:
     found = [line[at[0]][at[1]] for line in lines]
-    return [scale * value for value in found if value is not None]
+    return [factor * value for value in found if value is not None]
 
 
-def _costs(made: Sequence[dict]) -> list[str]:
-    if not made:
+def _costs(trainings: Sequence[dict]) -> list[str]:
+    if not trainings:
         return ["-" for _ in COSTS]
-    steps = statistics.mean(m["steps"] for m in made)
-    peaks = [m["peak_mb"] for m in made if m["peak_mb"] is not None]
+    steps = statistics.mean(t["steps"] for t in trainings)
+    peaks = [t["peak_mb"] for t in trainings if t["peak_mb"] is not None]
     return [
-        f"{steps:.0f} x {made[0]['batch_size']}",
-        _shown([m["seconds_per_step"] for m in made], 2),
-        _shown(peaks, 0),
+        f"{steps:.0f} x {trainings[0]['batch_size']}",
+        _mean_cell([t["seconds_per_step"] for t in trainings], 2),
+        _mean_cell(peaks, 0),
     ]
 
 
-def _shown(values: Sequence[float], digits: int) -> str:
+def _mean_cell(values: Sequence[float], digits: int) -> str:
     if not values:
         return "-"
     spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.{digits}f}{spread}"
 
 
-def _method(results: dict) -> str:
-    made_on = results["environment"]
-    where = made_on["cpu"] if made_on["device"] == "cpu" else made_on["device"]
-    seeds = any(len(rows) > 1 for rows in _methods(results).values())
-    return (
-        f"{results['budget']:g} s of training a row from the same teacher, {results['count']} "
-        f"held-out combinations; {where}, {made_on['threads']} threads, torch {made_on['torch']}. "
-        "An evaluation of the teacher is a guided one: two of the network's."
-        + (" After ±: the deviation over seeds of the training." if seeds else "")
-    )
+def check_matplotlib() -> None:
+    """Raises VidcmError when matplotlib is not installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise VidcmError("--plot needs matplotlib; pip install -e '.[plot]'")
 
 
-def plot(results: dict, path: Path) -> None:
+def plot_comparison(results: dict, path: Path) -> None:
     """Every metric against evaluations, a line per method, the teacher's dashed."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise VidcmError("--plot needs matplotlib; pip install -e '.[plot]'") from None
+    import matplotlib
+
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(2, 3, figsize=(14, 7), layout="constrained")
     colors = matplotlib.colormaps["tab20"].colors  # type: ignore[attr-defined]
-    for axis, (label, at, scale, _) in zip(axes.flat, METRICS, strict=True):
+    for axis, (label, at, factor, _) in zip(axes.flat, METRICS, strict=True):
         for place, (name, rows) in enumerate(_methods(results).items()):
             points = []
             for count in rows[0]["evaluations"]:
                 lines = [row["evaluations"][count] for row in rows if count in row["evaluations"]]
-                if values := _values(lines, at, scale):
+                if values := _values(lines, at, factor):
                     points.append((int(count), statistics.mean(values)))
             dashed = "--" if rows[0]["training"] is None else "-"
             counts, means = [n for n, _ in points], [mean for _, mean in points]

@@ -1,4 +1,4 @@
-"""What evaluations of a network cost: counted, timed, in arithmetic, and over many calls."""
+"""The cost of network evaluations: counted, timed, in floating-point operations, summarised."""
 
 import math
 import statistics
@@ -12,19 +12,26 @@ from torch import nn
 from torch.nn.attention import SDPBackend
 from torch.overrides import TorchFunctionMode
 
+from vidcm.evaluation.rows import Row
 from vidcm.models.dit import DiT
 
 
-class Watch:
-    """While entered, counts a network's forwards and their samples, and times them: by CUDA events
-    on a GPU, which do not stop it, else by the clock."""
+class NetworkTimer:
+    """Counts and times a network's forwards while entered.
+
+    Times are CUDA events on a GPU, which do not stall it, and the clock elsewhere.
+
+    Attributes:
+        forwards, samples: counted so far.
+        dtype: of the last output.
+    """
 
     def __init__(self, network: nn.Module, device: torch.device):
         self.network, self.gpu = network, device if device.type == "cuda" else None
         self.forwards, self.samples, self.dtype = 0, 0, ""
         self._marks: list[Any] = []
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> "NetworkTimer":
         self._hooks = [
             self.network.register_forward_pre_hook(lambda *_: self._mark()),
             self.network.register_forward_hook(self._after),
@@ -58,24 +65,24 @@ class Watch:
         self.dtype = str(output.dtype).removeprefix("torch.")
 
 
-class _Listen(TorchFunctionMode):
+class _AttentionListener(TorchFunctionMode):
     def __init__(self):
         super().__init__()
-        self.heard: set[str] = set()
+        self.backends: set[str] = set()
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
             choice = torch._fused_sdp_choice(*args, **kwargs)
-            self.heard.add(SDPBackend(choice).name.lower())
+            self.backends.add(SDPBackend(choice).name.lower())
         return func(*args, **kwargs)
 
 
 def attention_backends(run: Callable[[], object]) -> list[str]:
-    """The kernels torch chooses for the fused attention in `run()`, sorted: "math" and so on."""
-    with _Listen() as mode:
+    """Sorted names of the kernels that torch chooses for the attention in `run()`, as "math"."""
+    with _AttentionListener() as listener:
         run()
-    return sorted(mode.heard)
+    return sorted(listener.backends)
 
 
 def tokens_of(dit: DiT, shape: Sequence[int]) -> int:
@@ -84,10 +91,16 @@ def tokens_of(dit: DiT, shape: Sequence[int]) -> int:
 
 
 def flops_per_evaluation(dit: DiT, shape: Sequence[int], words: int) -> int:
-    """Analytic floating-point operations of one `DiT` forward of one sample, a multiply-add two.
+    """Analytic floating-point operations of one `DiT` forward of one sample; a multiply-add is two.
 
-    shape: latents `(c, t, h, w)`. words: text tokens. With n tokens, width d, MLP width m, context
-    c, P numbers per patch and L blocks, in multiply-adds:
+    Args:
+        dit: the network.
+        shape: latents `(c, t, h, w)`.
+        words: text tokens.
+
+    With n tokens, width d, MLP width m, context c, P numbers per patch and L blocks, in
+    multiply-adds:
+
         patches in and out   n P d + n h (d + P), h the wider of P and d
         a block              4 n d^2 + 2 n^2 d  (self-attention)
                              2 n d^2 + 2 words c d + 2 n words d  (cross-attention)
@@ -108,8 +121,8 @@ def flops_per_evaluation(dit: DiT, shape: Sequence[int], words: int) -> int:
     return 2 * (ends + len(dit.blocks) * block + once)
 
 
-def summary(samples: Sequence[float]) -> dict:
-    """Median, 95th percentile (linear between samples), mean and ends; and the samples."""
+def summarize_times(samples: Sequence[float]) -> dict:
+    """Median, 95th percentile (linear between samples), mean, extremes, and the samples."""
     ranked = sorted(samples)
     place = 0.95 * (len(ranked) - 1)
     low = ranked[int(place)]
@@ -124,22 +137,30 @@ def summary(samples: Sequence[float]) -> dict:
     }
 
 
-def summaries(calls: Sequence[dict[str, float]]) -> dict[str, dict]:
-    """A summary of each key over calls."""
-    return {key: summary([call[key] for call in calls]) for key in calls[0]}
+def summarize_calls(calls: Sequence[dict[str, float]]) -> dict[str, dict]:
+    """`summarize_times` of each key over calls."""
+    return {key: summarize_times([call[key] for call in calls]) for key in calls[0]}
 
 
-def ratios(rows: dict[str, dict]) -> dict[str, dict]:
-    """Denoise time of the teacher row of most steps over each student row's: of the medians, and
-    between which ends the ratio lies within single turns. Empty without a teacher."""
-    teachers = [name for name in rows if name.startswith("teacher")]
+def speedups(rows: dict[str, dict]) -> dict[str, dict]:
+    """Denoising time of the teacher row of most steps over that of each student row.
+
+    Args:
+        rows: measurements by name of their `Row`.
+
+    Returns:
+        By student row: `of`, the teacher row; `denoise`, the ratio of medians; `low` and `high`, the
+        extremes of the ratio within single turns. Empty without a teacher.
+    """
+    named = [(Row.parse(name), name) for name in rows]
+    teachers = [(row.num_inference_steps, name) for row, name in named if row.role == "teacher"]
     if not teachers:
         return {}
-    of = max(teachers, key=lambda name: rows[name]["steps"])
+    _, of = max(teachers)
     slow = rows[of]["seconds"]["denoise"]
     found = {}
-    for name in rows:
-        if name.startswith("student"):
+    for row, name in named:
+        if row.role == "student":
             fast = rows[name]["seconds"]["denoise"]
             pairs = [a / b for a, b in zip(slow["samples"], fast["samples"], strict=True)]
             ratio = slow["p50"] / fast["p50"]

@@ -1,5 +1,4 @@
-"""Edits whose truth is known: a true clip, what of it is given, and what a user would do without a
-model."""
+"""Edits whose true result is known: a true clip, its given part, and baselines without a model."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,19 +11,26 @@ import torch.nn.functional as F
 from vidcm.editing.operators import luminance
 
 NOISE = 30.0  # grey levels, of the denoising case
-BLANK = 48  # the grey level at which sheets show what is not given
-ROUGH = 8  # pixels a side of the blocks of colour that a variation is made of
-WAY = 5  # clips from end to end of an interpolation
+BLANK = 48  # the grey level at which sheets show pixels that are not given
+ROUGH = 8  # side in pixels of the blocks of colour that a variation starts from
+NUM_INTERPOLATED = 5  # clips of an interpolation, its ends included
 
 
 @dataclass(frozen=True)
 class Case:
-    """spec, clips: what the task is told. given: uint8 `(t h w 3)`, what is known, in its place,
-    and BLANK where nothing is. kept: bool `(t h w)`, where that must stay as it is.
+    """An edit with a known result.
 
-    truth: uint8 `(t h w 3)`, the beginning of a true clip, which the result should be; None where
-    no true clip has so many frames. baselines: by name, uint8 `(t h w 3)`, of any length without a
-    truth. ring: whether the end leads to the beginning. prompts: instead of the caption, if any."""
+    Attributes:
+        spec: the task and its options.
+        clips: its input clips.
+        given: uint8 `(t h w 3)`, the known pixels in their places, `BLANK` elsewhere.
+        kept: bool `(t h w)`, where the result must equal `given`.
+        truth: uint8 `(t h w 3)`, the beginning of a true clip, the right result; None where no true
+            clip has so many frames.
+        baselines: by name, uint8 `(t h w 3)`; of any length where there is no truth.
+        ring: whether the end leads back to the beginning.
+        prompts: instead of the caption, if any.
+    """
 
     spec: Mapping[str, Any]
     clips: list[np.ndarray]
@@ -37,29 +43,32 @@ class Case:
 
 
 def inpaint(truth: np.ndarray) -> Case:
-    kept = ~_centre(truth)
-    simple = {"constant fill": _constant(truth, kept), "linear blending": _across(truth, kept)}
+    kept = ~_centre_mask(truth)
+    baselines = {
+        "constant fill": _constant_fill(truth, kept),
+        "linear blending": _linear_fill(truth, kept),
+    }
     spec = {"name": "inpaint", "mask": ~kept}
-    return Case(spec, [truth], _only(truth, kept), kept, truth, simple)
+    return Case(spec, [truth], _blanked(truth, kept), kept, truth, baselines)
 
 
 def outpaint(truth: np.ndarray) -> Case:
-    kept, (height, width) = _centre(truth), truth.shape[1:3]
+    kept, (height, width) = _centre_mask(truth), truth.shape[1:3]
     y, x = height // 4, width // 4
     clip = truth[:, y : height - y, x : width - x]
     border = ((0, 0), (y, y), (x, x), (0, 0))
-    simple = {
-        "constant fill": _constant(truth, kept),
+    baselines = {
+        "constant fill": _constant_fill(truth, kept),
         "edges repeated": np.pad(clip, border, "edge"),
     }
     spec = {"name": "outpaint", "place": (x, y, width - 2 * x, height - 2 * y)}
-    return Case(spec, [clip], _only(truth, kept), kept, truth, simple)
+    return Case(spec, [clip], _blanked(truth, kept), kept, truth, baselines)
 
 
 def colorize(truth: np.ndarray) -> Case:
     clip = luminance(torch.from_numpy(truth)).numpy()[..., None].repeat(3, -1)
-    simple = {"luminance only": clip}
-    return Case({"name": "colorize"}, [clip], clip, _none(truth), truth, simple)
+    baselines = {"luminance only": clip}
+    return Case({"name": "colorize"}, [clip], clip, _no_mask(truth), truth, baselines)
 
 
 def upscale(truth: np.ndarray) -> Case:
@@ -68,98 +77,105 @@ def upscale(truth: np.ndarray) -> Case:
     large = F.interpolate(video, scale_factor=4, mode="bicubic", align_corners=False)
     large = large.round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
     nearest = small.repeat(4, 1).repeat(4, 2)
-    spec, simple = {"name": "upscale", "factor": 4}, {"nearest": nearest, "bicubic": large}
-    return Case(spec, [small], nearest, _none(truth), truth, simple)
+    spec, baselines = {"name": "upscale", "factor": 4}, {"nearest": nearest, "bicubic": large}
+    return Case(spec, [small], nearest, _no_mask(truth), truth, baselines)
 
 
 def interpolate_frames(truth: np.ndarray) -> Case:
-    kept = _frames(truth, slice(None, None, 2))
-    simple = {"frames repeated": _held(truth, kept), "linear blending": _blended(truth, kept)}
+    kept = _frame_mask(truth, slice(None, None, 2))
+    baselines = {
+        "frames repeated": _nearest_frame(truth, kept),
+        "linear blending": _linear_blend(truth, kept),
+    }
     spec = {"name": "interpolate_frames", "factor": 2}
-    return Case(spec, [truth[::2]], _only(truth, kept), kept, truth, simple)
+    return Case(spec, [truth[::2]], _blanked(truth, kept), kept, truth, baselines)
 
 
 def extend(truth: np.ndarray) -> Case:
     count = (len(truth) - 1) // 8 * 4 + 1
-    kept = _frames(truth, slice(count))
-    simple = {"last frame held": _held(truth, kept)}
-    return Case({"name": "extend"}, [truth[:count]], _only(truth, kept), kept, truth, simple)
+    kept = _frame_mask(truth, slice(count))
+    baselines = {"last frame repeated": _nearest_frame(truth, kept)}
+    return Case({"name": "extend"}, [truth[:count]], _blanked(truth, kept), kept, truth, baselines)
 
 
 def extend_backward(truth: np.ndarray) -> Case:
     count = max((len(truth) - 1) // 8 * 4, 1)
-    kept = _frames(truth, slice(-count, None))
-    simple = {"first frame held": _held(truth, kept)}
+    kept = _frame_mask(truth, slice(-count, None))
+    baselines = {"first frame repeated": _nearest_frame(truth, kept)}
     spec = {"name": "extend_backward", "given": count}
-    return Case(spec, [truth[-count:]], _only(truth, kept), kept, truth, simple)
+    return Case(spec, [truth[-count:]], _blanked(truth, kept), kept, truth, baselines)
 
 
 def inbetween(truth: np.ndarray) -> Case:
-    return _both(truth, {"name": "inbetween"})
+    return _from_ends(truth, {"name": "inbetween"})
 
 
 def animate(truth: np.ndarray) -> Case:
-    kept = _frames(truth, slice(1))
-    simple = {"picture held": _held(truth, kept)}
-    return Case({"name": "animate"}, [truth[:1]], _only(truth, kept), kept, truth, simple)
+    kept = _frame_mask(truth, slice(1))
+    baselines = {"picture repeated": _nearest_frame(truth, kept)}
+    return Case({"name": "animate"}, [truth[:1]], _blanked(truth, kept), kept, truth, baselines)
 
 
 def animate_last(truth: np.ndarray) -> Case:
-    kept = _frames(truth, slice(-1, None))
-    simple = {"picture held": _held(truth, kept)}
+    kept = _frame_mask(truth, slice(-1, None))
+    baselines = {"picture repeated": _nearest_frame(truth, kept)}
     spec = {"name": "animate", "at": "last"}
-    return Case(spec, [truth[-1:]], _only(truth, kept), kept, truth, simple)
+    return Case(spec, [truth[-1:]], _blanked(truth, kept), kept, truth, baselines)
 
 
 def animate_both(truth: np.ndarray) -> Case:
-    return _both(truth, {"name": "animate"})
+    return _from_ends(truth, {"name": "animate"})
 
 
 def loop(truth: np.ndarray) -> Case:
-    """The first frames, and as many beyond them as lead back: no true clip says which."""
+    """The first half of a clip, and as many frames as lead back to its start; no clip is the truth."""
     clip, more = truth[: len(truth) // 2 + 1], len(truth) - 2
     bridge = np.linspace(0, 1, more + 2)[1:-1, None, None, None]
     blend = ((1 - bridge) * clip[-1] + bridge * clip[0]).round().astype(np.uint8)
     given = np.concatenate([clip, np.full_like(blend, BLANK)])
     kept = np.zeros(given.shape[:3], bool)
     kept[: len(clip)] = True
-    simple = {"cut": clip, "linear blending": np.concatenate([clip, blend])}
-    return Case({"name": "loop"}, [clip], given, kept, None, simple, ring=True)
+    baselines = {"cut": clip, "linear blending": np.concatenate([clip, blend])}
+    return Case({"name": "loop"}, [clip], given, kept, None, baselines, ring=True)
 
 
 def loop_alone(truth: np.ndarray) -> Case:
     short = truth[:-1]
-    return Case({"name": "loop"}, [], np.full_like(short, BLANK), _none(short), short, ring=True)
+    return Case({"name": "loop"}, [], np.full_like(short, BLANK), _no_mask(short), short, ring=True)
 
 
 def variation(truth: np.ndarray) -> Case:
-    """A rough clip, blocks of colour, to one that is drawn out."""
+    """From blocks of colour to a detailed clip."""
     rough = _blocks(truth, ROUGH).repeat(ROUGH, 1).repeat(ROUGH, 2)
-    return Case({"name": "variation"}, [rough], rough, _none(truth), truth, {"left rough": rough})
+    return Case(
+        {"name": "variation"}, [rough], rough, _no_mask(truth), truth, {"left rough": rough}
+    )
 
 
 def denoise(truth: np.ndarray) -> Case:
     noise = np.random.default_rng(0).normal(0, NOISE, truth.shape)
     clip = (truth + noise).round().clip(0, 255).astype(np.uint8)
-    simple = {"left noisy": clip, "median of 3x3": _median(clip)}
-    return Case({"name": "denoise", "noise": NOISE}, [clip], clip, _none(truth), truth, simple)
+    baselines = {"left noisy": clip, "median of 3x3": _median(clip)}
+    return Case(
+        {"name": "denoise", "noise": NOISE}, [clip], clip, _no_mask(truth), truth, baselines
+    )
 
 
 def image(truth: np.ndarray) -> Case:
     first = truth[:1]
-    return Case({"name": "image"}, [], np.full_like(first, BLANK), _none(first), first)
+    return Case({"name": "image"}, [], np.full_like(first, BLANK), _no_mask(first), first)
 
 
 def interpolate(one: np.ndarray, two: np.ndarray, prompts: tuple[str, str]) -> Case:
-    """Clips from one true clip to another, one after the other."""
+    """Clips from one true clip to another, concatenated."""
     count = len(one)
-    shares = np.linspace(0, 1, WAY)[:, None, None, None, None]
+    shares = np.linspace(0, 1, NUM_INTERPOLATED)[:, None, None, None, None]
     mixed = ((1 - shares) * one + shares * two).round().astype(np.uint8).reshape(-1, *one.shape[1:])
     kept = np.zeros(mixed.shape[:3], bool)
     kept[:count] = kept[-count:] = True
-    spec = {"name": "interpolate", "count": WAY}
-    simple = {"linear blending": mixed}
-    return Case(spec, [one, two], _only(mixed, kept), kept, None, simple, prompts=prompts)
+    spec = {"name": "interpolate", "count": NUM_INTERPOLATED}
+    baselines = {"linear blending": mixed}
+    return Case(spec, [one, two], _blanked(mixed, kept), kept, None, baselines, prompts=prompts)
 
 
 CASES: dict[str, Callable[[np.ndarray], Case]] = {
@@ -187,8 +203,13 @@ NAMES = (*CASES, "interpolate")
 
 
 def cases_of(name: str, clips: np.ndarray, captions: Sequence[str]) -> list[Case]:
-    """A case for each true clip, uint8 `(n t h w 3)`; one of "interpolate" leads from the clip
-    before."""
+    """A case for each true clip; "interpolate" leads from the clip before to each clip.
+
+    Args:
+        name: one of `NAMES`.
+        clips: uint8 `(n t h w 3)`.
+        captions: of each clip.
+    """
     if name != "interpolate":
         return [CASES[name](clip) for clip in clips]
     return [
@@ -197,48 +218,51 @@ def cases_of(name: str, clips: np.ndarray, captions: Sequence[str]) -> list[Case
     ]
 
 
-def _both(truth: np.ndarray, spec: dict) -> Case:
-    kept = _frames(truth, slice(None, None, len(truth) - 1))
-    simple = {"nearest frame held": _held(truth, kept), "linear blending": _blended(truth, kept)}
-    return Case(spec, [truth[:1], truth[-1:]], _only(truth, kept), kept, truth, simple)
+def _from_ends(truth: np.ndarray, spec: dict) -> Case:
+    kept = _frame_mask(truth, slice(None, None, len(truth) - 1))
+    baselines = {
+        "nearest frame repeated": _nearest_frame(truth, kept),
+        "linear blending": _linear_blend(truth, kept),
+    }
+    return Case(spec, [truth[:1], truth[-1:]], _blanked(truth, kept), kept, truth, baselines)
 
 
-def _none(truth: np.ndarray) -> np.ndarray:
+def _no_mask(truth: np.ndarray) -> np.ndarray:
     return np.zeros(truth.shape[:3], bool)
 
 
-def _centre(truth: np.ndarray) -> np.ndarray:
-    """The middle half of both sides."""
-    mask, (height, width) = _none(truth), truth.shape[1:3]
+def _centre_mask(truth: np.ndarray) -> np.ndarray:
+    """True in the middle half of both axes."""
+    mask, (height, width) = _no_mask(truth), truth.shape[1:3]
     mask[:, height // 4 : height - height // 4, width // 4 : width - width // 4] = True
     return mask
 
 
-def _frames(truth: np.ndarray, part: slice) -> np.ndarray:
-    mask = _none(truth)
+def _frame_mask(truth: np.ndarray, part: slice) -> np.ndarray:
+    mask = _no_mask(truth)
     mask[part] = True
     return mask
 
 
-def _only(truth: np.ndarray, kept: np.ndarray) -> np.ndarray:
+def _blanked(truth: np.ndarray, kept: np.ndarray) -> np.ndarray:
     return np.where(kept[..., None], truth, np.uint8(BLANK))
 
 
 def _blocks(truth: np.ndarray, size: int) -> np.ndarray:
-    """The mean of every size x size pixels, as one."""
+    """Block means of size x size pixels."""
     t, height, width = truth.shape[:3]
     blocks = truth.reshape(t, height // size, size, width // size, size, 3)
     return blocks.mean((2, 4)).round().astype(np.uint8)
 
 
-def _constant(truth: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """The mean of what is kept, wherever nothing is."""
+def _constant_fill(truth: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """The mean kept colour at all other pixels."""
     colour = truth[kept].mean(0).round().astype(np.uint8)
     return np.where(kept[..., None], truth, colour)
 
 
-def _across(truth: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """A hole in every row filled with what lies between its ends."""
+def _linear_fill(truth: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """A hole in every row, interpolated between the pixels at its ends."""
     filled = truth.astype(float)
     columns = np.flatnonzero(~kept.all((0, 1)))
     left, right = columns[0] - 1, columns[-1] + 1
@@ -248,14 +272,14 @@ def _across(truth: np.ndarray, kept: np.ndarray) -> np.ndarray:
     return filled.round().astype(np.uint8)
 
 
-def _held(truth: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """The nearest given frame, the earlier of two."""
+def _nearest_frame(truth: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """At every time the nearest given frame, the earlier one of two."""
     known = np.flatnonzero(kept.all((1, 2)))
     return truth[known[np.abs(np.arange(len(truth))[:, None] - known).argmin(1)]]
 
 
-def _blended(truth: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """Frames mixed of the nearest given ones; before the first and after the last, held."""
+def _linear_blend(truth: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """At every time a blend of the two nearest given frames."""
     known = np.flatnonzero(kept.all((1, 2)))
     flat = truth[known].reshape(len(known), -1).astype(float)
     at = np.interp(np.arange(len(truth)), known, np.arange(len(known)))

@@ -1,191 +1,180 @@
-"""Measured edits as markdown: tables, and in words where a student loses."""
+"""Measured edits as markdown: tables, and a summary of where a student loses.
+
+Needs neither torch nor numpy.
+"""
 
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from vidcm.evaluation.markdown import commit_of, grid
+from vidcm.evaluation.markdown import grid, method
+from vidcm.evaluation.rows import Row, is_model_row
 
-Rows = Mapping[str, Mapping[str, Any]]
+Scores = Mapping[str, Any]  # of one row
+Tasks = Mapping[str, Mapping[str, Scores]]  # by task and row
 
-TRUE = {"psnr": "PSNR", "ssim": "SSIM", "adherence": "adherence"}
-FORMATS: dict[str, Callable[[float], str]] = {
-    "psnr": "{:.1f}".format,
-    "ssim": "{:.3f}".format,
-    "adherence": "{:.0%}".format,
-    "seam": "{:.2f}".format,
-    "flicker": "{:.2f}".format,
-    "motion": "{:.2f}".format,
-    "kept": "{:.3g}".format,
-    "seconds": "{:.2f}".format,
+COMPARED = {"psnr": "PSNR", "ssim": "SSIM", "adherence": "adherence"}
+FORMATS = {
+    "psnr": "{:.1f}",
+    "ssim": "{:.3f}",
+    "adherence": "{:.0%}",
+    "seam": "{:.2f}",
+    "flicker": "{:.2f}",
+    "motion": "{:.2f}",
+    "kept": "{:.3g}",
+    "seconds": "{:.2f}",
 }
-JUDGED = "student-4"  # the row held against baselines and teacher
-NEAR = 0.95  # the share of the teacher's numbers that counts as close to them
+JUDGED = "student-4"  # the row compared with baselines and teacher in words
+CLOSE = 0.95  # share of the teacher's numbers that counts as close to them
 
 
-def report(results: Mapping[str, Any]) -> str:
-    """Markdown of what `evaluate_edits` gives."""
-    tasks: dict[str, Rows] = results["tasks"]
-    models = sorted({r for rows in tasks.values() for r in rows if _is_model(r)}, key=_place)
+def edit_tables(results: Mapping[str, Any]) -> str:
+    """Markdown of results of kind "editing"."""
+    tasks: Tasks = results["rows"]
+    names = {name for rows in tasks.values() for name in rows if is_model_row(name)}
+    models = sorted(names, key=column_order)
     parts = [
-        "**What is filled in**: PSNR in dB, SSIM, and the share of attributes that show as the "
+        "**Filled-in pixels**: PSNR in dB, SSIM, and the share of attributes that show as the "
         "prompt has them. The baseline is the one of best PSNR.",
         _table(tasks, models, ("psnr", "ssim", "adherence")),
-        "**Seam, flicker and motion** over those of the truth; 1 is right, below 1 is smoother or "
-        "stiller. A loop's seam is its step from end to beginning over the steps beside it, and "
+        "**Seam, flicker and motion** over those of the true clips; 1 is right, below 1 is smoother "
+        "or stiller. A loop's seam is its step from end to beginning over the steps beside it, and "
         "should not exceed 1; that of `interpolate` is its longest step over their mean.",
         _table(tasks, models, ("seam", "flicker", "motion")),
-        "**Kept and seconds**: the largest error in grey levels of what must stay, of any model "
-        "row; then seconds a clip.",
+        "**Kept and seconds**: the largest error in grey levels of pixels that must stay, of any "
+        "model row; then seconds a clip.",
         _costs(tasks, models),
-        *_verdicts(tasks, models),
-        _note(results),
+        _against_baselines(tasks, models),
+        _beside_teacher(tasks, models),
+        method(results),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _is_model(row: str) -> bool:
-    return row.startswith(("student-", "teacher-"))
+def column_order(name: str) -> tuple[str, bool, int]:
+    """Students before teachers, each from few steps to many."""
+    row = Row.parse(name)
+    return row.role, row.zero_shot, row.num_inference_steps
 
 
-def _place(row: str) -> tuple[str, int]:
-    role, _, steps = row.rpartition("-")
-    return role, int(steps)
-
-
-def _best(rows: Rows) -> str | None:
+def _best_baseline(rows: Mapping[str, Scores]) -> str | None:
     """The baseline of best PSNR; without a truth, the one whose seam is nearest to 1."""
-    names = [row for row in rows if not _is_model(row)]
 
     def merit(name: str) -> float:
-        found = rows[name]
-        return -abs((found["seam"] or 0) - 1) if found["psnr"] is None else found["psnr"]
+        scores = rows[name]
+        return -abs((scores["seam"] or 0) - 1) if scores["psnr"] is None else scores["psnr"]
 
-    return max(names, key=merit, default=None)
+    return max((name for name in rows if not is_model_row(name)), key=merit, default=None)
 
 
-def _cell(found: Mapping[str, Any] | None, names: tuple[str, ...]) -> str:
-    if found is None or all(found[n] is None for n in names):
+def _cell(scores: Scores | None, keys: tuple[str, ...]) -> str:
+    if scores is None or all(scores[k] is None for k in keys):
         return "-"
-    return " / ".join("-" if found[n] is None else FORMATS[n](found[n]) for n in names)
+    return " / ".join("-" if scores[k] is None else FORMATS[k].format(scores[k]) for k in keys)
 
 
-def _table(tasks: Mapping[str, Rows], models: list[str], names: tuple[str, ...]) -> str:
+def _table(tasks: Tasks, models: list[str], keys: tuple[str, ...]) -> str:
     head = ["task", "best baseline", *(m.replace("-", " ") for m in models)]
     lines = []
     for task, rows in tasks.items():
-        best = _best(rows)
-        cells = [_cell(rows.get(m), names) for m in models]
-        simple = _cell(rows[best], names) if best else "-"
-        if {simple, *cells} != {"-"}:
-            lines.append([task, f"{simple} ({best})" if best and simple != "-" else "-", *cells])
+        best = _best_baseline(rows)
+        cells = [_cell(rows.get(m), keys) for m in models]
+        baseline = _cell(rows[best], keys) if best else "-"
+        if {baseline, *cells} != {"-"}:
+            lines.append([task, f"{baseline} ({best})" if baseline != "-" else "-", *cells])
     return grid(head, lines)
 
 
-def _costs(tasks: Mapping[str, Rows], models: list[str]) -> str:
+def _costs(tasks: Tasks, models: list[str]) -> str:
     head = ["task", "kept, off by", "baseline's", *(f"{m.replace('-', ' ')}, s" for m in models)]
     lines = []
     for task, rows in tasks.items():
-        best = _best(rows)
-        off = [rows[m]["kept"] for m in models if m in rows and rows[m]["kept"] is not None]
-        kept = FORMATS["kept"](max(off)) if off else "-"
-        simple = _cell(rows[best], ("kept",)) if best else "-"
-        lines.append([task, kept, simple, *(_cell(rows.get(m), ("seconds",)) for m in models)])
+        best = _best_baseline(rows)
+        errors = [rows[m]["kept"] for m in models if m in rows and rows[m]["kept"] is not None]
+        kept = FORMATS["kept"].format(max(errors)) if errors else "-"
+        baseline = _cell(rows[best], ("kept",)) if best else "-"
+        lines.append([task, kept, baseline, *(_cell(rows.get(m), ("seconds",)) for m in models)])
     return grid(head, lines)
 
 
-def _verdicts(tasks: Mapping[str, Rows], models: list[str]) -> list[str]:
-    """Where the judged row loses to a baseline, how often the others do, and how close it comes to
-    the teacher."""
-    said = []
+def _against_baselines(tasks: Tasks, models: list[str]) -> str:
+    """Where the judged row loses to a baseline, and how often each student does."""
+    sentences = []
+    compared = {task: _comparisons(rows) for task, rows in tasks.items()}
     if JUDGED in models:
-        lost = {task: _losses(rows, JUDGED) for task, rows in tasks.items() if JUDGED in rows}
-        asked = [t for t in lost if _asked(tasks[t])]
-        won = [t for t in asked if not lost[t]]
-        steps = JUDGED.partition("-")[2]
-        said.append(
-            f"**Against baselines.** In {steps} steps the student loses to none of them, in PSNR, "
-            f"SSIM or adherence, on {_list(won)}."
+        lost = {t: _losses(rows, JUDGED) for t, rows in tasks.items() if JUDGED in rows}
+        won = [task for task in lost if compared[task] and not lost[task]]
+        sentences.append(
+            f"**Against baselines.** In {Row.parse(JUDGED).num_inference_steps} steps the student "
+            f"loses to none of them, in PSNR, SSIM or adherence, on {_list(won)}."
         )
-        if worse := [f"{t} ({', '.join(lost[t])})" for t in asked if lost[t]]:
-            said.append(f"It loses on {'; '.join(worse)}.")
-    students = [m for m in models if m.startswith("student-")]
-    if counts := [
-        f"{sum(len(_losses(rows, m)) for rows in tasks.values() if m in rows)} in {_steps(m)}"
-        for m in students
-    ]:
-        total = sum(_asked(rows) for rows in tasks.values())
-        said.append(f"Comparisons lost, of {total}: {', '.join(counts)}.")
-    return [" ".join(said), _beside_teacher(tasks, models)]
+        if worse := [f"{t} ({', '.join(lost[t])})" for t in lost if compared[t] and lost[t]]:
+            sentences.append(f"It loses on {'; '.join(worse)}.")
+    counts = [
+        f"{sum(len(_losses(rows, m)) for rows in tasks.values() if m in rows)} in "
+        f"{Row.parse(m).steps_label}"
+        for m in models
+        if Row.parse(m).role == "student"
+    ]
+    if counts:
+        total = sum(compared.values())
+        sentences.append(f"Comparisons lost, of {total}: {', '.join(counts)}.")
+    return " ".join(sentences)
 
 
-def _asked(rows: Rows) -> int:
-    """How many numbers a student and some baseline both have."""
-    simple = [found for row, found in rows.items() if not _is_model(row)]
-    models = [found for row, found in rows.items() if _is_model(row)]
+def _comparisons(rows: Mapping[str, Scores]) -> int:
+    """How many numbers both a model and some baseline have."""
+    baselines = [scores for name, scores in rows.items() if not is_model_row(name)]
+    models = [scores for name, scores in rows.items() if is_model_row(name)]
     return sum(
-        any(f[name] is not None for f in simple) and any(f[name] is not None for f in models)
-        for name in TRUE
+        any(s[key] is not None for s in baselines) and any(s[key] is not None for s in models)
+        for key in COMPARED
     )
 
 
-def _losses(rows: Rows, row: str) -> list[str]:
-    """In which numbers a row is below a baseline, with both."""
-    found = []
-    for name, label in TRUE.items():
-        simple = {r: f[name] for r, f in rows.items() if not _is_model(r) and f[name] is not None}
-        mine = rows[row][name]
-        if simple and mine is not None and mine < max(simple.values()):
-            best, shown = max(simple, key=lambda r: simple[r]), FORMATS[name]
-            found.append(f"{label} {shown(mine)}, {best} {shown(simple[best])}")
-    return found
+def _losses(rows: Mapping[str, Scores], name: str) -> list[str]:
+    """In which numbers a row is below the best baseline, with both."""
+    losses = []
+    baselines = {n: scores for n, scores in rows.items() if not is_model_row(n)}
+    for key, label in COMPARED.items():
+        known = {n: scores[key] for n, scores in baselines.items() if scores[key] is not None}
+        value = rows[name][key]
+        if known and value is not None and value < max(known.values()):
+            best, text = max(known, key=lambda n: known[n]), FORMATS[key].format
+            losses.append(f"{label} {text(value)}, {best} {text(known[best])}")
+    return losses
 
 
-def _beside_teacher(tasks: Mapping[str, Rows], models: list[str]) -> str:
-    teacher = next((m for m in models if m.startswith("teacher-")), None)
-    both = [t for t, rows in tasks.items() if {JUDGED, teacher} <= rows.keys()]
+def _beside_teacher(tasks: Tasks, models: list[str]) -> str:
+    """How close the judged row comes to the teacher, and how much faster it is."""
+    teacher = next((m for m in models if Row.parse(m).role == "teacher"), None)
+    both = [task for task, rows in tasks.items() if {JUDGED, teacher} <= rows.keys()]
     if teacher is None or not both:
         return ""
     near, far = [], []
     for task in both:
-        mine, its = tasks[task][JUDGED], tasks[task][teacher]
-        numbers = [n for n in TRUE if mine[n] is not None and its[n] is not None]
+        student, reference = tasks[task][JUDGED], tasks[task][teacher]
+        keys = [k for k in COMPARED if student[k] is not None and reference[k] is not None]
         below = [
-            f"{TRUE[n]} {FORMATS[n](mine[n])}, not {FORMATS[n](its[n])}"
-            for n in numbers
-            if mine[n] < NEAR * its[n]
+            f"{COMPARED[k]} {FORMATS[k].format(student[k])}, not {FORMATS[k].format(reference[k])}"
+            for k in keys
+            if student[k] < CLOSE * reference[k]
         ]
         if below:
             far.append(f"{task} ({', '.join(below)})")
-        elif numbers:
+        elif keys:
             near.append(task)
     faster = statistics.median(
         tasks[t][teacher]["seconds"] / tasks[t][JUDGED]["seconds"] for t in both
     )
-    said = [
-        f"**Beside the teacher.** The same projection round the teacher's {_steps(teacher)} takes "
-        f"{faster:.0f} times as long (median over tasks). The student's {_steps(JUDGED)} come "
-        f"within {1 - NEAR:.0%} of it or better, in all three, on {_list(near)}."
-    ]
-    if far:
-        said.append(f"They do not on {'; '.join(far)}.")
-    return " ".join(said)
-
-
-def _steps(row: str) -> str:
-    count = _place(row)[1]
-    return f"{count} step{'s' * (count > 1)}{' zero-shot' * ('zero-shot' in row)}"
+    text = (
+        f"**Beside the teacher.** The same projection around the teacher's "
+        f"{Row.parse(teacher).steps_label} takes {faster:.0f} times as long (median over tasks). "
+        f"The student's {Row.parse(JUDGED).steps_label} come within {1 - CLOSE:.0%} of it or "
+        f"better, in all three, on {_list(near)}."
+    )
+    return f"{text} They do not on {'; '.join(far)}." if far else text
 
 
 def _list(names: list[str]) -> str:
     return ", ".join(names) or "nothing"
-
-
-def _note(results: Mapping[str, Any]) -> str:
-    made, protocol = results["environment"], results["protocol"]
-    commit = commit_of(made)
-    return (
-        f"{protocol['count']} held-out combinations, seed {protocol['seed']}, full captions. Model "
-        f"{results['model']['name']}, commit {commit}; {made['cpu']}, {made['threads']} threads, "
-        f"torch {made['torch']}."
-    )

@@ -1,7 +1,7 @@
-"""What is measured of an edit: how true it is, what it keeps, and how it joins and moves.
+"""Scores of an edit: how true it is, what it keeps, and how it joins and moves.
 
 Seam, flicker and motion are pairs: the mean change in the result where something was filled in, and
-the same in the truth. Their ratio over many clips is right at 1.
+the same in the true clip. Their ratio over many clips is right at 1.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,23 +12,28 @@ import numpy as np
 import torch
 
 from vidcm.editing.operators import luminance
-from vidcm.evaluation.edit_cases import WAY, Case
-from vidcm.lpc import adherence
+from vidcm.evaluation.edit_cases import NUM_INTERPOLATED, Case
+from vidcm.lpc.adherence import Questions
 from vidcm.metrics import fidelity
 
 Pair = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Score:
-    """Of one edit; None for what does not apply.
+class EditScore:
+    """Scores of one edit; None for what does not apply.
 
-    psnr: in dB, of what is filled in. ssim: of the frames that hold any of it. kept: the largest
-    error in grey levels of what must stay. seam: steps between neighbours in time or space of which
-    one is given and the other filled in; of a loop the step from its end to its beginning, over
-    those beside it; of a way between clips its longest step, over their mean. flicker, motion:
-    second and first differences along time. path: of a way, its length over the distance between
-    its ends."""
+    Attributes:
+        psnr: in dB, over the pixels that are filled in.
+        ssim: over the frames that contain such pixels.
+        kept: largest error in grey levels of pixels that must stay.
+        seam: steps between neighbours in time or space of which one is given and the other filled
+            in. Of a loop, the step from its end to its beginning, and the steps beside it. Of an
+            interpolation between clips, its longest step, and their mean.
+        flicker: second differences along time.
+        motion: first differences along time.
+        path: of an interpolation between clips, its length over the distance of its ends.
+    """
 
     psnr: float | None
     ssim: float | None
@@ -39,45 +44,44 @@ class Score:
     path: float | None = None
 
 
-def score(case: Case, frames: np.ndarray) -> Score:
-    """frames: uint8 `(t h w 3)`, a result of the case or one of its baselines."""
+def score_edit(case: Case, frames: np.ndarray) -> EditScore:
+    """Score a result or a baseline of a case, uint8 `(t h w 3)`."""
     truth = case.truth
-    return Score(
+    return EditScore(
         None if truth is None else _psnr(frames, truth, case.kept),
         None if truth is None else _ssim(frames, truth, case.kept),
-        _off(frames, case),
+        _largest_error(frames, case),
         _seam(frames, case),
         _changes(frames, case, 2),
         _changes(frames, case, 1),
-        _way(frames)[1] if case.spec["name"] == "interpolate" else None,
+        _interpolation_steps(frames)[1] if case.spec["name"] == "interpolate" else None,
     )
 
 
-def summary(scores: Sequence[Score]) -> dict[str, Any]:
-    """Of many edits of a kind: the worst of `kept`, ratios of the mean changes, else means."""
+def summarize_scores(scores: Sequence[EditScore]) -> dict[str, Any]:
+    """Over many edits: the worst of `kept`, ratios of mean changes, means of the others."""
     found: dict[str, Any] = {
         name: _mean(getattr(s, name) for s in scores) for name in ("psnr", "ssim", "path")
     }
-    off = [s.kept for s in scores if s.kept is not None]
-    found["kept"] = max(off) if off else None
+    errors = [s.kept for s in scores if s.kept is not None]
+    found["kept"] = max(errors) if errors else None
     for name in ("seam", "flicker", "motion"):
         found[name] = _ratio(getattr(s, name) for s in scores)
     return found
 
 
-def about_filled(exam: adherence.Exam, case: Case) -> adherence.Exam:
-    """The questions of a true clip's exam about what is filled in of it; none without a truth."""
+def questions_on_filled(questions: Questions, case: Case) -> Questions:
+    """A clip's questions, restricted to the pixels that are filled in; none without a true clip."""
     if case.truth is None:
         return {}
-    free, asked = ~case.kept.ravel(), {}
-    for name, question in exam.items():
-        here = question.where < len(free)  # places are numbered frame by frame
-        here[here] = free[question.where[here]]
-        if here.any() and (question.shown[:, here] != question.shown[:1, here]).any():
-            asked[name] = replace(
-                question, where=question.where[here], shown=question.shown[:, here]
-            )
-    return asked
+    filled, found = ~case.kept.ravel(), {}
+    for name, question in questions.items():
+        inside = question.positions < len(filled)  # positions are numbered frame by frame
+        inside[inside] = filled[question.positions[inside]]
+        if inside.any() and (question.pixels[:, inside] != question.pixels[:1, inside]).any():
+            positions, pixels = question.positions[inside], question.pixels[:, inside]
+            found[name] = replace(question, positions=positions, pixels=pixels)
+    return found
 
 
 def _psnr(frames: np.ndarray, truth: np.ndarray, kept: np.ndarray) -> float:
@@ -91,27 +95,28 @@ def _ssim(frames: np.ndarray, truth: np.ndarray, kept: np.ndarray) -> float:
     return float(fidelity.ssim(one, two)[0])
 
 
-def _off(frames: np.ndarray, case: Case) -> float | None:
+def _largest_error(frames: np.ndarray, case: Case) -> float | None:
+    """Of what the task must keep: pixels, luminance or block means."""
     match case.spec["name"]:
         case "colorize":
-            off = luminance(torch.from_numpy(frames)).numpy().astype(int) - case.clips[0][..., 0]
+            error = luminance(torch.from_numpy(frames)).numpy().astype(int) - case.clips[0][..., 0]
         case "upscale":
             small, n = case.clips[0], case.spec["factor"]
             blocks = frames.reshape(len(small), small.shape[1], n, small.shape[2], n, 3)
-            off = blocks.mean((2, 4)) - small
+            error = blocks.mean((2, 4)) - small
         case _:
             kept = case.kept[: len(frames)]
             if not kept.any():
                 return None
-            off = (frames.astype(int) - case.given[: len(frames)])[kept]
-    return float(np.abs(off).max())
+            error = (frames.astype(int) - case.given[: len(frames)])[kept]
+    return float(np.abs(error).max())
 
 
 def _seam(frames: np.ndarray, case: Case) -> Pair | None:
     if case.spec["name"] == "interpolate":
-        return _way(frames)[0]
+        return _interpolation_steps(frames)[0]
     if case.ring:
-        steps = np.abs(np.diff(_closed(frames, case, 1).astype(int), axis=0)).mean((1, 2, 3))
+        steps = np.abs(np.diff(_wrapped(frames, case, 1).astype(int), axis=0)).mean((1, 2, 3))
         return float(steps[-1]), float((steps[0] + steps[-2]) / 2)
     if case.truth is None or not case.kept.any():
         return None
@@ -124,30 +129,33 @@ def _seam(frames: np.ndarray, case: Case) -> Pair | None:
 
 
 def _changes(frames: np.ndarray, case: Case, order: int) -> Pair | None:
-    """Mean absolute differences of an order along time, where any frame they reach is filled in.
-    Of a loop round a clip those of the clip are right, of a way those of its ends."""
+    """Mean absolute differences of an order along time, where any of their frames is filled in.
+
+    The reference of a loop around a clip is that clip, of an interpolation its two ends.
+    """
     if case.spec["name"] == "interpolate":
-        clips = np.abs(np.diff(frames.reshape(WAY, -1, *frames.shape[1:]).astype(int), order, 1))
-        return float(clips[1:-1].mean()), float(clips[[0, -1]].mean())
+        clips = frames.reshape(NUM_INTERPOLATED, -1, *frames.shape[1:]).astype(int)
+        changes = np.abs(np.diff(clips, order, 1))
+        return float(changes[1:-1].mean()), float(changes[[0, -1]].mean())
     truth = case.clips[0] if case.truth is None else case.truth
     if len(truth) <= order:
         return None
-    made = np.abs(np.diff(_closed(frames, case, order).astype(int), order, 0))
+    found = np.abs(np.diff(_wrapped(frames, case, order).astype(int), order, 0))
     true = np.abs(np.diff(truth.astype(int), order, 0))
     if case.ring:
-        return float(made.mean()), float(true.mean())
-    reached = np.lib.stride_tricks.sliding_window_view(~case.kept, order + 1, 0).any(-1)
-    return float(made[reached].mean()), float(true[reached].mean())
+        return float(found.mean()), float(true.mean())
+    filled = np.lib.stride_tricks.sliding_window_view(~case.kept, order + 1, 0).any(-1)
+    return float(found[filled].mean()), float(true[filled].mean())
 
 
-def _closed(frames: np.ndarray, case: Case, order: int) -> np.ndarray:
-    """A loop, and its beginning again."""
+def _wrapped(frames: np.ndarray, case: Case, order: int) -> np.ndarray:
+    """A loop followed by its first frames; other clips as they are."""
     return np.concatenate([frames, frames[:order]]) if case.ring else frames
 
 
-def _way(frames: np.ndarray) -> tuple[Pair, float]:
-    """Longest and mean step of a way of clips, and its length over the distance of its ends."""
-    clips = frames.reshape(WAY, -1).astype(float)
+def _interpolation_steps(frames: np.ndarray) -> tuple[Pair, float]:
+    """Longest and mean step from clip to clip, and their sum over the distance of the ends."""
+    clips = frames.reshape(NUM_INTERPOLATED, -1).astype(float)
     steps = np.sqrt(np.square(np.diff(clips, axis=0)).mean(1))
     direct = np.sqrt(np.square(clips[-1] - clips[0]).mean())
     return (float(steps.max()), float(steps.mean())), float(steps.sum() / max(direct, 1e-9))
@@ -160,5 +168,5 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 def _ratio(pairs: Iterable[Pair | None]) -> float | None:
     known = [p for p in pairs if p is not None]
-    made, true = (sum(p[i] for p in known) for i in (0, 1))
-    return made / true if true else None
+    found, true = (sum(p[i] for p in known) for i in (0, 1))
+    return found / true if true else None

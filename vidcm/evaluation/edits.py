@@ -1,120 +1,120 @@
-"""Edits of held-out LPC clips against their truth, task by task and row by row."""
+"""Edits of held-out LPC clips against their true clips, task by task and row by row."""
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from vidcm.errors import UsageError
 from vidcm.evaluation.edit_cases import NAMES, Case, cases_of
-from vidcm.evaluation.edit_scores import about_filled, score, summary
+from vidcm.evaluation.edit_scores import questions_on_filled, score_edit, summarize_scores
 from vidcm.evaluation.environment import environment
-from vidcm.evaluation.protocol import Truth, describe_model
-from vidcm.files import write_text
+from vidcm.evaluation.eval_set import EvalSet, model_facts
+from vidcm.evaluation.results import Results
+from vidcm.evaluation.rows import Row
 from vidcm.lpc import adherence
-
-if TYPE_CHECKING:
-    from vidcm.pipeline import VideoPipeline
+from vidcm.pipeline import VideoPipeline
 
 VERSION = 2
-ROWS = ("student-1", "student-2", "student-4", "student-8", "teacher-50")
+EDIT_ROWS = tuple(
+    Row.parse(name) for name in ("student-1", "student-2", "student-4", "student-8", "teacher-50")
+)
 
 
 def evaluate_edits(
-    pipe: "VideoPipeline",
-    truth: Truth,
+    pipe: VideoPipeline,
+    eval_set: EvalSet,
     output: Path,
     *,
     name: str,
-    rows: Sequence[str] = ROWS,
+    rows: Sequence[Row] = EDIT_ROWS,
     tasks: Sequence[str] = NAMES,
     overwrite: bool = False,
 ) -> dict:
-    """Measure `tasks`, each by its baselines and by `rows`, and write them to `output` as they are
-    finished; returns its content. Finished ones of an existing file are kept.
+    """Measure tasks, each by its baselines and by `rows`, and write each to a results file.
 
-    rows: a role and a number of steps, such as "student-4"; with "zero-shot" between them, of a
-    model trained with given frames that is not shown them. name: of the model. Raises UsageError when the file holds
-    edits of another protocol or model."""
-    protocol = {"version": VERSION, "count": truth.count, "seed": truth.seed}
-    results: dict[str, Any] = {
-        "protocol": protocol | {"frames": truth.lpc.num_frames},
-        "model": describe_model(pipe, name),
-        "environment": environment(pipe.device),
-        "tasks": {},
+    Args:
+        pipe: the models.
+        eval_set: true clips.
+        output: JSON file; finished rows of an existing one are kept.
+        name: of the model, as the file calls it.
+        rows: of students and teachers.
+        tasks: of `edit_cases.NAMES`.
+        overwrite: start anew.
+
+    Returns:
+        The file's content.
+
+    Raises:
+        UsageError: the file holds results of another protocol or model.
+    """
+    protocol = {"version": VERSION, "count": eval_set.count, "seed": eval_set.seed}
+    facts = {
+        "kind": "editing",
+        "protocol": protocol | {"frames": eval_set.lpc.num_frames},
+        "model": model_facts(pipe, name),
     }
-    if output.exists() and not overwrite:
-        before = read_edits(output)
-        for part in ("protocol", "model"):
-            if before[part] != results[part]:
-                raise UsageError(
-                    f"{output} holds edits of another {part}; give another file, or --overwrite"
-                )
-        results["tasks"] = before["tasks"]
-    cases = {task: cases_of(task, truth.frames.numpy(), truth.captions) for task in tasks}
+    results = Results(output, facts, environment(pipe.device), overwrite=overwrite)
+    cases = {task: cases_of(task, eval_set.frames.numpy(), eval_set.captions) for task in tasks}
     missing = [
         (task, row)
         for task in tasks
         for row in (*cases[task][0].baselines, *rows)
-        if row not in results["tasks"].get(task, {})
+        if not results.has(task, str(row))
     ]
-    for role in sorted({row.partition("-")[0] for row in rows}):
-        pipe.model(role)  # so that no clip's seconds hold its loading
-    with tqdm(total=len(missing) * truth.count, unit="edit", leave=False) as bar:
+    for role in sorted({row.role for row in rows}):
+        pipe.model(role)  # so that no clip's seconds include its loading
+    with tqdm(total=len(missing) * eval_set.count, unit="edit", leave=False) as bar:
         for task, row in missing:
             bar.set_description(f"{task}, {row}")
-            results["tasks"].setdefault(task, {})[row] = _measure(
-                pipe, truth, cases[task], row, bar
-            )
-            write_text(output, json.dumps(results, indent=1) + "\n")
-    return results
+            results.add(task, str(row), row=_edit_metrics(pipe, eval_set, cases[task], row, bar))
+    return results.content()
 
 
-def make(pipe: "VideoPipeline", case: Case, row: str, caption: str, seed: int) -> np.ndarray:
-    """A row's edit, uint8 `(t h w 3)`; of a way between clips all of them, one after the other."""
-    if row in case.baselines:
+def run_edit(
+    pipe: VideoPipeline, case: Case, row: Row | str, caption: str, seed: int
+) -> np.ndarray:
+    """The edit of a row, or of the baseline of that name.
+
+    Returns:
+        uint8 `(t h w 3)`; of an interpolation between clips, all clips one after the other.
+    """
+    if isinstance(row, str):
         return case.baselines[row]
-    role, *zero_shot, steps = row.split("-")
-    options = {"steps": int(steps), "teacher": role == "teacher", "zero_shot": bool(zero_shot)}
-    made = pipe.edit(case.spec, case.clips, case.prompts or caption, seed=seed, **options).frames
-    return made.reshape(-1, *made.shape[2:])
+    frames = pipe.edit(
+        case.spec,
+        case.clips,
+        case.prompts or caption,
+        seed=seed,
+        steps=row.num_inference_steps,
+        teacher=row.role == "teacher",
+        zero_shot=row.zero_shot,
+    ).frames
+    return frames.reshape(-1, *frames.shape[2:])
 
 
-def _measure(pipe: "VideoPipeline", truth: Truth, cases: list[Case], row: str, bar: tqdm) -> dict:
-    scores, marks, spent, attributes = [], [], 0.0, truth.lpc.attributes
-    asked = zip(cases, truth.captions, truth.seeds, truth.exams, strict=True)
-    for case, caption, seed, exam in asked:
+def _edit_metrics(
+    pipe: VideoPipeline, eval_set: EvalSet, cases: list[Case], row: Row | str, bar: tqdm
+) -> dict:
+    scores, grades, spent = [], [], 0.0
+    clips = zip(cases, eval_set.captions, eval_set.seeds, eval_set.questions, strict=True)
+    for case, caption, seed, questions in clips:
         start = time.perf_counter()
-        frames = make(pipe, case, row, caption, seed)
+        frames = run_edit(pipe, case, row, caption, seed)
         spent += time.perf_counter() - start
-        scores.append(score(case, frames))
-        exams, clip = [about_filled(exam, case)], torch.from_numpy(frames)[None]
-        marks.append(adherence.mark(exams, clip, attributes))
+        scores.append(score_edit(case, frames))
+        filled, clip = [questions_on_filled(questions, case)], torch.from_numpy(frames)[None]
+        grades.append(adherence.grade(filled, clip, eval_set.lpc.attributes))
         bar.update()
-    return summary(scores) | {
-        "adherence": _adherence(np.concatenate(marks)),
+    return summarize_scores(scores) | {
+        "adherence": _mean_adherence(np.concatenate(grades)),
         "seconds": spent / len(cases),
     }
 
 
-def _adherence(marks: np.ndarray) -> float | None:
-    """Marks `(clips, attributes)`, nan where nothing was asked: the mean over attributes of the
-    share that is right."""
-    asked = marks[:, ~np.isnan(marks).all(0)]
-    return float(np.nanmean(asked, 0).mean()) if asked.size else None
-
-
-def read_edits(path: Path) -> dict:
-    """What `evaluate_edits` wrote. Raises UsageError when the file does not hold that."""
-    try:
-        results = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read {path}: {error}") from None
-    if not isinstance(results, dict) or not {"protocol", "model", "tasks"} <= results.keys():
-        raise UsageError(f"{path} holds no edits; make them with --editing")
-    return results
+def _mean_adherence(grades: np.ndarray) -> float | None:
+    """Mean over attributes of the share of correct grades `(clips, attributes)`, nan left out."""
+    graded = grades[:, ~np.isnan(grades).all(0)]
+    return float(np.nanmean(graded, 0).mean()) if graded.size else None

@@ -1,154 +1,156 @@
-"""What windows are worth to edits of long clips, beside the same clips edited piece by piece.
+"""Edits of long clips in windows, beside the same clips edited in pieces of the trained length.
 
-No true clip is as long, so the frames of one come round: the first, then all others over and over,
-or all but the last where the cycle is to be out of step with windows.
+No true clip is as long, so the frames of one repeat: the first, then all others over and over, or
+all but the last where the cycle is to be out of step with the windows.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
 
-from vidcm.errors import UsageError
 from vidcm.evaluation.edit_cases import CASES, Case
-from vidcm.evaluation.edit_scores import Pair, score
+from vidcm.evaluation.edit_scores import Pair, score_edit
 from vidcm.evaluation.environment import environment
-from vidcm.evaluation.markdown import commit_of, grid
-from vidcm.evaluation.protocol import Truth, describe_model, plain
-from vidcm.files import write_text
-
-if TYPE_CHECKING:
-    from vidcm.pipeline import VideoPipeline
+from vidcm.evaluation.eval_set import EvalSet, model_facts
+from vidcm.evaluation.results import Results
+from vidcm.pipeline import VideoPipeline
 
 VERSION = 1
 STEPS = 4  # of a student without phases
-WINDOWS = 4  # along a clip
-WAYS = ("windows", "pieces")
+NUM_WINDOWS = 4  # along a clip
 
 
 @dataclass(frozen=True)
-class Row:
-    """told: whether the prompt says what the clip shows. short: whether the frames come round one
-    earlier than those that a window adds."""
+class LongEditRow:
+    """A task on long clips.
+
+    Attributes:
+        task: its name.
+        with_prompt: whether the prompt is the clip's caption, or empty.
+        short_cycle: whether the frames repeat one earlier than those that a window adds.
+    """
 
     task: str
-    told: bool = True
-    short: bool = False
+    with_prompt: bool = True
+    short_cycle: bool = False
 
     @property
     def name(self) -> str:
-        return self.task + ", no prompt" * (not self.told) + ", shorter cycle" * self.short
+        return (
+            self.task
+            + ", no prompt" * (not self.with_prompt)
+            + ", shorter cycle" * self.short_cycle
+        )
 
 
-ROWS = (
-    Row("inpaint"),
-    Row("inpaint", short=True),
-    Row("outpaint"),
-    Row("colorize"),
-    Row("colorize", told=False),
-    Row("upscale"),
-    Row("interpolate_frames"),
-    Row("variation"),
-    Row("denoise"),
+LONG_EDIT_ROWS = (
+    LongEditRow("inpaint"),
+    LongEditRow("inpaint", short_cycle=True),
+    LongEditRow("outpaint"),
+    LongEditRow("colorize"),
+    LongEditRow("colorize", with_prompt=False),
+    LongEditRow("upscale"),
+    LongEditRow("interpolate_frames"),
+    LongEditRow("variation"),
+    LongEditRow("denoise"),
 )
 
 
 def measure_long_edits(
-    pipe: "VideoPipeline", truth: Truth, output: Path, *, name: str, overwrite: bool = False
+    pipe: VideoPipeline, eval_set: EvalSet, output: Path, *, name: str, overwrite: bool = False
 ) -> dict:
-    """Edit clips of `WINDOWS` windows whole and in pieces of the trained length, and write to
-    `output`; returns its content.
+    """Edit clips of `NUM_WINDOWS` windows in windows and in pieces of the trained length.
 
-    Both ways: psnr, in dB, of what is filled in; step, the mean step to the next frame where pieces
-    join and something is filled in, over the truth's there. Raises UsageError when the file
-    exists."""
-    if output.exists() and not overwrite:
-        raise UsageError(f"{output} exists; give another name, or --overwrite")
-    steps, length = pipe.settings["student"].get("phases", STEPS), truth.lpc.num_frames
-    protocol = {"version": VERSION, "count": truth.count, "seed": truth.seed, "steps": steps}
-    results: dict[str, Any] = {
-        "protocol": protocol | {"piece": length, "frames": 1 + WINDOWS * (length - 1)},
-        "model": describe_model(pipe, name),
-        "environment": environment(pipe.device),
-        "rows": {},
+    Rows hold for both: `psnr` in dB of the pixels that are filled in; and `step`, the mean step to
+    the next frame where pieces join and something is filled in, over that of the true clip.
+
+    Args and errors as `quality.evaluate_rows`; returns the file's content.
+    """
+    steps, length = pipe.settings["student"].get("phases", STEPS), eval_set.lpc.num_frames
+    protocol = {"version": VERSION, "count": eval_set.count, "seed": eval_set.seed, "steps": steps}
+    facts = {
+        "kind": "long-edits",
+        "protocol": protocol | {"piece": length, "frames": 1 + NUM_WINDOWS * (length - 1)},
+        "model": model_facts(pipe, name),
     }
-    for row in tqdm(ROWS, unit="row", leave=False):
-        results["rows"][row.name] = plain(_measure(pipe, truth, row, steps))
-    write_text(output, json.dumps(results, indent=1) + "\n")
-    return results
+    results = Results(output, facts, environment(pipe.device), overwrite=overwrite)
+    missing = [row for row in LONG_EDIT_ROWS if not results.has(row.name)]
+    for row in tqdm(missing, unit="row", leave=False):
+        results.add(row.name, row=_long_edit_metrics(pipe, eval_set, row, steps))
+    return results.content()
 
 
-def _measure(pipe: "VideoPipeline", truth: Truth, row: Row, steps: int) -> dict:
-    length = truth.lpc.num_frames
-    psnr = {way: 0.0 for way in WAYS}
-    joins = {way: np.zeros(2) for way in WAYS}
-    for clip, caption, seed in zip(truth.frames.numpy(), truth.captions, truth.seeds, strict=True):
-        case = CASES[row.task](come_round(clip, 1 + WINDOWS * (length - 1), row.short))
-        asked = {"prompts": caption if row.told else "", "steps": steps, "seed": seed}
-        for way, piece in zip(WAYS, (len(case.given), length), strict=True):
-            frames = edit_pieces(pipe, case, piece, **asked)
-            psnr[way] += (score(case, frames).psnr or 0.0) / truth.count
-            joins[way] += joins_of(case, frames, length)
-    return {way: {"psnr": psnr[way], "step": joins[way][0] / joins[way][1]} for way in WAYS}
+def _long_edit_metrics(
+    pipe: VideoPipeline, eval_set: EvalSet, row: LongEditRow, steps: int
+) -> dict:
+    length = eval_set.lpc.num_frames
+    frames = 1 + NUM_WINDOWS * (length - 1)
+    pieces = {"windows": frames, "pieces": length}
+    psnr = dict.fromkeys(pieces, 0.0)
+    joins = {method: np.zeros(2) for method in pieces}
+    clips = zip(eval_set.frames.numpy(), eval_set.captions, eval_set.seeds, strict=True)
+    for clip, caption, seed in clips:
+        case = CASES[row.task](repeat_frames(clip, frames, row.short_cycle))
+        prompt = caption if row.with_prompt else ""
+        for method, piece in pieces.items():
+            edited = edit_in_pieces(pipe, case, piece, prompt, steps, seed)
+            psnr[method] += (score_edit(case, edited).psnr or 0.0) / eval_set.count
+            joins[method] += steps_at_joins(case, edited, length)
+    return {m: {"psnr": psnr[m], "step": joins[m][0] / joins[m][1]} for m in pieces}
 
 
-def come_round(clip: np.ndarray, frames: int, short: bool) -> np.ndarray:
-    """As many frames, uint8 `(t h w 3)`: the first, then the others over and over; where short,
-    without the last."""
-    return clip[[0, *(1 + i % (len(clip) - 1 - short) for i in range(frames - 1))]]
+def repeat_frames(clip: np.ndarray, frames: int, short_cycle: bool) -> np.ndarray:
+    """The first frame, then the others over and over up to `frames`.
+
+    Args:
+        clip: uint8 `(t h w 3)`.
+        frames: number of frames to return.
+        short_cycle: leave out the last frame of the clip.
+    """
+    cycle = len(clip) - 1 - short_cycle
+    return clip[[0, *(1 + i % cycle for i in range(frames - 1))]]
 
 
-def edit_pieces(pipe: "VideoPipeline", case: Case, piece: int, **asked: Any) -> np.ndarray:
-    """A case, uint8 `(t h w 3)`, in pieces of so many frames, the last perhaps of fewer, that are
-    edited one by one; those of slow clips share the frame at which they meet."""
-    (clip,), shared, found = case.clips, _shared(case), []
+def edit_in_pieces(
+    pipe: VideoPipeline, case: Case, piece: int, prompt: str, steps: int, seed: int
+) -> np.ndarray:
+    """Edit a clip in pieces of `piece` frames, the last one perhaps shorter, and join them.
+
+    Pieces of slow-motion edits share the frame at which they meet.
+
+    Returns:
+        uint8 `(t h w 3)`.
+    """
+    (clip,), shared, found = case.clips, _shared_frames(case), []
     given = 1 + (piece - 1) // case.spec["factor"] if shared else piece
     for start in range(0, len(clip) - shared, given - shared):
         part, spec = slice(start, start + given), dict(case.spec)
         if "mask" in spec:
             spec["mask"] = spec["mask"][part]
-        made = pipe.edit(spec, [clip[part]], **asked).frames[0]
-        found.append(made[min(start, shared) :])
+        edited = pipe.edit(spec, [clip[part]], prompt, steps=steps, seed=seed).frames[0]
+        found.append(edited[min(start, shared) :])
     return np.concatenate(found)
 
 
-def joins_of(case: Case, frames: np.ndarray, piece: int) -> Pair:
-    """Mean steps of a result and of the truth where pieces of so many frames join, as far as one of
-    both frames is filled in; where pieces share a frame, to it and from it."""
+def steps_at_joins(case: Case, frames: np.ndarray, piece: int) -> Pair:
+    """Mean steps of a result and of the true clip where pieces join.
+
+    Pixels count if either frame of the step is filled in. Where pieces share a frame, the steps to
+    it and from it count.
+    """
     assert case.truth is not None, "tasks along whole clips have a truth"
-    shared = _shared(case)
+    shared = _shared_frames(case)
     at = np.arange(piece - 1, len(frames) - 1, piece - shared)
     at = np.union1d(at, at - shared)
     filled = ~(case.kept[at] & case.kept[at + 1])
-    made, true = (
+    found, true = (
         float(np.abs(c[at + 1].astype(int) - c[at])[filled].mean()) for c in (frames, case.truth)
     )
-    return made, true
+    return found, true
 
 
-def _shared(case: Case) -> int:
-    """Frames that pieces share. What lies between given frames needs both."""
+def _shared_frames(case: Case) -> int:
+    """Frames that pieces share: what lies between given frames needs both."""
     return int(case.spec["name"] == "interpolate_frames")
-
-
-def table(results: dict) -> str:
-    """Markdown: the rows, and how they were measured."""
-    protocol, made = results["protocol"], results["environment"]
-    commit = commit_of(made)
-    head = ["", *(f"PSNR, {way}" for way in WAYS), *(f"step, {way}" for way in WAYS)]
-    lines = [
-        [name, *(f"{row[w]['psnr']:.1f}" for w in WAYS), *(f"{row[w]['step']:.2f}" for w in WAYS)]
-        for name, row in results["rows"].items()
-    ]
-    added = protocol["piece"] - 1
-    return (
-        f"{grid(head, lines)}\n\n{protocol['count']} held-out clips of {protocol['frames']} "
-        f"frames, seed {protocol['seed']}, full captions; {protocol['steps']} step(s), pieces of "
-        f"{protocol['piece']} frames. True clips have {protocol['piece']}, so all but the first "
-        f"come round every {added} frames, in a shorter cycle every {added - 1}. Model "
-        f"{results['model']['name']}, commit {commit}; {made['cpu']}, {made['threads']} threads, "
-        f"torch {made['torch']}.\n"
-    )

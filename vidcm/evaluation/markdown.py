@@ -1,14 +1,14 @@
-"""Tables in markdown, and the blocks of files that show them. Needs neither torch nor numpy."""
+"""Tables in markdown, the sentence below them, and the blocks of files that they fill.
 
+Needs neither torch nor numpy.
+"""
+
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from vidcm.errors import UsageError
 from vidcm.files import write_text
-
-
-def commit_of(environment: dict) -> str:
-    """The commit that an `environment` of results names, as the line below a table has it."""
-    return (environment["commit"] or "unknown")[:10] + (", changed" if environment["dirty"] else "")
 
 
 def grid(head: list[str], lines: list[list[str]]) -> str:
@@ -17,10 +17,43 @@ def grid(head: list[str], lines: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in [head, bars, *lines])
 
 
-def block(path: Path, name: str) -> tuple[str, str]:
-    """What stands before and after the block between `<!-- name:begin -->` and `<!-- name:end -->`.
+def number(value: float | None, digits: int, factor: float = 1) -> str:
+    """`factor * value` to so many decimals, or a dash for None."""
+    return "-" if value is None else f"{factor * value:.{digits}f}"
 
-    Raises UsageError when the file or its marks are not there, once each and in order."""
+
+def method(results: Mapping[str, Any], note: str = "") -> str:
+    """The sentence below a table: protocol, model and environment of a results file.
+
+    Args:
+        results: content of a results file.
+        note: further facts about the protocol, without a final period.
+    """
+    protocol, name = results["protocol"], results["model"].get("name")
+    environments = ", and ".join(map(measured_on, results["environments"]))
+    return (
+        f"{protocol['count']} held-out combinations, seed {protocol['seed']}, full captions"
+        f"{'; ' if note else ''}{note}. {f'Model {name}, measured' if name else 'Measured'} with "
+        f"{environments}."
+    )
+
+
+def measured_on(environment: Mapping[str, Any]) -> str:
+    """An `environment.environment` in words: commit, device, threads, torch."""
+    commit = (environment["commit"] or "unknown")[:10] + " (changed)" * bool(environment["dirty"])
+    device, threads = environment["device"], environment["threads"]
+    return (
+        f"commit {commit}, {'' if device == 'cpu' else f'{device}, '}{environment['cpu']}, "
+        f"{threads} thread{'s' * (threads != 1)}, torch {environment['torch']}"
+    )
+
+
+def block(path: Path, name: str) -> tuple[str, str]:
+    """Text before and after the block between `<!-- name:begin -->` and `<!-- name:end -->`.
+
+    Raises:
+        UsageError: the file cannot be read, or the two marks are not there once each and in order.
+    """
     begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
     try:
         text = path.read_bytes().decode("utf-8")
@@ -35,7 +68,7 @@ def block(path: Path, name: str) -> tuple[str, str]:
 
 
 def rewrite(path: Path, name: str, text: str) -> None:
-    """Replace what stands in a block, nothing else. Raises as `block` and `write_text` do."""
+    """Replace the text of a block and nothing else. Raises as `block` and `write_text` do."""
     before, after = block(path, name)
     newline = "\r\n" if "\r\n" in before else "\n"
     write_text(path, before + f"\n{text.strip()}\n".replace("\n", newline) + after)

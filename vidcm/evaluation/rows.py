@@ -1,82 +1,73 @@
-"""The rows of a results table: ways of making the clip of a prompt."""
+"""Names of the rows of result tables. Needs neither torch nor numpy."""
 
-import time
-from collections.abc import Callable, Sequence
+import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-from tqdm import tqdm
-
-from vidcm.errors import VidcmError
-from vidcm.media.pixels import to_frames, to_video
-
-if TYPE_CHECKING:
-    from vidcm.pipeline import VideoPipeline
-
-ROWS = ("codec", "teacher-50", "teacher-8", "student-1", "student-2", "student-4", "student-8")
+from vidcm.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Made:
-    """frames: uint8 `(n t h w c)`. evaluations: network forwards per clip, None for the codec.
-    seconds: by stage, over all clips."""
+class Row:
+    """How a row's clips are generated.
 
-    frames: Tensor
-    evaluations: int | None
-    seconds: dict[str, float]
+    Attributes:
+        role: "student", "teacher", or "codec": true clips through the codec and back, the upper
+            bound of the others.
+        num_inference_steps: of the sampler; 0 for the codec.
+        zero_shot: in edits, do not feed given frames to a model that was trained with them.
+    """
+
+    role: str
+    num_inference_steps: int = 0
+    zero_shot: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> "Row":
+        """The row of a name such as "codec", "teacher-50", "student-4" or "student-zero-shot-4".
+
+        Raises:
+            UsageError: for any other name.
+        """
+        pattern = r"codec|(teacher|student)(-zero-shot)?-([1-9]\d{0,2}|1000)"
+        if not (match := re.fullmatch(pattern, text)):
+            raise UsageError(
+                f"got the row {text!r}, expected codec, teacher-N or student-N, N from 1 to 1000"
+            )
+        role, zero_shot, steps = match.groups()
+        return cls(role or "codec", int(steps or 0), bool(zero_shot))
+
+    def __str__(self) -> str:
+        steps = f"-{self.num_inference_steps}" if self.num_inference_steps else ""
+        return f"{self.role}{'-zero-shot' if self.zero_shot else ''}{steps}"
+
+    @property
+    def sort_key(self) -> tuple[int, bool, int]:
+        """The codec, teachers from many steps to few, students from few to many."""
+        place = ("codec", "teacher", "student").index(self.role)
+        sign = -1 if self.role == "teacher" else 1
+        return place, self.zero_shot, sign * self.num_inference_steps
+
+    @property
+    def steps_label(self) -> str:
+        """As "4 steps" or "1 step zero-shot"."""
+        count = self.num_inference_steps
+        return f"{count} step{'s' * (count > 1)}{' zero-shot' * self.zero_shot}"
 
 
-# (prompts, true clips uint8 (n t h w c), seeds) -> clips
-Maker = Callable[[Sequence[str], Tensor, Sequence[int]], Made]
+def is_model_row(name: str) -> bool:
+    """Whether a row of edits is one of a model, not of a baseline."""
+    return name.startswith(("student-", "teacher-"))
 
 
-def place(row: str) -> tuple[int, int]:
-    """Sorts rows: the codec, teachers from many steps to few, students from few to many."""
-    role, _, steps = row.partition("-")
-    return ("codec", "teacher", "student").index(role), int(steps or 0) * (
-        1 - 2 * (role == "teacher")
+ROWS = tuple(
+    Row.parse(name)
+    for name in (
+        "codec",
+        "teacher-50",
+        "teacher-8",
+        "student-1",
+        "student-2",
+        "student-4",
+        "student-8",
     )
-
-
-def maker(pipe: "VideoPipeline", row: str, batch: int) -> Maker:
-    """How a row makes clips: `codec` sends the true ones through the codec (the ceiling of the
-    others), `teacher-N` and `student-N` draw them in N steps."""
-    role, _, steps = row.partition("-")
-
-    def one(prompts: Sequence[str], truth: Tensor, seeds: Sequence[int]) -> Made:
-        if role == "codec":
-            start = time.perf_counter()
-            frames = rebuild(pipe, truth)
-            return Made(frames, None, {"codec": time.perf_counter() - start})
-        clips = pipe(list(prompts), steps=int(steps), teacher=role == "teacher", seed=list(seeds))
-        return Made(torch.from_numpy(clips.frames), clips.evaluations, clips.seconds)
-
-    def make(prompts: Sequence[str], truth: Tensor, seeds: Sequence[int]) -> Made:
-        frames: list[Tensor] = []
-        seconds: dict[str, float] = {}
-        evaluations = None
-        with tqdm(total=len(prompts), desc=row, unit="clip", leave=False) as bar:
-            for start in range(0, len(prompts), batch):
-                part = slice(start, start + batch)
-                made = one(prompts[part], truth[part], seeds[part])
-                if made.frames.shape != truth[part].shape:
-                    raise VidcmError(
-                        f"{row} made clips (n t h w c) of {tuple(made.frames.shape)}, and the true "
-                        f"ones are {tuple(truth[part].shape)}; evaluate a model of the lpc task"
-                    )
-                frames.append(made.frames)
-                evaluations = made.evaluations
-                for stage, spent in made.seconds.items():
-                    seconds[stage] = seconds.get(stage, 0.0) + spent
-                bar.update(len(made.frames))
-        return Made(torch.cat(frames), evaluations, seconds)
-
-    return make
-
-
-@torch.no_grad()
-def rebuild(pipe: "VideoPipeline", frames: Tensor) -> Tensor:
-    """Clips uint8 `(b t h w c)` through the codec and back."""
-    return to_frames(pipe.codec.decode(pipe.codec.encode(to_video(frames).to(pipe.device)))).cpu()
+)

@@ -1,31 +1,30 @@
-"""A picture of the table: the same prompts by truth, teacher and student."""
+"""A picture of the quality table: the same prompts by truth, teacher and student."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from vidcm.evaluation.protocol import Truth
-from vidcm.evaluation.rows import maker
+from vidcm.evaluation.eval_set import EvalSet
+from vidcm.evaluation.row_clips import clip_generator
+from vidcm.evaluation.rows import Row
 from vidcm.media.contact_sheet import contact_sheet
+from vidcm.pipeline import VideoPipeline
 
-if TYPE_CHECKING:
-    from vidcm.pipeline import VideoPipeline
-
-SHOWN = ("teacher-50", "student-4", "student-2", "student-1")
+SHEET_ROWS = (Row("teacher", 50), Row("student", 4), Row("student", 2), Row("student", 1))
 
 
 def write_sheet(
-    pipe: "VideoPipeline", truth: Truth, path: Path, *, overwrite: bool = False
+    pipe: VideoPipeline, eval_set: EvalSet, path: Path, *, overwrite: bool = False
 ) -> Path:
-    """Every prompt of `truth` as a band of clips: the true one, then the rows `SHOWN` with the
-    seeds of the evaluation. Errors as `vidcm.media.write.write_clip`."""
-    made = [("truth", truth.frames)]
-    for row in SHOWN:
-        made.append(
-            (row, maker(pipe, row, truth.count)(truth.captions, truth.frames, truth.seeds).frames)
-        )
+    """Write a band of clips for every prompt: the true clip, then `SHEET_ROWS` with its seed.
+
+    Raises as `vidcm.media.write.write_clip` does.
+    """
+    clips = {"truth": eval_set.frames}
+    for row in SHEET_ROWS:
+        generate = clip_generator(pipe, row, eval_set.count)
+        clips[str(row)] = generate(eval_set.captions, eval_set.frames, eval_set.seeds).frames
     rows, labels = [], []
-    for i, caption in enumerate(truth.captions):
-        for name, frames in made:
+    for i, caption in enumerate(eval_set.captions):
+        for name, frames in clips.items():
             rows.append([frames[i].numpy()])
             labels.append(f"{caption} - {name}" if name == "truth" else name)
     return contact_sheet(rows, labels, path, overwrite=overwrite)

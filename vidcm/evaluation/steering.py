@@ -1,92 +1,81 @@
-"""Whether guidance and negative prompts still steer a student, and how far beside its teacher.
+"""Whether guidance and negative prompts steer a student as they steer its teacher.
 
-A student is told its guidance scale as a number and takes a negative prompt as a correction
-(`denoiser.NegativePromptStudent`), where its teacher evaluates both branches. The same prompts and noise show
-whether that still comes to the same. Negative prompts are tried on what a prompt leaves open: a
+A student takes its guidance scale as an input and negative prompts as a correction
+(`guidance.NegativePromptStudent`); its teacher evaluates both branches. Both are sampled with the
+same prompts and noise. Negative prompts are tried on an attribute that the prompt leaves open: a
 clip shows some background, and the negative prompt names it, or another one.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vidcm.errors import UsageError
 from vidcm.evaluation.environment import environment
-from vidcm.evaluation.markdown import grid
-from vidcm.evaluation.protocol import Truth, describe_model, plain
-from vidcm.files import write_text
+from vidcm.evaluation.eval_set import EvalSet, model_facts
+from vidcm.evaluation.results import Results
 from vidcm.lpc import adherence, diversity
-
-if TYPE_CHECKING:
-    from vidcm.pipeline import VideoPipeline
+from vidcm.pipeline import VideoPipeline
 
 VERSION = 1
 SCALES = (1.0, 2.0, 3.0, 5.0)
-AGAINST = 3.0  # the scale at which negative prompts are tried
+NEGATIVE_SCALE = 3.0  # at which negative prompts are tried
 OPEN = "background"
 TEACHER_STEPS = 8
 
 
-def steer(
-    pipe: "VideoPipeline",
-    truth: Truth,
+def measure_steering(
+    pipe: VideoPipeline,
+    eval_set: EvalSet,
     output: Path,
     *,
     name: str,
-    batch: int = 16,
+    batch_size: int = 16,
     overwrite: bool = False,
 ) -> dict:
-    """Measure the student in one step (or its phases) and the teacher in 8, and write to `output`.
+    """Measure the student in one step (or its phases) and the teacher in `TEACHER_STEPS`.
 
-    By scale of guidance: adherence in 0..1; `moved`, mean grey levels from the clips at the first
-    scale; of the student `cosine`, mean over clips, of that movement with the teacher's. Of
-    negative prompts: the share of clips that keep the background they show without. Raises
-    UsageError when the file exists."""
-    if output.exists() and not overwrite:
-        raise UsageError(f"{output} exists; give another name, or --overwrite")
+    Rows of a role hold, by guidance scale: adherence in 0..1; `moved`, mean grey levels from the
+    clips at the first scale; and of the student `cosine`, mean over clips, between its movement and
+    the teacher's. Of negative prompts: the share of clips that keep the background they show
+    without one.
+
+    Args and errors as `quality.evaluate_rows`; returns the file's content.
+    """
     steps = {"student": pipe.settings["student"].get("phases", 1), "teacher": TEACHER_STEPS}
-    rows: dict[str, dict] = {}
-    changes: dict[str, dict[float, Tensor]] = {}
-    for role, count in steps.items():
-        sampled = _Sampled(pipe, role, count, batch)
-        guided, changes[role] = _guidance(sampled, truth)
-        rows[role] = {"steps": count, "guidance": guided, "negative": _negatives(sampled, truth)}
-    for scale in SCALES[1:]:
-        a, b = (changes[role][scale].double().flatten(1) for role in ("student", "teacher"))
-        cosine = torch.nn.functional.cosine_similarity(a, b).mean()
-        rows["student"]["guidance"][f"{scale:g}"]["cosine"] = float(cosine)
-    results = {
-        "version": VERSION,
-        "count": truth.count,
-        "seed": truth.seed,
-        "against": AGAINST,
-        "model": describe_model(pipe, name),
-        "environment": environment(pipe.device),
-        "rows": plain(rows),
+    protocol = {"version": VERSION, "count": eval_set.count, "seed": eval_set.seed, "steps": steps}
+    facts = {
+        "kind": "steering",
+        "protocol": protocol | {"negative_scale": NEGATIVE_SCALE, "open": OPEN},
+        "model": model_facts(pipe, name),
     }
-    write_text(output, json.dumps(results, indent=1) + "\n")
-    return results
+    results = Results(output, facts, environment(pipe.device), overwrite=overwrite)
+    samplers = {role: _RoleSampler(pipe, role, n, batch_size) for role, n in steps.items()}
+    if not all(results.has(role, "guidance") for role in steps):
+        for role, scores in _guidance_metrics(samplers, eval_set).items():
+            results.add(role, "guidance", row={"scales": scores})
+    for role, sample in samplers.items():
+        if not results.has(role, "negative"):
+            results.add(role, "negative", row=_negative_metrics(sample, eval_set))
+    return results.content()
 
 
-class _Sampled:
+class _RoleSampler:
     """Clips uint8 `(n t h w c)` of one role at its number of steps."""
 
-    def __init__(self, pipe: "VideoPipeline", role: str, steps: int, batch: int):
-        self.pipe, self.role, self.steps, self.batch = pipe, role, steps, batch
+    def __init__(self, pipe: VideoPipeline, role: str, steps: int, batch_size: int):
+        self.pipe, self.role, self.steps, self.batch_size = pipe, role, steps, batch_size
 
     def __call__(
         self, prompts: Sequence[str], seeds: Sequence[int], guidance: float, negative: str = ""
     ) -> Tensor:
         frames = []
-        places = range(0, len(prompts), self.batch)
-        for i in tqdm(places, desc=f"{self.role}, guidance {guidance:g}", leave=False):
-            part = slice(i, i + self.batch)
+        starts = range(0, len(prompts), self.batch_size)
+        for i in tqdm(starts, desc=f"{self.role}, guidance {guidance:g}", leave=False):
+            part = slice(i, i + self.batch_size)
             clips = self.pipe(
                 list(prompts[part]),
                 steps=self.steps,
@@ -99,75 +88,55 @@ class _Sampled:
         return torch.cat(frames)
 
 
-def _guidance(sampled: _Sampled, truth: Truth) -> tuple[dict[str, dict], dict[float, Tensor]]:
-    """Numbers by scale, and how clips differ from those at the first one."""
-    found, changes, attributes = {}, {}, truth.lpc.attributes
-    first: Tensor | None = None
+def _guidance_metrics(
+    samplers: dict[str, _RoleSampler], eval_set: EvalSet
+) -> dict[str, dict[str, dict]]:
+    """By role and scale."""
+    found: dict[str, dict[str, dict]] = {role: {} for role in samplers}
+    first: dict[str, Tensor] = {}
+    attributes = eval_set.lpc.attributes
     for scale in SCALES:
-        frames = sampled(truth.captions, truth.seeds, scale)
-        first = frames if first is None else first
-        changes[scale] = frames.int() - first.int()
-        marks = adherence.mark(truth.exams, frames, attributes)
-        found[f"{scale:g}"] = {
-            "adherence": adherence.summary(marks, attributes)["score"],
-            "moved": float(changes[scale].abs().double().mean()),
-        }
-    return found, changes
+        changes = {}
+        for role, sample in samplers.items():
+            frames = sample(eval_set.captions, eval_set.seeds, scale)
+            changes[role] = frames.int() - first.setdefault(role, frames).int()
+            grades = adherence.grade(eval_set.questions, frames, attributes)
+            found[role][f"{scale:g}"] = {
+                "adherence": adherence.summarize_grades(grades, attributes)["score"],
+                "moved": float(changes[role].abs().double().mean()),
+            }
+        if scale != SCALES[0]:
+            student, teacher = (changes[r].double().flatten(1) for r in ("student", "teacher"))
+            cosine = torch.nn.functional.cosine_similarity(student, teacher).mean()
+            found["student"][f"{scale:g}"]["cosine"] = float(cosine)
+    return found
 
 
-def _negatives(sampled: _Sampled, truth: Truth) -> dict[str, float]:
-    """The share of clips that keep what they show of `OPEN`, by what the negative prompt names."""
-    lpc, values = truth.lpc, list(truth.lpc.words[OPEN])
-    rngs = (np.random.default_rng([truth.seed, i, 4]) for i in range(truth.count))
+def _negative_metrics(sample: _RoleSampler, eval_set: EvalSet) -> dict[str, float]:
+    """Share of clips that keep the value of `OPEN` they show, by what the negative prompt names."""
+    lpc, values = eval_set.lpc, list(eval_set.lpc.words[OPEN])
+    rngs = (np.random.default_rng([eval_set.seed, i, 4]) for i in range(eval_set.count))
     prompts = [
-        diversity.describe(lpc, c, [OPEN], rng)
-        for c, rng in zip(truth.combinations, rngs, strict=True)
+        diversity.partial_caption(lpc, c, [OPEN], rng)
+        for c, rng in zip(eval_set.combinations, rngs, strict=True)
     ]
-    exams = [adherence.exam(lpc, c, [OPEN])[OPEN] for c in truth.combinations]
+    questions = [adherence.attribute_questions(lpc, c, [OPEN])[OPEN] for c in eval_set.combinations]
 
-    def shown(frames: Tensor, places: Sequence[int]) -> list[int]:
-        return [exams[i].nearest(clip) for i, clip in zip(places, frames.numpy(), strict=True)]
+    def values_in(frames: Tensor, clips: Sequence[int]) -> list[int]:
+        pairs = zip(clips, frames.numpy(), strict=True)
+        return [questions[i].nearest_value(clip) for i, clip in pairs]
 
-    before = shown(sampled(prompts, truth.seeds, AGAINST), range(truth.count))
+    everything = range(eval_set.count)
+    before = values_in(sample(prompts, eval_set.seeds, NEGATIVE_SCALE), everything)
     kept = {}
-    for kind, further in (("named", 0), ("another", 1)):
+    for kind, offset in (("named", 0), ("another", 1)):
         same = 0
         for value, word in enumerate(values):
-            places = [i for i, b in enumerate(before) if (b + further) % len(values) == value]
-            if places:
+            clips = [i for i in everything if (before[i] + offset) % len(values) == value]
+            if clips:
                 negative = f"{lpc.words[OPEN][word]['say'][0]} {OPEN}"
-                asked, seeds = [prompts[i] for i in places], [truth.seeds[i] for i in places]
-                after = shown(sampled(asked, seeds, AGAINST, negative), places)
-                same += sum(a == before[i] for a, i in zip(after, places, strict=True))
-        kept[kind] = same / truth.count
+                texts, seeds = [prompts[i] for i in clips], [eval_set.seeds[i] for i in clips]
+                after = values_in(sample(texts, seeds, NEGATIVE_SCALE, negative), clips)
+                same += sum(a == before[i] for a, i in zip(after, clips, strict=True))
+        kept[kind] = same / eval_set.count
     return kept
-
-
-def table(results: dict) -> str:
-    """Markdown: guidance, negative prompts, how they were measured."""
-    scales = list(results["rows"]["student"]["guidance"])
-    lines = []
-    for title, key, factor, digits in (
-        ("adherence, %", "adherence", 100, 1),
-        ("moved, grey levels", "moved", 1, 2),
-        ("cosine with the teacher's movement", "cosine", 1, 2),
-    ):
-        for role, row in results["rows"].items():
-            values = [row["guidance"][scale].get(key) for scale in scales]
-            if any(value is not None for value in values):
-                shown = ["-" if v is None else f"{factor * v:.{digits}f}" for v in values]
-                lines.append([f"{role}: {title}", *shown])
-    kept = [
-        [role, *(f"{100 * row['negative'][kind]:.0f}" for kind in ("named", "another"))]
-        for role, row in results["rows"].items()
-    ]
-    made_on, rows = results["environment"], results["rows"]
-    method = (
-        f"{results['count']} held-out prompts, seed {results['seed']}; {rows['student']['steps']} "
-        f"step(s) of the student, {rows['teacher']['steps']} of the teacher; negative "
-        f"prompts at guidance {results['against']:g}, with prompts that leave the {OPEN} open. "
-        f"Model {results['model']['name']}; {made_on['cpu']}, torch {made_on['torch']}."
-    )
-    head = [f"clips that keep their {OPEN}, %", "it is named", "another is named"]
-    guided = grid(["guidance", *scales], lines)
-    return "\n\n".join([guided, grid(head, kept), method]) + "\n"

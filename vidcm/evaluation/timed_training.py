@@ -1,4 +1,4 @@
-"""A training of as many steps as fit into given seconds, in a process of its own."""
+"""Training for a number of seconds, in a process of its own."""
 
 import json
 import os
@@ -15,13 +15,11 @@ from vidcm.errors import VidcmError
 from vidcm.files import write_text
 
 PROBE = 16  # steps timed; the first of them, which warms up, is left out
-_START = (
-    "import sys; from vidcm.evaluation.timed_training import main; sys.exit(main(sys.argv[1:]))"
-)
-_STOPPED = (130, 143)  # exit codes of a training that was asked to stop
+_STOPPED = (130, 143)  # exit codes of a training that was interrupted or terminated
 
 
 def steps_within(budget: float, seconds_per_step: float) -> int:
+    """Training steps that fit into `budget` seconds, at least 1."""
     return max(1, int(budget / seconds_per_step))
 
 
@@ -33,12 +31,23 @@ def train_for_seconds(
     run: Path,
     timing: Path,
 ) -> dict:
-    """Train what a config with overrides describes into `run/student` for `budget` seconds.
+    """Train a config into `run/student` for as many steps as fit into `budget`.
 
-    Some steps are timed first, which `timing` keeps, so that a training that was interrupted, or
-    another of the same cost, goes on to the same number. Gives steps, batch size, seconds an
-    iteration as measured over the whole run, and peak memory as of `peak_memory`. Raises VidcmError
-    with the training's own reason when it fails."""
+    Args:
+        budget: seconds.
+        config: file of the training.
+        overrides: of its keys, as KEY=VALUE.
+        batch_size: of the config.
+        run: folder of this training.
+        timing: file that keeps the seconds per step, so that a training that was interrupted, or
+            another of the same cost, goes on to the same number of steps.
+
+    Returns:
+        `steps`, `batch_size`, `seconds_per_step` over the run, and `peak_mb` (`peak_memory`).
+
+    Raises:
+        VidcmError: the training failed; the message has its reason.
+    """
     student = run / "student"
     if not timing.exists():
         probe = run / "probe"
@@ -55,9 +64,9 @@ def train_for_seconds(
         shutil.rmtree(probe)
     steps = steps_within(budget, json.loads(timing.read_text("utf-8"))["seconds_per_step"])
     if not (student / "final" / "model.json").exists():
-        # One preview, at the end: it is no part of what a step costs.
-        told = [f"output={student}", f"steps={steps}", f"sample_every={steps}"]
-        train(config, [*overrides, *told], run / "peak.json")
+        # One preview, at the end: it is not part of the cost of a step.
+        full = [f"output={student}", f"steps={steps}", f"sample_every={steps}"]
+        train(config, [*overrides, *full], run / "peak.json")
     return {
         "steps": steps,
         "batch_size": batch_size,
@@ -67,8 +76,11 @@ def train_for_seconds(
 
 
 def seconds_per_step(run: Path, batch_size: int, after: int = 0) -> float:
-    """Mean over a run's log, its lines up to step `after` left out. Raises VidcmError when no step
-    was logged, as of a run none of whose steps was finite."""
+    """Mean over the lines of a run's log after step `after`.
+
+    Raises:
+        VidcmError: no step was logged, as when none was finite.
+    """
     seconds, first, last = 0.0, 0, 0
     for line in map(json.loads, (run / "metrics.jsonl").read_text("utf-8").splitlines()):
         if speed := line.get("samples_per_second"):
@@ -83,11 +95,16 @@ def seconds_per_step(run: Path, batch_size: int, after: int = 0) -> float:
 
 
 def train(config: str | Path, overrides: list[str], peak: Path) -> None:
-    """A training in its own process, which writes its peak memory to a file. What it says on
-    stderr is passed on. Raises VidcmError when it fails, KeyboardInterrupt when it was stopped."""
-    command = [sys.executable, "-P", "-c", _START, str(peak), "--config", str(config), *overrides]
-    # The child runs this very package, wherever another copy of it may be installed.
-    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    """Train in a process of its own, which writes its peak memory to a file; stderr is passed on.
+
+    Raises:
+        VidcmError: the training failed.
+        KeyboardInterrupt: it was stopped.
+    """
+    module = ["-m", "vidcm.cli.measured_train", str(peak)]
+    command = [sys.executable, "-P", *module, "--config", str(config), *overrides]
+    # The child runs this copy of the package, wherever another one may be installed.
+    paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     tail = b""
     with subprocess.Popen(command, stderr=subprocess.PIPE, env=env) as child:
@@ -108,26 +125,20 @@ def train(config: str | Path, overrides: list[str], peak: Path) -> None:
 
 
 def _reason(tail: bytes, code: int) -> str:
-    """The line of a failed training that says why."""
+    """The error line of a failed training."""
     if code < 0:
         return f": killed by {signal.Signals(-code).name}"
     lines = re.split(r"[\r\n]+", tail.decode("utf-8", "replace"))
-    said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    return f": {said[-1]}" if said else ""
-
-
-def main(argv: list[str]) -> int:
-    """`vidcm train` with the arguments after the first, then its peak memory to that file."""
-    from vidcm.cli.train import main as train_command
-
-    code = train_command(argv[1:])
-    write_text(Path(argv[0]), json.dumps(peak_memory()) + "\n")
-    return code
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return f": {errors[-1]}" if errors else ""
 
 
 def peak_memory() -> float | None:
-    """MB: what torch took at most of a GPU if it used one, else the most that was resident of this
-    process; None where the system does not tell (it is not Linux)."""
+    """Peak memory of this process in MB: torch's on a GPU where it used one, else resident.
+
+    Returns:
+        None outside Linux.
+    """
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 2**20
@@ -139,14 +150,17 @@ def peak_memory() -> float | None:
     return int(re.findall(r"VmHWM:\s*(\d+) kB", status)[0]) / 1024
 
 
-def settings_of(config: TrainConfig) -> dict[str, Any]:
-    """What of a config makes its training another one, as plain data: not how long it runs, where
-    it writes, nor what folders of weights are called."""
-    told = json.loads(json.dumps(to_dict(config)))
-    return {k: v for k, v in told.items() if k not in _FREE} | {"init": config.init is not None}
+def identifying_settings(config: TrainConfig) -> dict[str, Any]:
+    """The config keys that identify a training, as plain data.
+
+    Leaves out run length, output folder and names of weight folders.
+    """
+    settings = json.loads(json.dumps(to_dict(config)))
+    kept = {k: v for k, v in settings.items() if k not in _NOT_IDENTIFYING}
+    return kept | {"init": config.init is not None}
 
 
-_FREE = {
+_NOT_IDENTIFYING = {
     *("output", "steps", "num_workers", "log_every", "sample_every", "save_every"),
     *("keep_checkpoints", "preview_prompts"),
     *("max_skipped", "teacher", "codec"),

@@ -1,4 +1,4 @@
-"""How much seeds differ where the prompt lets them, against how much the truth does."""
+"""How much seeds differ where a prompt leaves attributes open, relative to the true clips."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,61 +11,69 @@ from vidcm.lpc.captions import OPTIONAL, speak
 from vidcm.lpc.dataset import LPC, Combination
 
 VERSION = 1
-LEFT_OPEN = 2  # attributes that a prompt leaves open
-TRUE_CLIPS = 16  # drawn to know how far apart the truth lies
-LEAST = 1.0  # grey levels
+NUM_OPEN = 2  # attributes that a prompt leaves open
+NUM_TRUE_CLIPS = 16  # drawn to measure how far apart true clips are
+MIN_DISTANCE = 1.0  # grey levels
 
 
-def spread(frames: Tensor) -> float:
-    """Mean absolute difference between all pairs of clips uint8 `(n t h w c)`, in grey levels."""
+def mean_pairwise_distance(frames: Tensor) -> float:
+    """Mean absolute difference over all pairs of clips uint8 `(n t h w c)`, in grey levels."""
     clips = frames.int().flatten(1)
-    return float(
-        np.mean(
-            [
-                float((clips[i] - clips[j]).abs().double().mean())
-                for i, j in pairs(range(len(clips)), 2)
-            ]
-        )
-    )
+    distances = [
+        float((clips[i] - clips[j]).abs().double().mean()) for i, j in pairs(range(len(clips)), 2)
+    ]
+    return float(np.mean(distances))
 
 
-def describe(
-    lpc: LPC, combination: Combination, open_: Sequence[str], rng: np.random.Generator
+def partial_caption(
+    lpc: LPC, combination: Combination, open_attributes: Sequence[str], rng: np.random.Generator
 ) -> str:
-    """A caption that names all but the `open_` attributes (of those it may leave out)."""
-    left = {
-        k: v for k, v in combination.items() if v != "none" and not (k in open_ and k in OPTIONAL)
+    """A caption without `open_attributes`, as far as captions may leave these out."""
+    named = {
+        k: v
+        for k, v in combination.items()
+        if v != "none" and not (k in open_attributes and k in OPTIONAL)
     }
-    return speak(left, lpc.words, rng, partial=0.0)
+    return speak(named, lpc.words, rng, partial=0.0)
 
 
 @dataclass(frozen=True)
 class OpenPrompt:
-    """A prompt, and true clips uint8 `(n t h w c)` that fit it, what is open drawn freely."""
+    """A prompt that leaves attributes open.
+
+    Attributes:
+        prompt: the text.
+        true_clips: uint8 `(n t h w c)`, clips that fit it, the open attributes drawn at random.
+    """
 
     prompt: str
-    truth: Tensor
+    true_clips: Tensor
 
 
-def draw(lpc: LPC, rng: np.random.Generator) -> OpenPrompt:
-    """A held-out prompt that leaves `LEFT_OPEN` attributes open, such that it shows: the true clips
-    are `LEAST` apart or more (a dress hides the legs)."""
+def draw_open_prompt(lpc: LPC, rng: np.random.Generator) -> OpenPrompt:
+    """A held-out prompt that leaves `NUM_OPEN` attributes open.
+
+    Drawn anew until its true clips are `MIN_DISTANCE` apart: a dress hides the legs, for example.
+    """
     while True:
         base = lpc.sample(rng, "heldout")
         able = [name for name in OPTIONAL if name in base]
-        open_ = [able[i] for i in rng.choice(len(able), LEFT_OPEN, replace=False)]
-        free = [*open_, "hair_color"] if "hair" in open_ else open_
+        open_attributes = [able[i] for i in rng.choice(len(able), NUM_OPEN, replace=False)]
+        free = [*open_attributes, "hair_color"] if "hair" in open_attributes else open_attributes
         allowed = {name: lpc.values(name, base) for name in free}
         fitting = [
             base | {name: v[int(rng.integers(len(v)))] for name, v in allowed.items()}
-            for _ in range(TRUE_CLIPS)
+            for _ in range(NUM_TRUE_CLIPS)
         ]
-        found = OpenPrompt(describe(lpc, base, open_, rng), lpc.render(fitting).cpu())
-        if spread(found.truth) >= LEAST:
+        prompt = partial_caption(lpc, base, open_attributes, rng)
+        found = OpenPrompt(prompt, lpc.render(fitting).cpu())
+        if mean_pairwise_distance(found.true_clips) >= MIN_DISTANCE:
             return found
 
 
-def ratio(generated: Sequence[float], true: Sequence[float]) -> float:
-    """Mean over prompts of generated over true spread: by prompt, for an open background outweighs
-    every other attribute in pixels. 1 is right; below, seeds resemble each other."""
+def diversity_ratio(generated: Sequence[float], true: Sequence[float]) -> float:
+    """Generated over true distance, mean over prompts; 1 is right, below 1 seeds are too alike.
+
+    The ratio is taken by prompt, since an open background outweighs all other attributes in pixels.
+    """
     return float(np.mean([g / t for g, t in zip(generated, true, strict=True)]))

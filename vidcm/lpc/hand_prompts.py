@@ -1,4 +1,4 @@
-"""Prompts as people write them, against captions as the training data writes them."""
+"""Prompts written by hand, beside captions in the style of the training data."""
 
 import json
 from collections.abc import Sequence
@@ -9,9 +9,9 @@ import numpy as np
 from torch import Tensor
 
 from vidcm.conditioning.prompts import words_of
-from vidcm.lpc.adherence import Exam, exam, mark, read_open
+from vidcm.lpc.adherence import Questions, attribute_questions, fill_open_attributes, grade
 from vidcm.lpc.dataset import LPC, Combination
-from vidcm.lpc.diversity import describe
+from vidcm.lpc.diversity import partial_caption
 
 VERSION = 1
 LEXICON_CAPTIONS = 8000
@@ -26,26 +26,26 @@ class HandPrompt:
     open: list[str]
 
 
-def text() -> str:
+def hand_prompts_text() -> str:
     """The bundled file: one JSON object a line."""
     return resources.files("vidcm.lpc").joinpath("hand_prompts.jsonl").read_text("utf-8")
 
 
-def load() -> list[HandPrompt]:
+def load_hand_prompts() -> list[HandPrompt]:
     """The bundled prompts."""
-    return [HandPrompt(**json.loads(line)) for line in text().splitlines()]
+    return [HandPrompt(**json.loads(line)) for line in hand_prompts_text().splitlines()]
 
 
-def templates(lpc: LPC, prompts: Sequence[HandPrompt], seed: int) -> list[str]:
-    """A training-style caption of each, that leaves the same attributes open."""
+def template_captions(lpc: LPC, prompts: Sequence[HandPrompt], seed: int) -> list[str]:
+    """A training-style caption for each prompt, with the same attributes open."""
     return [
-        describe(lpc, p.attributes, p.open, np.random.default_rng([seed, i]))
+        partial_caption(lpc, p.attributes, p.open, np.random.default_rng([seed, i]))
         for i, p in enumerate(prompts)
     ]
 
 
-def unseen(lpc: LPC, prompts: Sequence[HandPrompt]) -> tuple[int, list[str]]:
-    """How many prompts hold words that no training caption has, and those words."""
+def unseen_words(lpc: LPC, prompts: Sequence[HandPrompt]) -> tuple[int, list[str]]:
+    """How many prompts have words that no training caption has, and these words."""
     known: set[str] = set()
     for i in range(LEXICON_CAPTIONS):
         rng = np.random.default_rng([0, i])
@@ -54,21 +54,21 @@ def unseen(lpc: LPC, prompts: Sequence[HandPrompt]) -> tuple[int, list[str]]:
     return sum(map(bool, new)), sorted(set().union(*new))
 
 
-class HandMarker:
-    """Marks clips of the prompts; renders of a combination are kept from row to row."""
+class HandPromptGrader:
+    """Grades clips of the prompts; caches the questions of a combination from row to row."""
 
     def __init__(self, lpc: LPC, prompts: Sequence[HandPrompt]):
         self.lpc, self.prompts = lpc, prompts
-        self._exams: dict[tuple[str, ...], Exam] = {}
+        self._questions: dict[tuple[str, ...], Questions] = {}
 
     def __call__(self, frames: Tensor) -> np.ndarray:
-        """Clips uint8 `(b t h w c)`, one a prompt -> marks `(b, attributes)`, open ones nan."""
-        exams = []
+        """Clips uint8 `(b t h w c)`, one per prompt -> grades `(b, attributes)`, open ones nan."""
+        questions = []
         for prompt, clip in zip(self.prompts, frames.numpy(), strict=True):
-            shown = read_open(self.lpc, prompt.attributes, prompt.open, clip)
+            shown = fill_open_attributes(self.lpc, prompt.attributes, prompt.open, clip)
             named = [a for a in self.lpc.attributes if a not in prompt.open]
             key = (*shown.values(), *prompt.open)
-            if key not in self._exams:
-                self._exams[key] = exam(self.lpc, shown, named)
-            exams.append(self._exams[key])
-        return mark(exams, frames, self.lpc.attributes)
+            if key not in self._questions:
+                self._questions[key] = attribute_questions(self.lpc, shown, named)
+            questions.append(self._questions[key])
+        return grade(questions, frames, self.lpc.attributes)

@@ -1,5 +1,6 @@
 """A comparison: equal seconds, resumable rows, a table and a plot; real trainings of tiny models."""
 
+import importlib.util
 import json
 import signal
 import subprocess
@@ -16,9 +17,9 @@ from tiny import CODEC, denoiser, save
 from vidcm.cli.compare import main
 from vidcm.data.latents import write_shards
 from vidcm.errors import UsageError, VidcmError
-from vidcm.evaluation import compare
-from vidcm.evaluation import timed_training as budget
-from vidcm.evaluation.comparison_report import plot, table
+from vidcm.evaluation import comparison, timed_training
+from vidcm.evaluation.comparison_config import read_comparison_config, row_entries
+from vidcm.evaluation.comparison_report import comparison_table, plot_comparison
 from vidcm.lpc import adherence
 from vidcm.store import read_card
 
@@ -57,12 +58,12 @@ def world(puppets, tmp_path_factory) -> Path:
     return folder
 
 
-def asked(world: Path, output: Path, **changes) -> Path:
+def config_of(world: Path, output: Path, **changes) -> Path:
     rows = {
         "teacher-heun": {"solver": "heun"},
         "tuning": {"config": str(world / "student.yaml"), "overrides": ["optimizer.lr=1e-5"]},
     }
-    told = {
+    settings = {
         "output": str(output / "runs"),
         "results": str(output / "comparison.json"),
         "codec": str(world / "codec"),
@@ -73,14 +74,17 @@ def asked(world: Path, output: Path, **changes) -> Path:
         "rows": rows,
     }
     path = output / "comparison.yaml"
-    path.write_text(yaml.safe_dump(told | changes))
+    path.write_text(yaml.safe_dump(settings | changes))
     return path
 
 
 def test_rows_are_trained_measured_and_kept(world, puppets, tmp_path, monkeypatch):
-    wish, exam, seen = compare.read(asked(world, tmp_path)), adherence.exam, []
-    monkeypatch.setattr(adherence, "exam", lambda *a: seen.append(a) or exam(*a))
-    results = compare.compare(wish, puppets)
+    config = read_comparison_config(config_of(world, tmp_path))
+    questions, seen = adherence.attribute_questions, []
+    monkeypatch.setattr(
+        adherence, "attribute_questions", lambda *a: seen.append(a) or questions(*a)
+    )
+    results = comparison.run_comparison(config, puppets)
     assert len(seen) == 2  # the truth of 2 clips is made once, not for each row
     written = json.loads((tmp_path / "comparison.json").read_text())
     assert written == results and list(results["rows"]) == ["teacher-heun", "tuning"]
@@ -94,50 +98,57 @@ def test_rows_are_trained_measured_and_kept(world, puppets, tmp_path, monkeypatc
     assert card["config"]["steps"] == tuning["training"]["steps"] >= 1
     trained = (run / "student" / "final" / "model.safetensors").stat().st_mtime_ns
 
-    monkeypatch.setattr(budget, "train", lambda *a: pytest.fail("a finished row trained again"))
-    again = compare.compare(wish, puppets, ["tuning"])
+    monkeypatch.setattr(
+        timed_training, "train", lambda *a: pytest.fail("a finished row trained again")
+    )
+    again = comparison.run_comparison(config, puppets, ["tuning"])
     assert again["rows"] == results["rows"]
     assert (run / "student" / "final" / "model.safetensors").stat().st_mtime_ns == trained
 
-    told = asked(world, tmp_path, rows={"tuning": {"config": str(world / "student.yaml")}})
-    with pytest.raises(UsageError, match="tuning was made of another optimizer.lr: 1e-05, not"):
-        compare.compare(compare.read(told), puppets)
+    other = config_of(world, tmp_path, rows={"tuning": {"config": str(world / "student.yaml")}})
+    with pytest.raises(UsageError, match="tuning holds a row of another optimizer.lr: 1e-05, not"):
+        comparison.run_comparison(read_comparison_config(other), puppets)
     (run / "row.json").unlink()
-    with pytest.raises(UsageError, match="tuning does not say what it was made of; remove"):
-        compare.compare(wish, puppets)
+    with pytest.raises(UsageError, match="tuning has no row.json that says what it holds; remove"):
+        comparison.run_comparison(config, puppets)
 
-    text = table(results)
+    text = comparison_table(results)
     assert text.count("\n| teacher-heun |") == 2 and text.count("\n| tuning |") == 2
     for heading in ("adherence, %", "PSNR", "SSIM", "Fréchet", "motion", "diversity", "peak MB"):
         assert heading in text.splitlines()[0]
     pytest.importorskip("matplotlib")
-    plot(results, tmp_path / "plot.png")
+    plot_comparison(results, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes()[1:4] == b"PNG"
 
 
 def test_the_same_seconds_buy_fewer_slow_steps():
-    assert budget.steps_within(600, 2.5) == 240 and budget.steps_within(600, 0.5) == 1200
-    assert budget.steps_within(1, 3) == 1
+    assert (
+        timed_training.steps_within(600, 2.5) == 240
+        and timed_training.steps_within(600, 0.5) == 1200
+    )
+    assert timed_training.steps_within(1, 3) == 1
 
 
 def test_several_seeds_are_several_rows(world, tmp_path):
     rows = {"tuning": {"config": str(world / "student.yaml"), "seeds": [3, 5]}}
     found = [
         (key, seed)
-        for key, _, seed in compare.entries(compare.read(asked(world, tmp_path, rows=rows)))
+        for key, _, seed in row_entries(
+            read_comparison_config(config_of(world, tmp_path, rows=rows))
+        )
     ]
     assert found == [("tuning, seed 3", 3), ("tuning, seed 5", 5)]
 
 
 def test_seeds_of_a_row_train_as_many_steps(world, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(compare, "train_for_seconds", lambda *told: seen.append(told[-2:]) or {})
+    monkeypatch.setattr(comparison, "train_for_seconds", lambda *args: seen.append(args[-2:]) or {})
     rows = {"tuning": {"config": str(world / "student.yaml"), "seeds": [3, 5]}}
-    comparison = compare.read(asked(world, tmp_path, rows=rows))
-    for job in compare._jobs(comparison):
-        compare.train_row(comparison, job)
+    config = read_comparison_config(config_of(world, tmp_path, rows=rows))
+    for job in comparison._jobs(config):
+        comparison.train_row(config, job)
     (run, timing), (another, same) = seen
-    assert run != another and timing == same == Path(comparison.output) / "tuning" / "timing.json"
+    assert run != another and timing == same == Path(config.output) / "tuning" / "timing.json"
 
 
 @pytest.mark.parametrize(
@@ -161,7 +172,7 @@ def test_seeds_of_a_row_train_as_many_steps(world, tmp_path, monkeypatch):
 )
 def test_what_does_not_fit_is_refused_before_anything_trains(world, tmp_path, changes, message):
     with pytest.raises(UsageError, match=message):
-        compare.read(asked(world, tmp_path, **changes))
+        read_comparison_config(config_of(world, tmp_path, **changes))
 
 
 def test_a_training_that_fails_names_its_config(world, puppets, tmp_path):
@@ -170,17 +181,19 @@ def test_a_training_that_fails_names_its_config(world, puppets, tmp_path):
         "bad": {"config": str(world / "student.yaml"), "overrides": ["data.path=nowhere"]},
         "teacher-dpm": {"solver": "dpm", "guidance": 2},
     }
-    wish = compare.read(asked(world, tmp_path, rows=rows, evaluations=[1]))
+    config = read_comparison_config(config_of(world, tmp_path, rows=rows, evaluations=[1]))
     with pytest.raises(VidcmError, match="student.yaml ended with exit code 2") as caught:
-        compare.compare(wish, puppets)
+        comparison.run_comparison(config, puppets)
     assert "1 of 2 rows failed: bad: training" in str(caught.value)
-    assert isinstance(caught.value, compare.RowsFailed) and not isinstance(caught.value, UsageError)
+    assert isinstance(caught.value, comparison.RowsFailed) and not isinstance(
+        caught.value, UsageError
+    )
     results = json.loads((tmp_path / "comparison.json").read_text())
     assert results == caught.value.results and list(results["rows"]) == ["bad", "teacher-dpm"]
     bad, teacher = results["rows"].values()
     assert "nowhere" in bad["failed"] and bad["evaluations"] == {}
     assert teacher["guidance"] == 2 and "failed" not in teacher
-    text = table(results)
+    text = comparison_table(results)
     assert "\n- bad: training" in text and "| teacher-dpm | 1 | 2 |" in text
     assert "\n| bad |" not in text
 
@@ -189,13 +202,13 @@ def test_the_command_shows_what_went_well_and_ends_as_failed(
     world, puppets, tmp_path, capsys, monkeypatch
 ):
     rows = {"teacher-dpm": {"solver": "dpm"}}
-    path = asked(world, tmp_path, rows=rows, evaluations=[1])
-    results = compare.compare(compare.read(path), puppets)
+    path = config_of(world, tmp_path, rows=rows, evaluations=[1])
+    results = comparison.run_comparison(read_comparison_config(path), puppets)
 
     def fail(*args) -> dict:
-        raise compare.RowsFailed(results, {"bad": "it fell"}, 2)
+        raise comparison.RowsFailed(results, {"bad": "it fell"}, 2)
 
-    monkeypatch.setattr(compare, "compare", fail)
+    monkeypatch.setattr(comparison, "run_comparison", fail)
     assert main(["--config", str(path), "--art", str(tmp_path)]) == 1
     out, err = capsys.readouterr()
     assert "| teacher-dpm | 1 | 3 |" in out
@@ -206,29 +219,34 @@ def test_the_command_shows_what_went_well_and_ends_as_failed(
 
 
 def test_results_of_another_comparison_are_refused_and_stay(world, puppets, tmp_path):
-    told = compare.read(asked(world, tmp_path))
-    made_of = {r: read_card(world / r)["sha256"] for r in ("teacher", "codec")}
-    same = {"version": 2, "budget": 0.5, "count": 2, "seed": 0, **made_of, "rows": {}}
+    config = read_comparison_config(config_of(world, tmp_path))
+    model = {r: read_card(world / r)["sha256"] for r in ("teacher", "codec")}
+    protocol = {"version": 2, "budget": 0.5, "count": 2, "seed": 0}
+    same = {"kind": "comparison", "environments": [], "rows": {}}
     for change, message in (
-        ({"budget": 600.0}, "another budget: 600.0, not 0.5; set results to another file"),
-        ({"count": 3}, "another count: 3, not 2"),
+        ({"budget": 600.0}, "another protocol.budget: 600.0, not 0.5; give another file"),
+        ({"count": 3}, "another protocol.count: 3, not 2"),
         (
             {"teacher": "f" * 64},
-            f"another teacher: 'fffffffffffff...', not '{made_of['teacher'][:13]}",
+            f"another model.teacher: 'fffffffffffff...', not '{model['teacher'][:13]}",
         ),
-        ({"version": 1}, "of version 1"),
+        ({"version": 1}, "another protocol.version: 1, not 2"),
     ):
-        text = json.dumps(same | change)
-        Path(told.results).write_text(text)
+        facts = {
+            "protocol": protocol | {k: v for k, v in change.items() if k in protocol},
+            "model": model | {k: v for k, v in change.items() if k in model},
+        }
+        text = json.dumps(same | facts)
+        Path(config.results).write_text(text)
         with pytest.raises(UsageError, match=message):
-            compare.compare(told, puppets)
-        assert Path(told.results).read_text() == text and not (tmp_path / "runs").exists()
+            comparison.run_comparison(config, puppets)
+        assert Path(config.results).read_text() == text and not (tmp_path / "runs").exists()
 
 
 def test_solvers_are_measured_at_the_evaluations_they_really_take(world, puppets, tmp_path):
     rows = {"heun": {"solver": "heun", "shift": 8}}
-    wish = compare.read(asked(world, tmp_path, rows=rows, evaluations=[1, 2, 4]))
-    lines = compare.compare(wish, puppets)["rows"]["heun"]["evaluations"]
+    config = read_comparison_config(config_of(world, tmp_path, rows=rows, evaluations=[1, 2, 4]))
+    lines = comparison.run_comparison(config, puppets)["rows"]["heun"]["evaluations"]
     assert {n: line["evaluations"] for n, line in lines.items()} == {"1": 2, "3": 6}
     settings = json.loads((tmp_path / "runs" / "heun" / "pipeline" / "pipeline.json").read_text())
     assert settings["teacher"]["shift"] == 8 and settings["teacher"]["guidance"] == 3
@@ -244,15 +262,21 @@ def test_seeds_are_shown_as_mean_and_deviation():
             "diversity": {"ratio": 1.0},
         }
         made = {"steps": 7, "batch_size": 3, "seconds_per_step": 0.25, "peak_mb": 512.0}
-        told = {"row": "tuning", "seed": seed, "guidance": 1.5, "training": made}
-        return told | {"evaluations": {"1": line}}
+        row = {"row": "tuning", "seed": seed, "guidance": 1.5, "training": made}
+        return row | {"evaluations": {"1": line}}
 
     rows = {"tuning, seed 0": row(0, 0.5), "tuning, seed 1": row(1, 0.7)}
-    made_on = {"cpu": "abacus", "device": "cpu", "threads": 1, "torch": "2"}
-    text = table({"budget": 60, "count": 2, "environment": made_on, "rows": rows})
+    machine = {"cpu": "abacus", "device": "cpu", "threads": 1, "torch": "2"}
+    results = {
+        "protocol": {"budget": 60, "count": 2, "seed": 0},
+        "model": {},
+        "environments": [machine | {"commit": None, "dirty": None}],
+        "rows": rows,
+    }
+    text = comparison_table(results)
     line = "| tuning | 1 | 1.5 | 60.0 ± 14.1 | 20.0 ± 0.0 | 0.500 ± 0.000 | 3.00 ± 0.00 | - |"
     assert line in text and "| 7 x 3 | 0.25 ± 0.00 | 512 ± 0 |" in text
-    assert text.count("\n| tuning") == 1 and "deviation over seeds" in text
+    assert text.count("\n| tuning") == 1 and "deviation over training seeds" in text
 
 
 def test_seconds_a_step_are_those_of_the_log(tmp_path):
@@ -264,11 +288,11 @@ def test_seconds_a_step_are_those_of_the_log(tmp_path):
     ]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (tmp_path / "metrics.jsonl").write_text(text)
-    assert budget.seconds_per_step(tmp_path, 6) == pytest.approx((6 + 1 + 9) / 5)
-    assert budget.seconds_per_step(tmp_path, 6, after=1) == pytest.approx((1 + 9) / 4)
+    assert timed_training.seconds_per_step(tmp_path, 6) == pytest.approx((6 + 1 + 9) / 5)
+    assert timed_training.seconds_per_step(tmp_path, 6, after=1) == pytest.approx((1 + 9) / 4)
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 4, "samples_per_second": 0.0}))
     with pytest.raises(VidcmError, match="were any steps finite"):
-        budget.seconds_per_step(tmp_path, 6)
+        timed_training.seconds_per_step(tmp_path, 6)
 
 
 def test_peak_memory_is_the_training_s_own_not_that_of_who_started_it():
@@ -279,10 +303,12 @@ def test_peak_memory_is_the_training_s_own_not_that_of_who_started_it():
 
 
 def test_an_interrupt_stops_the_training_too_and_leaves_a_checkpoint(world, tmp_path):
-    told = [f"output={tmp_path / 'run'}", "steps=100000", "log_every=1", "teacher=null"]
-    told += [f"codec={world / 'codec'}", f"init={world / 'teacher'}"]
+    words = [f"output={tmp_path / 'run'}", "steps=100000", "log_every=1", "teacher=null"]
+    words += [f"codec={world / 'codec'}", f"init={world / 'teacher'}"]
     config, peak = str(world / "student.yaml"), str(tmp_path / "peak.json")
-    code = f"from vidcm.evaluation.timed_training import train; train({config!r}, {told}, {peak!r})"
+    code = (
+        f"from vidcm.evaluation.timed_training import train; train({config!r}, {words}, {peak!r})"
+    )
     child = subprocess.Popen([sys.executable, "-c", code], cwd=REPO, stderr=subprocess.DEVNULL)
     log = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 120
@@ -297,9 +323,11 @@ def test_an_interrupt_is_no_failure_of_a_row(world, puppets, tmp_path, monkeypat
     def stop(*args) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(budget, "train", stop)
+    monkeypatch.setattr(timed_training, "train", stop)
     with pytest.raises(KeyboardInterrupt):
-        compare.compare(compare.read(asked(world, tmp_path)), puppets, ["tuning"])
+        comparison.run_comparison(
+            read_comparison_config(config_of(world, tmp_path)), puppets, ["tuning"]
+        )
     assert not (tmp_path / "comparison.json").exists()
 
 
@@ -316,4 +344,21 @@ def test_the_command_refuses_and_shows(tmp_path, capsys, monkeypatch):
         assert main(["--config", config, "--art", "x", "--rows", row]) != 0
         assert "no row" not in capsys.readouterr().err
     assert main(["--table", config]) == 2
-    assert "cannot read" in capsys.readouterr().err
+    assert "is not JSON" in capsys.readouterr().err
+
+
+def test_an_unknown_row_is_named_before_a_missing_config(world, tmp_path, capsys):
+    rows = {"x": {"config": "nowhere.yaml"}}
+    path = str(config_of(world, tmp_path, rows=rows))
+    assert main(["--config", path, "--art", "x", "--rows", "typo"]) == 2
+    assert "no row 'typo'" in capsys.readouterr().err
+    assert main(["--config", path, "--art", "x", "--rows", "x"]) == 2
+    assert "nowhere.yaml" in capsys.readouterr().err
+
+
+def test_a_plot_without_matplotlib_is_refused_before_training(world, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(comparison, "run_comparison", lambda *_: pytest.fail("it trained"))
+    path = str(config_of(world, tmp_path))
+    assert main(["--config", path, "--art", "x", "--plot", str(tmp_path / "plot.png")]) == 1
+    assert "--plot needs matplotlib; pip install" in capsys.readouterr().err

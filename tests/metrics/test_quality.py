@@ -16,15 +16,18 @@ from torch import Tensor
 import vidcm
 from vidcm.cli import evaluate as command
 from vidcm.errors import UsageError, VidcmError
-from vidcm.evaluation import markdown, protocol, report
+from vidcm.evaluation import markdown
 from vidcm.evaluation.environment import environment
-from vidcm.evaluation.protocol import Truth, evaluate
-from vidcm.evaluation.rows import ROWS
+from vidcm.evaluation.eval_set import EvalSet
+from vidcm.evaluation.quality import evaluate_rows
+from vidcm.evaluation.quality_report import quality_table
+from vidcm.evaluation.results import KEYS, read_results
+from vidcm.evaluation.rows import Row
 from vidcm.lpc import adherence
 from vidcm.lpc import hand_prompts as hand
 from vidcm.lpc.attribute_net import AttributeNet
 from vidcm.lpc.dataset import vocabulary
-from vidcm.lpc.diversity import draw, ratio, spread
+from vidcm.lpc.diversity import diversity_ratio, draw_open_prompt, mean_pairwise_distance
 from vidcm.store import save_model
 
 COUNT = 16
@@ -48,7 +51,7 @@ class Oracle:
     def __init__(self, folder: Path, answers: dict[str, Tensor]):
         (folder / "pipeline.json").write_text("{}")
         self.folder, self.answers, self.codec = folder, answers, Codec()
-        self.device, self.settings = torch.device("cpu"), {"frames": 5}
+        self.device, self.settings = torch.device("cpu"), {"frames": 5, "height": 64, "width": 64}
         self.calls: list[tuple[int, bool]] = []
         self.breaks_at: int | None = None
 
@@ -94,11 +97,11 @@ def hands(puppets) -> list[hand.HandPrompt]:
 
 @pytest.fixture(scope="module")
 def answers(puppets, hands) -> dict[str, Tensor]:
-    truth = Truth(puppets, COUNT, 0)
+    truth = EvalSet(puppets, COUNT, 0)
     known = {c: f[None] for c, f in zip(truth.captions, truth.frames, strict=True)}
-    known |= {p.prompt: p.truth for p in truth.open_prompts}
+    known |= {p.prompt: p.true_clips for p in truth.open_prompts}
     shown = [p.attributes | {"skin": "orc"} for p in hands]  # one of what the prompts leave open
-    for said in ([p.prompt for p in hands], hand.templates(puppets, hands, 0)):
+    for said in ([p.prompt for p in hands], hand.template_captions(puppets, hands, 0)):
         known |= {p: f[None] for p, f in zip(said, puppets.render(shown), strict=True)}
     return known
 
@@ -111,27 +114,28 @@ def pipe(tmp_path, answers) -> Oracle:
 
 
 @pytest.fixture(scope="module")
-def exams() -> dict:
+def cache() -> dict:
     return {}
 
 
 @pytest.fixture
-def measure(pipe, puppets, features, hands, exams, tmp_path, monkeypatch):
+def measure(pipe, puppets, features, hands, cache, tmp_path, monkeypatch):
     def once(lpc, combination, attributes=None):
         key = (*combination.values(), *(attributes or ()))
-        if key not in exams:
-            exams[key] = exam(lpc, combination, attributes)
-        return exams[key]
+        if key not in cache:
+            cache[key] = original(lpc, combination, attributes)
+        return cache[key]
 
-    exam = adherence.exam
+    original = adherence.attribute_questions
     for module in (adherence, hand):
-        monkeypatch.setattr(module, "exam", once)
-    monkeypatch.setattr(hand, "load", lambda: hands)
+        monkeypatch.setattr(module, "attribute_questions", once)
+    monkeypatch.setattr(hand, "load_hand_prompts", lambda: hands)
     monkeypatch.setattr(hand, "LEXICON_CAPTIONS", 50)
 
     def call(rows=("codec", "teacher-8", "student-1", "student-2", "student-4"), **options) -> dict:
-        options = {"count": COUNT, "name": "fake", "features": features, "rows": rows} | options
-        return evaluate(pipe, puppets, tmp_path / "results.json", **options)
+        eval_set = EvalSet(puppets, options.pop("count", COUNT), 0, features)
+        options = {"name": "fake", "rows": [Row.parse(row) for row in rows]} | options
+        return evaluate_rows(pipe, eval_set, tmp_path / "results.json", **options)
 
     return call
 
@@ -150,7 +154,7 @@ def test_truth_frozen_and_noise_get_the_numbers_they_deserve(measure, tmp_path):
     assert list(rows) == ["codec", "teacher-8", "student-1", "student-2", "student-4"]
     for name in ("teacher-8", "student-4"):
         true = rows[name]
-        assert true["adherence"]["score"] == true["adherence"]["all_right"] == 1
+        assert true["adherence"]["score"] == true["adherence"]["all_correct"] == 1
         assert true["fidelity"] == {"psnr": 100, "ssim": 1}
         assert true["motion"]["ratio"] == 1 and true["frechet"]["distance"] < 1e-6
         assert 0.5 < true["diversity"]["ratio"] < 1.6
@@ -182,18 +186,19 @@ def test_the_file_says_what_was_measured_on_what(measure, features):
     assert len(p["captions"]) == len(row["truth"]) == 64
     assert list(results["model"]["files"]) == ["pipeline.json"]
     assert results["features"]["heldout_accuracy"] == {"sex": 0.5}
-    assert row["environment"]["torch"] == torch.__version__ and row["environment"]["threads"] >= 1
+    measured_in = results["environments"][row["environment"]]
+    assert measured_in["torch"] == torch.__version__ and measured_in["threads"] >= 1
     assert row["frechet"]["clips"] == COUNT
 
 
 def test_batches_change_nothing(measure, tmp_path):
-    one = measure(rows=["student-2", "codec"], batch=3)
+    one = measure(rows=["student-2", "codec"], batch_size=3)
     (tmp_path / "results.json").unlink()
-    assert timeless(measure(rows=["codec", "student-2"], batch=7)) == timeless(one)
+    assert timeless(measure(rows=["codec", "student-2"], batch_size=7)) == timeless(one)
 
 
 def test_prompts_by_hand_are_marked_on_what_they_say(measure, pipe, hands):
-    results = measure(rows=["student-4", "student-1"], hand_prompts=True)
+    results = measure(rows=["student-4", "student-1"], with_hand_prompts=True)
     found = results["rows"]["student-4"]["hand_prompts"]
     assert found["hand"]["score"] == found["template"]["score"] == 1 and found["loss"] == 0
     assert set(found["hand"]["attributes"]).isdisjoint({"skin", "feet"})
@@ -214,7 +219,7 @@ def test_finished_rows_are_kept_after_a_failure(measure, pipe, tmp_path):
     assert list(measure(rows=["student-4", "student-1"])["rows"]) == ["student-1", "student-4"]
     assert {steps for steps, _ in pipe.calls} == {4}
     pipe.calls.clear()
-    again = measure(rows=["student-1"], hand_prompts=True)
+    again = measure(rows=["student-1"], with_hand_prompts=True)
     assert set(again["rows"]["student-1"]) == {"heldout", "hand_prompts"} and len(pipe.calls) == 2
     assert [p.name for p in tmp_path.iterdir() if "part" in p.name] == []
 
@@ -222,10 +227,12 @@ def test_finished_rows_are_kept_after_a_failure(measure, pipe, tmp_path):
 def test_results_of_something_else_are_refused_and_stay(measure, pipe, tmp_path):
     measure(rows=["codec"])
     before = (tmp_path / "results.json").read_text()
-    with pytest.raises(UsageError, match="another protocol.count 16, not 8; give another --output"):
+    with pytest.raises(UsageError, match="another protocol.count: 16, not 8; give another file"):
         measure(count=8)
     (pipe.folder / "pipeline.json").write_text('{"steps": 3}')
-    with pytest.raises(UsageError, match="another model.files; give another --output"):
+    with pytest.raises(
+        UsageError, match="another model.files.pipeline.json: .*; give another file"
+    ):
         measure()
     assert (tmp_path / "results.json").read_text() == before
     assert list(measure(rows=["student-4"], overwrite=True)["rows"]) == ["student-4"]
@@ -233,7 +240,7 @@ def test_results_of_something_else_are_refused_and_stay(measure, pipe, tmp_path)
 
 def test_a_model_of_other_clips_is_refused(measure, pipe):
     pipe.answers = {k: v[:, :, :, :4] for k, v in pipe.answers.items()}
-    with pytest.raises(VidcmError, match="evaluate a model of the lpc task"):
+    with pytest.raises(VidcmError, match="evaluate a model of the LPC task"):
         measure(rows=["student-4"])
 
 
@@ -242,20 +249,23 @@ def test_a_model_of_other_clips_is_refused(measure, pipe):
 
 def test_every_open_prompt_leaves_something_to_see(puppets):
     for i in range(4):
-        found = draw(puppets, np.random.default_rng(i))
-        assert spread(found.truth) >= 1
-    halves = [spread(found.truth[:8]) for _ in range(1)], [spread(found.truth)]
-    assert 0.4 < ratio(*halves) < 1.8
-    assert spread(found.truth[:1].expand(3, -1, -1, -1, -1)) == 0
+        found = draw_open_prompt(puppets, np.random.default_rng(i))
+        assert mean_pairwise_distance(found.true_clips) >= 1
+    halves = (
+        [mean_pairwise_distance(found.true_clips[:8]) for _ in range(1)],
+        [mean_pairwise_distance(found.true_clips)],
+    )
+    assert 0.4 < diversity_ratio(*halves) < 1.8
+    assert mean_pairwise_distance(found.true_clips[:1].expand(3, -1, -1, -1, -1)) == 0
 
 
 def test_spread_is_the_mean_over_pairs():
     flat = torch.tensor([0, 30, 90], dtype=torch.uint8).view(3, 1, 1, 1, 1).expand(3, 2, 5, 7, 3)
-    assert spread(flat) == pytest.approx((30 + 90 + 60) / 3)
+    assert mean_pairwise_distance(flat) == pytest.approx((30 + 90 + 60) / 3)
 
 
 def test_bundled_prompts_by_hand_mean_combinations_that_exist():
-    words, prompts = vocabulary(), hand.load()
+    words, prompts = vocabulary(), hand.load_hand_prompts()
     assert len(prompts) == len({p.prompt for p in prompts}) == 50
     for p in prompts:
         assert list(p.attributes) == words["core"]
@@ -275,7 +285,7 @@ def test_environment_names_this_machine():
 
 
 def test_table_has_a_line_a_row(measure):
-    text = report.table(measure(hand_prompts=True))
+    text = quality_table(measure(with_hand_prompts=True))
     lines = text.splitlines()
     frozen = next(x for x in lines if x.startswith("| student-1 | 1 |"))
     assert frozen.count("|") == lines[0].count("|") and "| 0.00 |" in frozen
@@ -307,13 +317,19 @@ def test_rewrite_refuses_a_file_without_its_marks(tmp_path, text):
 
 
 @pytest.mark.parametrize(
-    "text, why", [("{", "not JSON"), ("[]", "no results"), ('{"rows": {}}', "no results")]
+    "text, why",
+    [
+        ("{", "not JSON"),
+        ("[]", "no results"),
+        ('{"rows": {}}', "no results"),
+        (json.dumps(dict.fromkeys(KEYS, "long")), "of kind 'long', expected quality"),
+    ],
 )
 def test_damaged_results_are_refused(tmp_path, text, why):
     file = tmp_path / "results.json"
     file.write_text(text)
     with pytest.raises(UsageError, match=why):
-        report.read_results(file)
+        read_results(file, "quality")
 
 
 # --- the command ----------------------------------------------------------------------------------
@@ -328,10 +344,7 @@ def world(monkeypatch, pipe, puppets, features, measure):
     loaded = SimpleNamespace(from_pretrained=lambda name, device: pipe)
     monkeypatch.setattr(vidcm.pipeline, "VideoPipeline", loaded)
     monkeypatch.setattr(vidcm.lpc.dataset, "LPC", lambda art, num_frames: puppets)
-    monkeypatch.setattr(protocol.frechet, "BUNDLED", features)
-    monkeypatch.setattr(
-        evaluate, "__kwdefaults__", evaluate.__kwdefaults__ | {"features": features}
-    )
+    monkeypatch.setattr(EvalSet.__init__, "__defaults__", (features,))
 
 
 def test_command_measures_prints_and_draws(world, tmp_path, capsys):
@@ -363,7 +376,8 @@ def test_command_measures_prints_and_draws(world, tmp_path, capsys):
         (["--sheet", "x.gif"], "--sheet writes .png files, not 'x.gif'"),
         (["--output", "."], "is a folder"),
         (["--output", "x.json"], "give --art, or set VIDCM_LPC_ART"),
-        (["--output", "x.json", "--table", __file__], "leave out --output"),
+        (["--table", __file__, "--sheet", "x.png"], "--sheet needs a model; leave it out"),
+        (["--output", "x.json", "--rows", "student-0"], "got the row 'student-0'"),
         (["--table", __file__], "is not JSON"),
     ],
 )
@@ -380,7 +394,7 @@ def test_command_refuses_what_makes_no_sense(monkeypatch, capsys, tmp_path, argv
     "argv",
     [
         ["--count", "1"],
-        ["--rows", "student-3"],
+        ["--output", "x.json", "--table", __file__],
         ["--batch", "0"],
         ["--row", "codec"],
         ["--table", "nix"],
@@ -392,11 +406,10 @@ def test_bad_options_are_usage_errors(capsys, argv):
     assert ended.value.code == 2 and capsys.readouterr().err.count("\n") == 1
 
 
-def test_rows_of_the_command_are_the_protocols_and_help_needs_no_torch():
-    assert command.ROWS == ROWS
+def test_help_and_tables_need_no_torch():
     code = (
         "import sys; from vidcm.cli.evaluate import parser; text = parser().format_help();"
-        "import vidcm.evaluation.report;"
+        "import vidcm.evaluation.reports;"
         "assert '--hand-prompts' in text; assert not {'torch', 'numpy', 'av'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPO)

@@ -1,8 +1,8 @@
-"""Latency: where the time of a clip goes, few steps beside many, and one measurement to another.
+"""Latency of a clip by stage, few steps beside many.
 
-All rows are measured in one process and in turns, so that whatever else the machine does slows them
-alike, and ratios are taken within a turn. What is timed is `VideoPipeline` itself, as users call it:
-the device is drained at the end of every stage. Times are in seconds.
+All rows are measured in one process and take turns, so that other load on the machine slows them
+alike, and ratios are taken within a turn. `VideoPipeline` itself is timed, as users call it: the
+device is synchronised at the end of every stage. Times are in seconds.
 """
 
 import hashlib
@@ -16,21 +16,22 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from vidcm.conditioning.prompts import check_prompts
 from vidcm.errors import VidcmError
 from vidcm.evaluation.cost import (
-    Watch,
+    NetworkTimer,
     attention_backends,
     flops_per_evaluation,
-    ratios,
-    summaries,
+    speedups,
+    summarize_calls,
     tokens_of,
 )
 from vidcm.evaluation.environment import environment
+from vidcm.evaluation.rows import Row
 from vidcm.media.clips import Clips
 from vidcm.pipeline import VideoPipeline
 from vidcm.store import read_card
@@ -51,24 +52,23 @@ DEFINITION = {
     "cold": "a new process, files cached: `wall` from its start to the finished mp4; `start` until "
     "our first line runs, `load` until the models are in place, `first_call` to frames",
 }
-SCALE = 4  # what tools/generate.py enlarges pixels by
-_COLD = "import sys; from vidcm.cli.generate import main; sys.exit(main(sys.argv[1:]))"
-
-
-class Row(NamedTuple):
-    """role: "student" or "teacher". steps: of its sampler."""
-
-    role: str
-    steps: int
-
-    def __str__(self) -> str:
-        return f"{self.role}-{self.steps}"
+SCALE = 4  # factor by which `vidcm generate` enlarges pixels
+_GENERATE = ("-m", "vidcm", "generate")
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is made and how often: `warmup` turns (1 or more) are kept apart from the `repeats`;
-    `cold` is a number of new processes per row. threads: None leaves torch's own number."""
+class LatencyPlan:
+    """Calls to measure.
+
+    Attributes:
+        prompt: of every clip.
+        batch: clips per call.
+        warmup: turns recorded apart, 1 or more.
+        repeats: turns measured.
+        cold: new processes per row.
+        seed: of the first clip.
+        threads: of the CPU; None leaves torch's own number.
+    """
 
     prompt: str = "a woman with purple hair walks left"
     batch: int = 1
@@ -79,20 +79,33 @@ class Plan:
     threads: int | None = None
 
     def calls(self, rows: int) -> int:
-        """Of the pipeline and of new processes, in all."""
+        """Number of calls of the pipeline and of new processes."""
         return rows * (self.warmup + self.repeats + self.cold)
 
 
-def measure(
+def measure_latency(
     checkpoint: str | Path,
     device: str,
     rows: Sequence[Row],
-    plan: Plan,
+    plan: LatencyPlan,
     tick: Callable[[str], None] = lambda row: None,
 ) -> dict:
-    """All the numbers, ready for JSON. tick: told the row before each call.
+    """Measure rows of roles "student" and "teacher".
 
-    Raises UsageError for a bad prompt or checkpoint, VidcmError when a new process fails."""
+    Args:
+        checkpoint: a bundled model or a pipeline folder.
+        device: as `runtime.pick_device` takes it.
+        rows: student and teacher rows.
+        plan: number and kind of the calls.
+        tick: called with the row's name before each call.
+
+    Returns:
+        All numbers, ready for JSON.
+
+    Raises:
+        UsageError: for a bad prompt or checkpoint.
+        VidcmError: when a new process fails.
+    """
     shell = dict(os.environ)  # new processes start from it, not from what loading adds
     load_average = [os.getloadavg()]
     check_prompts([plan.prompt])
@@ -116,9 +129,9 @@ def measure(
         "scale": SCALE,
         **{k: getattr(plan, k) for k in ("prompt", "batch", "seed", "warmup")},
     }
-    made = {str(row): _facts(pipe, row, plan, calls[row]) for row in rows}
+    measured = {str(row): _row_results(pipe, row, plan, calls[row]) for row in rows}
     for row, runs in cold.items():
-        made[str(row)]["cold"] = summaries(runs)
+        measured[str(row)]["cold"] = summarize_calls(runs)
     return {
         "definition": DEFINITION,
         "recipe_hash": hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16],
@@ -130,13 +143,13 @@ def measure(
             "checkpoint": str(checkpoint),
             "sha256": {part: card["sha256"] for part, card in cards.items()},
         },
-        "rows": made,
-        "ratios": ratios(made),
+        "rows": measured,
+        "ratios": speedups(measured),
     }
 
 
 def _warm(
-    pipe: VideoPipeline, rows: Sequence[Row], plan: Plan, folder: Path, tick: Callable
+    pipe: VideoPipeline, rows: Sequence[Row], plan: LatencyPlan, folder: Path, tick: Callable
 ) -> dict[Row, list[dict]]:
     """The calls of every row, in turns."""
     calls: dict[Row, list[dict]] = {row: [] for row in rows}
@@ -148,21 +161,21 @@ def _warm(
     return calls
 
 
-def _once(pipe: VideoPipeline, row: Row, plan: Plan, folder: Path) -> dict[str, Any]:
-    """One call, clocked, with what its network did."""
+def _once(pipe: VideoPipeline, row: Row, plan: LatencyPlan, folder: Path) -> dict[str, Any]:
+    """Time one call and count its network's forwards."""
     gpu = pipe.device.type == "cuda"
     if gpu:
         torch.cuda.synchronize(pipe.device)
         torch.cuda.reset_peak_memory_stats(pipe.device)
-    with Watch(pipe.model(row.role).backbone, pipe.device) as watch:
+    with NetworkTimer(pipe.model(row.role).backbone, pipe.device) as timer:
         began = time.perf_counter()
-        clips = _make(pipe, row, plan)
-        shown = time.perf_counter()
+        clips = _generate(pipe, row, plan)
+        generated = time.perf_counter()
         paths = clips.save(folder / "clip.mp4", scale=SCALE)
         ended = time.perf_counter()
     for path in paths:
         path.unlink()
-    seconds = {**clips.seconds, "write": ended - shown, "dit_only": clips.seconds["denoise"]}
+    seconds = {**clips.seconds, "write": ended - generated, "dit_only": clips.seconds["denoise"]}
     seconds["latent_to_pixels"] = seconds["denoise"] + seconds["decode"]
     seconds["end_to_end"] = ended - began
     memory = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
@@ -170,25 +183,36 @@ def _once(pipe: VideoPipeline, row: Row, plan: Plan, folder: Path) -> dict[str, 
         memory["allocated"] = torch.cuda.max_memory_allocated(pipe.device)
         memory["reserved"] = torch.cuda.max_memory_reserved(pipe.device)
     return {
-        "seconds": {**seconds, "network": watch.seconds()},
+        "seconds": {**seconds, "network": timer.seconds()},
         "memory": memory,
-        "forwards": watch.forwards,
-        "evaluations": watch.samples / plan.batch,
-        "dtype": watch.dtype,
+        "forwards": timer.forwards,
+        "evaluations": timer.samples / plan.batch,
+        "dtype": timer.dtype,
         "clips": hashlib.sha256(clips.frames.tobytes()).hexdigest(),
     }
 
 
-def _make(pipe: VideoPipeline, row: Row, plan: Plan) -> Clips:
+def _generate(pipe: VideoPipeline, row: Row, plan: LatencyPlan) -> Clips:
     teacher = row.role == "teacher"
-    return pipe(plan.prompt, steps=row.steps, seed=plan.seed, num_clips=plan.batch, teacher=teacher)
+    return pipe(
+        plan.prompt,
+        steps=row.num_inference_steps,
+        seed=plan.seed,
+        num_clips=plan.batch,
+        teacher=teacher,
+    )
 
 
 def _cold(
-    pipe: VideoPipeline, rows: Sequence[Row], plan: Plan, folder: Path, shell: dict, tick: Callable
+    pipe: VideoPipeline,
+    rows: Sequence[Row],
+    plan: LatencyPlan,
+    folder: Path,
+    shell: dict,
+    tick: Callable,
 ) -> dict[Row, list[dict]]:
-    """Each row in new processes, in turns: `tools/generate.py` as a user starts it."""
-    paths = [str(Path(__file__).parents[1]), shell.get("PYTHONPATH")]
+    """Each row in new processes, in turns: `vidcm generate` as a user starts it."""
+    paths = [str(Path(__file__).parents[2]), shell.get("PYTHONPATH")]
     shell = {**shell, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     runs: dict[Row, list[dict]] = {}
     for row in [*rows] * plan.cold:
@@ -196,7 +220,7 @@ def _cold(
         options = {
             "prompt": plan.prompt,
             "checkpoint": pipe.folder.resolve(),
-            "steps": row.steps,
+            "steps": row.num_inference_steps,
             "seed": plan.seed,
             "num-clips": plan.batch,
             "device": pipe.device,
@@ -204,16 +228,16 @@ def _cold(
         }
         words = [f"--{key}={value}" for key, value in options.items()]
         words += ["--json", "--overwrite", *(["--teacher"] if row.role == "teacher" else [])]
-        run = _process([sys.executable, "-c", _COLD, *words], shell, folder)
+        run = _process([sys.executable, *_GENERATE, *words], shell, folder)
         runs.setdefault(row, []).append(run)
     return runs
 
 
 def _process(command: list[str], shell: dict, folder: Path) -> dict[str, float]:
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "text": True}
-    with tempfile.TemporaryFile("w+") as said:
+    with tempfile.TemporaryFile("w+") as errors:
         began = time.perf_counter()
-        with subprocess.Popen(command, env=shell, cwd=folder, stderr=said, **pipes) as child:
+        with subprocess.Popen(command, env=shell, cwd=folder, stderr=errors, **pipes) as child:
             try:
                 line = child.stdout.readline() if child.stdout else ""  # comes right after the mp4
                 wall = time.perf_counter() - began
@@ -221,43 +245,43 @@ def _process(command: list[str], shell: dict, folder: Path) -> dict[str, float]:
             finally:
                 child.kill()
         if child.returncode:
-            said.seek(0)
-            last = (said.read().strip().splitlines() or ["it said nothing"])[-1]
+            errors.seek(0)
+            last = (errors.read().strip().splitlines() or ["without a message"])[-1]
             raise VidcmError(f"a new process ended with code {child.returncode}: {last}")
     own = json.loads(line)["seconds"]
     first = own["text"] + own["denoise"] + own["decode"]
     return {"wall": wall, "start": wall - own.pop("total"), **own, "first_call": first}
 
 
-def _facts(pipe: VideoPipeline, row: Row, plan: Plan, calls: list[dict]) -> dict:
+def _row_results(pipe: VideoPipeline, row: Row, plan: LatencyPlan, calls: list[dict]) -> dict:
     """A row of the results, from its calls."""
     kept, last, model = calls[plan.warmup :], calls[-1], pipe.model(row.role)
-    seconds = summaries([call["seconds"] for call in kept])
+    seconds = summarize_calls([call["seconds"] for call in kept])
     size = [pipe.settings[k] for k in ("frames", "height", "width")]
     shape, words = pipe.codec.latent_shape(*size), len(model.encode([plan.prompt]).tokens[0])
     flops = flops_per_evaluation(model.backbone, shape, words)
-    whole, evaluations = seconds["end_to_end"]["p50"], last["evaluations"]
+    total, evaluations = seconds["end_to_end"]["p50"], last["evaluations"]
     work = flops * evaluations * plan.batch
     return {
-        "steps": row.steps,
+        "steps": row.num_inference_steps,
         **{k: last[k] for k in ("evaluations", "forwards", "dtype")},
-        "attention": attention_backends(lambda: _make(pipe, Row(row.role, 1), plan)),
+        "attention": attention_backends(lambda: _generate(pipe, Row(row.role, 1), plan)),
         "tokens": tokens_of(model.backbone, shape),
         "text_tokens": words,
         "parameters": sum(p.numel() for p in model.backbone.parameters()),
         "flops_per_evaluation": flops,
         "gflops_per_second": work / seconds["network"]["p50"] / 1e9,
-        "realtime_factor": plan.batch * size[0] / pipe.settings["fps"] / whole,
-        "clips_per_second": plan.batch / whole,
+        "realtime_factor": plan.batch * size[0] / pipe.settings["fps"] / total,
+        "clips_per_second": plan.batch / total,
         "seconds": seconds,
-        "warmup": summaries([call["seconds"] for call in calls[: plan.warmup]]),
+        "warmup": summarize_calls([call["seconds"] for call in calls[: plan.warmup]]),
         "peak_memory": {k: max(call["memory"][k] for call in kept) for k in last["memory"]},
         "clips_sha256": last["clips"],
     }
 
 
 def _machine(device: torch.device) -> dict:
-    """What `metrics.environment` records, memory and cores, and the GPU's own state."""
+    """`environment`, cores, memory, and the state of the GPU."""
     facts = environment(device) | {
         "cores": len(os.sched_getaffinity(0)),
         "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
@@ -266,11 +290,11 @@ def _machine(device: torch.device) -> dict:
         card = torch.cuda.get_device_properties(device)
         facts |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
         facts["gpu_memory"] = card.total_memory
-        asked = "driver_version,power.limit,clocks.max.sm"
+        query = "driver_version,power.limit,clocks.max.sm"
         words = [
             "nvidia-smi",
             f"--id=GPU-{card.uuid}",
-            f"--query-gpu={asked}",
+            f"--query-gpu={query}",
             "--format=csv,noheader",
         ]
         try:

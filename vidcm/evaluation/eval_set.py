@@ -1,0 +1,118 @@
+"""Held-out prompts with their true clips, and the facts that identify a measurement on them."""
+
+import hashlib
+import json
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+from tqdm import tqdm
+
+from vidcm.files import file_hash
+from vidcm.lpc import adherence, diversity, hand_prompts
+from vidcm.lpc.attribute_net import AttributeNet
+from vidcm.lpc.dataset import LPC, Combination
+from vidcm.metrics import fidelity, frechet, motion
+from vidcm.pipeline import VideoPipeline
+from vidcm.store import read_card
+
+VERSION = 1
+SEEDS_PER_PROMPT = 4  # clips of each prompt that leaves attributes open
+
+
+class EvalSet:
+    """Held-out combinations with captions, seeds and true clips.
+
+    True clips and all that is computed from them are made when first used, once for every model
+    measured on the set.
+
+    Args:
+        lpc: the dataset.
+        count: number of combinations.
+        seed: of the combinations, their captions and the noise.
+        features: folder of the feature network of the Fréchet distance.
+    """
+
+    def __init__(self, lpc: LPC, count: int, seed: int, features: Path = frechet.BUNDLED):
+        self.lpc, self.count, self.seed, self.features_folder = lpc, count, seed, features
+        self.combinations: list[Combination] = []
+        self.captions: list[str] = []
+        for i in range(count):
+            rng = np.random.default_rng([seed, i])
+            self.combinations.append(lpc.sample(rng, "heldout"))
+            self.captions.append(lpc.caption(self.combinations[-1], rng, full=True))
+        self.seeds = list(range(seed, seed + count))
+
+    @cached_property
+    def frames(self) -> Tensor:
+        """True clips, uint8 `(count t h w c)`."""
+        return self.lpc.render(self.combinations).cpu()
+
+    @cached_property
+    def questions(self) -> list[adherence.Questions]:
+        """About each combination's attributes; about 1.7 MB a combination."""
+        bar = tqdm(self.combinations, desc="true clips", unit="combination", leave=False)
+        return [adherence.attribute_questions(self.lpc, c) for c in bar]
+
+    @cached_property
+    def motion(self) -> np.ndarray:
+        """Of the true clips, `(count,)`."""
+        return motion.motion(self.frames)
+
+    @cached_property
+    def feature_net(self) -> AttributeNet:
+        """The network of the Fréchet distance."""
+        return frechet.load_features(self.features_folder)
+
+    @cached_property
+    def features(self) -> np.ndarray:
+        """Of the true clips, `(count, d)`."""
+        return frechet.features(self.feature_net, self.frames)
+
+    @cached_property
+    def open_prompts(self) -> list[diversity.OpenPrompt]:
+        """One for every 16 combinations."""
+        rngs = (np.random.default_rng([self.seed, i, 1]) for i in range(max(1, self.count // 16)))
+        return [diversity.draw_open_prompt(self.lpc, rng) for rng in rngs]
+
+    def protocol(self) -> dict:
+        """The protocol as plain data: results of equal protocols are comparable."""
+        metrics = (adherence, fidelity, motion, frechet, diversity, hand_prompts)
+        return {
+            "version": VERSION,
+            "task": "lpc",
+            "split": "heldout",
+            "count": self.count,
+            "seed": self.seed,
+            "frames": self.lpc.num_frames,
+            "attributes": self.lpc.attributes,
+            "captions": _digest("\n".join(self.captions)),
+            "hand_prompts": _digest(hand_prompts.hand_prompts_text()),
+            "diversity": {"prompts": max(1, self.count // 16), "seeds": SEEDS_PER_PROMPT},
+            "metrics": {m.__name__.rpartition(".")[2]: m.VERSION for m in metrics},
+        }
+
+
+def model_facts(pipe: VideoPipeline, name: str) -> dict:
+    """Name and sha256 of every file of a pipeline folder."""
+    files = sorted(p for p in Path(pipe.folder).rglob("*") if p.suffix in (".json", ".safetensors"))
+    return {
+        "name": name,
+        "files": {p.relative_to(pipe.folder).as_posix(): file_hash(p) for p in files},
+    }
+
+
+def feature_facts(folder: Path) -> dict:
+    """Training config, weights and held-out accuracy of a feature network."""
+    card = read_card(folder)
+    made = card["made"]
+    return {
+        "config": _digest(json.dumps(made.get("config"), sort_keys=True)),
+        "weights": card["sha256"],
+        "heldout_accuracy": made.get("heldout_accuracy"),
+    }
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()

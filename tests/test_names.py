@@ -12,15 +12,11 @@ STAND_INS = frozenset("told held shown asked walk said calm straight tilt".split
 ALLOWED = frozenset({"held_out"})  # the statistician's
 TO_DO = frozenset(
     """
-    cli/benchmark.py
     cli/common.py
-    cli/compare.py
     cli/edit.py
     cli/edit_options.py
     cli/encode.py
-    cli/evaluate.py
     cli/generate.py
-    cli/tune.py
     data/latents.py
     diffusion/base.py
     diffusion/windows.py
@@ -30,25 +26,9 @@ TO_DO = frozenset(
     editing/scene.py
     editing/timing.py
     editing/walk.py
-    evaluation/benchmark.py
-    evaluation/compare.py
-    evaluation/comparison_config.py
-    evaluation/comparison_report.py
-    evaluation/edit_cases.py
-    evaluation/edit_report.py
-    evaluation/edit_scores.py
-    evaluation/edits.py
-    evaluation/long.py
-    evaluation/long_edits.py
-    evaluation/protocol.py
-    evaluation/sheet.py
-    evaluation/steering.py
-    evaluation/timed_training.py
     export.py
-    lpc/adherence.py
     lpc/captions.py
     lpc/dataset.py
-    lpc/hand_prompts.py
     lpc/naming_task.py
     media/load.py
     media/read.py

@@ -56,8 +56,8 @@ def parser() -> Parser:
     into = "put the table between the marks <!-- latency:begin --> and <!-- latency:end --> of this file"
     out.add_argument("--into", type=Path, metavar="MD", help=into)
     old = p.add_mutually_exclusive_group()
-    shown = "show numbers measured before"
-    old.add_argument("--table", type=existing_file, metavar="JSON", help=shown)
+    table = "show numbers measured before"
+    old.add_argument("--table", type=existing_file, metavar="JSON", help=table)
     change = "change by stage; refuses measurements of different things"
     old.add_argument("--compare", type=existing_file, nargs=2, metavar=("OLD", "NEW"), help=change)
     return p

@@ -65,10 +65,10 @@ class HandPromptGrader:
         """Clips uint8 `(b t h w c)`, one per prompt -> grades `(b, attributes)`, open ones nan."""
         questions = []
         for prompt, clip in zip(self.prompts, frames.numpy(), strict=True):
-            shown = fill_open_attributes(self.lpc, prompt.attributes, prompt.open, clip)
+            filled = fill_open_attributes(self.lpc, prompt.attributes, prompt.open, clip)
             named = [a for a in self.lpc.attributes if a not in prompt.open]
-            key = (*shown.values(), *prompt.open)
+            key = (*filled.values(), *prompt.open)
             if key not in self._questions:
-                self._questions[key] = attribute_questions(self.lpc, shown, named)
+                self._questions[key] = attribute_questions(self.lpc, filled, named)
             questions.append(self._questions[key])
         return grade(questions, frames, self.lpc.attributes)

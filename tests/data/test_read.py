@@ -153,6 +153,12 @@ def test_second_zero_is_the_first_frame(tmp_path):
     found = read_frames(path, [0.0, 0.1, 0.12])
     assert shown(found.frames) == [0, 2, 3]  # 0.1 lies midway: the earlier one
     assert found.seconds == pytest.approx([0.0, 0.08, 0.12])
+    assert reason(path, [0.4]) == "too-short"  # not truncated: its header counts from 0
+
+
+def test_an_intact_video_is_not_truncated_where_its_sound_is_longer(shared_data):
+    path = shared_data / "clips" / "androidx_mkv__bbb_960x540_60fps_vp8.webm"
+    assert reason(path, [1.2]) == "too-short"
 
 
 def test_last_frame_reaches_half_an_interval(steady):

@@ -25,6 +25,7 @@ from vidcm.errors import VidcmError
 log = logging.getLogger(__name__)
 
 MAX_FRAME_PIXELS = 7680 * 4320  # one decoded frame
+OTHER_STREAMS = 0.5  # seconds by which sound or subtitles may outlast the pictures
 MAX_PIXELS = 2**29  # all frames of one call together, 3 bytes each
 # Real containers only: FFmpeg would also "play" text, play lists, and scripts naming other files.
 FORMATS = (
@@ -128,11 +129,13 @@ class Source:
 
     def short(self, detail: str, end: float = 0.0) -> BadClip:
         """The error for a video that ends at second `end`, `truncated` if its header says later."""
-        claimed = 0.0
-        if self.stream.duration and self.stream.time_base:
-            claimed = float(self.stream.duration * self.stream.time_base)
-        elif self.container.duration:
-            claimed = self.container.duration / 1e6
+        claimed, tick = 0.0, float(self.stream.time_base or 0)
+        if self.stream.duration:
+            claimed = self.stream.duration * tick
+        elif self.container.duration:  # until the end of the longest stream, from timestamp 0
+            others = len(self.container.streams) > 1
+            claimed = self.container.duration / 1e6 - OTHER_STREAMS * others
+            claimed -= (self.stream.start_time or 0) * tick
         if claimed <= end:
             return BadClip(self.file, "too-short", detail)
         return BadClip(self.file, "truncated", f"{detail}, its header says {claimed:.3f} s")

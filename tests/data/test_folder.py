@@ -148,8 +148,8 @@ def test_caption_files_must_match_the_videos(tmp_path, video):
     assert "names 2 videos that are not in" in refused(tmp_path)
     (tmp_path / "metadata.jsonl").write_text("\n".join(rows[:5]))
     assert "3 of 8 videos" in refused(tmp_path) and "'5.mp4', '6.mp4', '7.mp4'" in refused(tmp_path)
-    assert len(VideoFolder(tmp_path, **SHAPE, captions="skip")) == 5
-    data = VideoFolder(tmp_path, **SHAPE, captions="empty")
+    assert len(VideoFolder(tmp_path, **SHAPE, missing_captions="skip")) == 5
+    data = VideoFolder(tmp_path, **SHAPE, missing_captions="empty")
     assert len(data) == 8 and data.caption(7) == "" and data.caption(0) == "x"
     (tmp_path / "metadata.csv").write_text("file_name,text\n")
     assert "keep one of them" in refused(tmp_path)
@@ -162,7 +162,7 @@ def test_wrong_options_and_folders(tmp_path, video):
     assert "use 5 or 9" in refused(tmp_path, num_frames=8)
     assert "size is (0, 29)" in refused(tmp_path, size=(0, 29))
     assert "fps is -1" in refused(tmp_path, fps=-1)
-    assert "'error', 'empty' or 'skip'" in refused(tmp_path, captions="none")
+    assert "'error', 'empty' or 'skip'" in refused(tmp_path, missing_captions="none")
     assert "'av' or 'decord'" in refused(tmp_path, backend="cv2")
     assert "0 to 1" in refused(tmp_path, max_bad_fraction=2)
     assert "deadline is 0" in refused(tmp_path, deadline=0)
@@ -242,7 +242,9 @@ def test_too_many_bad_clips_stop_with_a_summary(tmp_path, video):
     (tmp_path / "3.mp4").unlink()  # after it was listed
     with pytest.raises(VidcmError, match="3 of 6 clips .* bad: not-video 2, missing 1") as caught:
         data.clips(range(6))
-    assert "max_bad_fraction is 0.4" in str(caught.value) and "\n" not in str(caught.value)
+    assert "(--max-bad-fraction), which is 0.4" in str(caught.value) and "\n" not in str(
+        caught.value
+    )
     data.reader.close()
 
 

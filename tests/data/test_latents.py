@@ -1,5 +1,6 @@
 """Latent caches: the codec is checked, epochs are permutations, positions are samples."""
 
+import shutil
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -172,17 +173,47 @@ def test_encode_makes_a_cache_that_names_its_codec(codec, videos, tmp_path, caps
     # --overwrite is for caches: the clips themselves would be gone.
     swapped = [str(videos) if word == str(tmp_path / "cache") else word for word in command]
     assert encode.main([*swapped, "--overwrite"]) == 2
-    assert "is no latent cache, and --overwrite would replace it" in capsys.readouterr().err
+    assert "is no latent cache, and --overwrite would replace all of it" in capsys.readouterr().err
     assert len(list(videos.glob("*.mp4"))) == 3
+
+
+def test_encode_leaves_out_what_it_is_told_to(codec, videos, tmp_path, capsys):
+    """Videos without a caption or too short stop the command, or are left out and counted."""
+    root = shutil.copytree(videos, tmp_path / "clips")
+    (root / "0.txt").unlink()
+    (root / "bad.mp4").write_bytes(b"text")
+    (root / "bad.txt").write_text("not a video")
+    command = ["--codec", str(codec), "--data", "folder", "--root", str(root), "--device", "cpu"]
+    command += ["--frames", "5", "--size", "16x24", "--output"]
+    assert encode.main([*command, str(tmp_path / "a")]) == 2
+    assert "set missing_captions (--missing-captions) to 'empty'" in capsys.readouterr().err
+    assert encode.main([*command, str(tmp_path / "b"), "--missing-captions", "skip"]) == 1
+    assert "raise max_bad_fraction (--max-bad-fraction), which is 0.01" in capsys.readouterr().err
+    for policy, count in (("skip", 2), ("empty", 3)):
+        options = [
+            str(tmp_path / policy),
+            "--missing-captions",
+            policy,
+            "--max-bad-fraction",
+            "0.4",
+        ]
+        assert encode.main([*command, *options]) == 0
+        assert capsys.readouterr().out.endswith(f": {count} clips; left out: 1 not-video\n")
+        assert ("" in sum(LatentShards(tmp_path / policy).captions[0], [])) == (policy == "empty")
 
 
 @pytest.mark.parametrize(
     "options, message",
     [
         (["--data", "folder"], "--data folder needs --root"),
-        (["--data", "lpc", "--art", "/none"], "the LPC art was not found at /none"),
-        (["--data", "folder", "--root", "x", "--size", "64"], "cannot read --size '64'"),
-        (["--data", "folder", "--root", "x", "--size", "²x24"], "cannot read --size '²x24'"),
+        (["--data", "lpc", "--art", "/none"], "the LPC art is not at /none, where data.art or --art says"),
+        (
+            ["--data", "folder", "--root", "x", "--size", "64"],
+            "argument --size: got '64', expected",
+        ),
+        (["--data", "folder", "--root", "x", "--size", "²x24"], "argument --size: got '²'"),
+        (["--data", "folder", "--missing-captions", "no"], "argument --missing-captions: "),
+        (["--data", "folder", "--max-bad-fraction", "2"], "argument --max-bad-fraction: got '2'"),
         (
             ["--data", "folder", "--root", "x", "--size", "20x24"],
             "height 20 is not a multiple of 8",
@@ -192,7 +223,11 @@ def test_encode_makes_a_cache_that_names_its_codec(codec, videos, tmp_path, caps
 )
 def test_encode_refuses_before_it_starts(codec, tmp_path, capsys, monkeypatch, options, message):
     monkeypatch.delenv("VIDCM_LPC_ART", raising=False)
-    assert encode.main(["--codec", str(codec), "--output", str(tmp_path / "out"), *options]) == 2
+    try:
+        code = encode.main(["--codec", str(codec), "--output", str(tmp_path / "out"), *options])
+    except SystemExit as left:  # argparse's own refusals
+        code = left.code
+    assert code == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
     assert not list(tmp_path.iterdir())

@@ -263,7 +263,7 @@ def test_a_tar_is_a_folder(make, tmp_path):
 
 
 def test_art_that_is_missing_incomplete_or_broken(make, tmp_path, monkeypatch):
-    with pytest.raises(UsageError, match="none, where data.art says; set data.art or VIDCM_LPC_A"):
+    with pytest.raises(UsageError, match="none, where data.art or --art says; set data.art or VIDCM"):
         make(art=tmp_path / "none")
     monkeypatch.setenv("VIDCM_LPC_ART", "/nowhere")
     with pytest.raises(UsageError, match="is not at /nowhere, where VIDCM_LPC_ART says"):

@@ -1,6 +1,7 @@
-"""`tools/encode.py`: videos and captions to a latent cache for training."""
+"""`vidcm encode`: videos and captions to a latent cache for training."""
 
 import argparse
+from collections import Counter
 
 from vidcm.cli.common import (
     Parser,
@@ -14,6 +15,8 @@ from vidcm.cli.common import (
     run,
     sides,
 )
+from vidcm.errors import UsageError
+from vidcm.media.sizes import check_frames, check_size
 
 
 def parser() -> argparse.ArgumentParser:
@@ -28,48 +31,67 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--codec", required=True, help="a codec's model folder (the `final` of its run)")
     p.add_argument("--data", required=True, choices=["lpc", "folder"], help="what to encode")
     p.add_argument("--output", required=True, type=output_folder, help="a new folder for the cache")
-    add_art(p)
-    p.add_argument(
-        "--count",
-        type=positive_int,
-        default=30000,
-        help="lpc: clips to compose (default: %(default)s)",
-    )
-    p.add_argument(
-        "--captions",
-        type=positive_int,
-        default=8,
-        help="lpc: captions per clip (default: %(default)s)",
-    )
-    p.add_argument("--root", help="folder: where the videos and captions are")
-    p.add_argument(
-        "--frames",
-        type=positive_int,
-        default=17,
-        help="folder: frames per clip, 4k+1 (default: %(default)s)",
-    )
-    p.add_argument("--size", default="64x64", help="folder: HEIGHTxWIDTH (default: %(default)s)")
-    p.add_argument(
-        "--bucket",
-        type=sides("FRAMESxHEIGHTxWIDTH"),
-        action="append",
-        default=[],
-        metavar="FxHxW",
-        help="folder: a further shape, as 33x64x112, for videos nearer to it; may be repeated",
-    )
-    p.add_argument(
-        "--fps",
-        type=number(0.1, 240),
-        default=8.0,
-        help="folder: frames per second (default: %(default)s)",
-    )
-    add_seed(p, "lpc: which clips")
     p.add_argument(
         "--batch", type=positive_int, default=32, help="clips at a time (default: %(default)s)"
     )
     add_device(p)
     p.add_argument("--overwrite", action="store_true", help="replace an existing cache")
+    _add_lpc(p.add_argument_group("with --data lpc"))
+    _add_folder(p.add_argument_group("with --data folder"))
     return p
+
+
+def _add_lpc(group: argparse._ActionsContainer) -> None:
+    add_art(group)
+    group.add_argument(
+        "--count", type=positive_int, default=30000, help="clips to compose (default: %(default)s)"
+    )
+    group.add_argument(
+        "--captions-per-clip", type=positive_int, default=8, help="default: %(default)s"
+    )
+    add_seed(group, "of the clips")
+
+
+def _add_folder(group: argparse._ActionsContainer) -> None:
+    group.add_argument("--root", help="the folder of videos and captions")
+    group.add_argument(
+        "--frames",
+        type=positive_int,
+        default=17,
+        help="frames per clip, 4k+1 (default: %(default)s)",
+    )
+    group.add_argument(
+        "--size",
+        type=sides("HEIGHTxWIDTH"),
+        default=(64, 64),
+        metavar="HxW",
+        help="multiples of 8 (default: 64x64)",
+    )
+    group.add_argument(
+        "--bucket",
+        type=sides("FRAMESxHEIGHTxWIDTH"),
+        action="append",
+        default=[],
+        metavar="FxHxW",
+        help="a further shape, as 33x64x112, for videos nearer to it; may be repeated",
+    )
+    group.add_argument(
+        "--fps", type=number(0.1, 240), default=8.0, help="frames per second (default: %(default)s)"
+    )
+    group.add_argument(
+        "--missing-captions",
+        choices=["error", "empty", "skip"],
+        default="error",
+        help="for videos without a caption: refuse the folder, encode them with an empty caption, "
+        "or leave them out (default: %(default)s)",
+    )
+    group.add_argument(
+        "--max-bad-fraction",
+        type=number(0, 1),
+        default=0.01,
+        help="share of videos that may be unreadable or too short; beyond it the command fails "
+        "(default: %(default)s)",
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -77,21 +99,23 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _encode(args: argparse.Namespace) -> None:
-    from vidcm.errors import UsageError
-
     if args.output.exists() and not args.overwrite:
         raise UsageError(f"{args.output} exists; give another --output, or --overwrite")
     if args.output.exists() and not (args.output / "index.json").is_file():
         raise UsageError(
-            f"{args.output} is no latent cache, and --overwrite would replace it whole; give another "
+            f"{args.output} is no latent cache, and --overwrite would replace all of it; give another "
             "--output"
         )
     if args.data == "lpc":
         args.art = art_of(args)
     elif not args.root:
-        raise UsageError("--data folder needs --root: where the videos and captions are")
+        raise UsageError("--data folder needs --root, the folder of videos and captions")
+    for frames, height, width in [(args.frames, *args.size), *args.bucket]:
+        check_frames(frames)
+        check_size(height, width, 8)
 
     import torch
+    from tqdm import tqdm
 
     from vidcm.codecs.causal_vae import CausalVAE
     from vidcm.codecs.chunked import encode_chunked
@@ -103,24 +127,19 @@ def _encode(args: argparse.Namespace) -> None:
     fast_cpu()
     device = pick_device(args.device)
     codec = load_model(args.codec, CausalVAE, device)
-    source, about, total = (_lpc if args.data == "lpc" else _folder)(args, device)
+    source, about, total, quarantine = (_lpc if args.data == "lpc" else _folder)(args, device)
 
     @torch.no_grad()
     def clips():
-        for frames, captions in _shown(source, total, args.batch):
-            yield encode_chunked(codec, to_video(frames.to(device))), captions
+        with tqdm(total=total, unit="clip", mininterval=2) as bar:
+            for frames, captions in source:
+                yield encode_chunked(codec, to_video(frames.to(device))), captions
+                bar.update(len(captions))
 
     count = write_shards(args.output, clips(), codec=read_card(args.codec)["sha256"], about=about)
-    print(f"{args.output}: {count} clips")
-
-
-def _shown(source, total: int, batch: int):
-    from tqdm import tqdm
-
-    with tqdm(total=total, unit="clip", mininterval=2) as bar:
-        for frames, captions in source:
-            yield frames, captions
-            bar.update(len(captions))
+    reasons = [f"{number} {reason}" for reason, number in Counter(quarantine.values()).items()]
+    left_out = f"; left out: {', '.join(reasons)}" if reasons else ""
+    print(f"{args.output}: {count} clips{left_out}")
 
 
 def _lpc(args: argparse.Namespace, device):
@@ -138,33 +157,26 @@ def _lpc(args: argparse.Namespace, device):
             ]
             combinations = [data.sample(rng) for rng in rngs]
             captions = [
-                [data.caption(c, rng) for _ in range(args.captions)]
+                [data.caption(c, rng) for _ in range(args.captions_per_clip)]
                 for c, rng in zip(combinations, rngs, strict=True)
             ]
             yield data.render(combinations), captions
 
     about = {"data": "lpc", "seed": args.seed, "attributes": data.attributes, "split": data.split}
-    return source(), about, args.count
+    return source(), about, args.count, {}
 
 
 def _folder(args: argparse.Namespace, device):
     from vidcm.data.folder import VideoFolder
-    from vidcm.errors import UsageError
-    from vidcm.media.sizes import check_frames, check_size
 
-    height, cross, width = args.size.partition("x")
-    if not (cross and height.isdecimal() and width.isdecimal()):
-        raise UsageError(f"cannot read --size {args.size!r}; write HEIGHTxWIDTH, as 64x64")
-    size = check_size(int(height), int(width), 8)
-    for frames, high, wide in args.bucket:
-        check_frames(frames)
-        check_size(high, wide, 8)
     data = VideoFolder(
         args.root,
-        num_frames=check_frames(args.frames),
-        size=size,
+        num_frames=args.frames,
+        size=args.size,
         buckets=args.bucket,
         fps=args.fps,
+        missing_captions=args.missing_captions,
+        max_bad_fraction=args.max_bad_fraction,
     )
 
     def source():
@@ -174,4 +186,4 @@ def _folder(args: argparse.Namespace, device):
                 if kept:
                     yield frames, [[c] for c in captions]
 
-    return source(), {"data": "folder", "fps": args.fps}, len(data)
+    return source(), {"data": "folder", "fps": args.fps}, len(data), data.quarantine

@@ -32,8 +32,8 @@ class VideoFolder:
     """Clips of one shape from the videos below `root`, each with a caption.
 
     Captions come from `root/metadata.jsonl` or `root/metadata.csv` (columns `file_name` and `text`
-    or `caption`), otherwise from a `.txt` beside each video. `captions` says what to do about
-    videos without one: "error", "empty" (an empty caption: unconditional) or "skip" (leave out).
+    or `caption`), otherwise from a `.txt` beside each video. `missing_captions` says what to do
+    about videos without one: "error", "empty" (an empty caption: unconditional) or "skip".
 
     num_frames: 4k+1. size: (height, width). buckets: further shapes (num_frames, height, width);
     with any, a video has the nearest in aspect among those it is long enough for, and of those the
@@ -56,7 +56,7 @@ class VideoFolder:
         buckets: Sequence[Sequence[int]] = (),
         batch_size: int = 1,
         fps: float = 16.0,
-        captions: str = "error",
+        missing_captions: str = "error",
         backend: str = "av",
         deadline: float = 30.0,
         max_bad_fraction: float = 0.01,
@@ -66,8 +66,10 @@ class VideoFolder:
         clip_seconds(num_frames, fps)
         if len(size) != 2 or min(size) < 1:
             raise UsageError(f"size is {size}, expected (height, width), each at least 1")
-        if captions not in ("error", "empty", "skip"):
-            raise UsageError(f"captions is {captions!r}, expected 'error', 'empty' or 'skip'")
+        if missing_captions not in ("error", "empty", "skip"):
+            raise UsageError(
+                f"missing_captions is {missing_captions!r}, expected 'error', 'empty' or 'skip'"
+            )
         if backend not in ("av", "decord"):
             raise UsageError(f"backend is {backend!r}, expected 'av' or 'decord'")
         if not 0 <= max_bad_fraction <= 1:
@@ -88,10 +90,10 @@ class VideoFolder:
         self._last_seconds: dict[int, float] = {}
         self._shape_of: dict[int, tuple[int, int, int]] = {}
         names = _find_videos(self.root, follow_symlinks)
-        self._captions = _match(self.root, names, captions)
+        self._captions = _match(self.root, names, missing_captions)
         self.names = sorted(self._captions)
         if not self.names:
-            raise UsageError(f"{self.root} holds no video with a caption; see captions=...")
+            raise UsageError(f"{self.root} holds no video with a caption; see missing_captions")
         self.buckets = self._sorted()
         self.order = Order([len(clips) for _, clips in self.buckets], batch_size)
 
@@ -200,8 +202,8 @@ class VideoFolder:
             reasons = ", ".join(f"{reason} {count}" for reason, count in counts)
             raise VidcmError(
                 f"{len(self.quarantine)} of {len(self)} clips in {self.root} are bad: {reasons} "
-                f"(last: {bad}); max_bad_fraction is {self.max_bad_fraction:g}; "
-                "mend or remove them, or raise it"
+                f"(last: {bad}); repair or remove them, or raise max_bad_fraction "
+                f"(--max-bad-fraction), which is {self.max_bad_fraction:g}"
             ) from None
 
 
@@ -268,7 +270,7 @@ def _match(root: Path, names: list[str], policy: str) -> dict[str, str]:
     if without and policy == "error":
         raise UsageError(
             f"{len(without)} of {len(names)} videos in {root} have no caption in {where}: "
-            f"{_five(without)}; add them, or set captions to 'empty' or 'skip'"
+            f"{_five(without)}; add them, or set missing_captions (--missing-captions) to 'empty' or 'skip'"
         )
     if policy == "empty":
         found |= dict.fromkeys(without, "")

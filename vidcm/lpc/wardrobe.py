@@ -35,7 +35,7 @@ class Sheets:
     def __init__(self, art: str | Path | None):
         found = art or os.environ.get("VIDCM_LPC_ART")
         if not found or not Path(found).exists():
-            source = "data.art" if art else "VIDCM_LPC_ART"
+            source = "data.art or --art" if art else "VIDCM_LPC_ART"
             problem = f"is not at {found}, where {source} says" if found else "is needed"
             raise UsageError(
                 f"the LPC art {problem}; set data.art or VIDCM_LPC_ART to the folder or tar of "

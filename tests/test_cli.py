@@ -285,6 +285,25 @@ def test_a_reader_that_leaves_is_no_error_of_ours(lines, unbuffered):
     assert (child.returncode, err) == (141, b"")
 
 
+@pytest.mark.parametrize(
+    "words", [["--help"], ["--version"], ["help"], ["generate", "--help"], ["edit", "--help"]]
+)
+def test_help_that_cannot_be_written_is_an_error(words):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "vidcm", *words]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=REPO)
+    assert done.returncode == 1 and done.stderr.startswith("error: ")
+    assert "No space left on device" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_closed_stdout_is_no_error():
+    line = "from vidcm.cli.common import run; import argparse, sys;"
+    line += "sys.exit(run(lambda _: print('x'), argparse.Namespace()))"
+    command = f'{sys.executable} -c "{line}" >&-'
+    done = subprocess.run(command, shell=True, stderr=subprocess.PIPE, text=True, cwd=REPO)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 # --- arguments ------------------------------------------------------------------------------------
 
 
@@ -299,6 +318,8 @@ def parser() -> common.Parser:
     result.add_argument("--skip", type=common.non_negative_int)
     result.add_argument("--file", type=common.existing_file)
     result.add_argument("--folder", type=common.output_folder)
+    result.add_argument("--size", type=common.sides("HEIGHTxWIDTH"))
+    result.add_argument("--output", type=common.clip_output)
     return result
 
 
@@ -338,6 +359,11 @@ def test_no_arguments_where_one_is_required_shows_what_the_command_is(capsys):
         (["--speed", "fast"], "got 'fast', expected a number, 0 or more"),
         (["--file", "/nowhere/clip.mp4"], "no such file '/nowhere/clip.mp4'"),
         (["--file", "/"], "'/' is a folder, expected a file"),
+        (["--size", "x"], "got 'x', expected HEIGHTxWIDTH, as 64x128"),
+        (["--size", "64x-1"], "got '64x-1', expected HEIGHTxWIDTH, as 64x128"),
+        (["--output", ""], "got '', expected a file name with an extension, as clip.mp4"),
+        (["--output", "-"], "got '-', expected a file name with an extension"),
+        (["--output", "noext"], "got 'noext', expected a file name with an extension"),
         (["--folder", " "], "got an empty name, expected that of a folder"),
         (["--folder", __file__], "test_cli.py' is a file, expected a folder"),
     ],

@@ -296,7 +296,7 @@ def test_export_replaces_models_and_leaves_the_rest(made, copy, capsys):
     (copy / "README.md").write_text("a card")
     arguments = tiny.export_arguments(models, copy)
     assert export.main(arguments) == 2
-    assert "holds a pipeline; give another --output, or --overwrite" in capsys.readouterr().err
+    assert "holds files; give another --output, or --overwrite" in capsys.readouterr().err
     assert export.main([*arguments, "--overwrite", "--fps", "5"]) == 0
     assert (copy / "README.md").read_text() == "a card"
     assert VideoPipeline.from_pretrained(copy, "cpu").settings["fps"] == 5

@@ -4,10 +4,11 @@ Each command module has `parser() -> argparse.ArgumentParser` and `main(argv) ->
 and is imported only when it is the one asked for. `tools/<command>.py` is the same command.
 """
 
+import argparse
 import importlib
 import sys
 
-from vidcm.cli.common import did_you_mean
+from vidcm.cli.common import did_you_mean, run
 from vidcm.version import __version__
 
 COMMANDS = {
@@ -57,13 +58,11 @@ def main(argv: list[str] | None = None) -> int:
             print(help_text(), file=sys.stderr)
             return 2
         case ["-h" | "--help" | "help"]:
-            print(help_text())
-            return 0
+            return run(lambda _: print(help_text()), argparse.Namespace())
         case ["help", *rest]:
             return main([*rest, "--help"])
         case ["--version", *_]:
-            print(f"vidcm {__version__}")
-            return 0
+            return run(lambda _: print(f"vidcm {__version__}"), argparse.Namespace())
         case [command, *rest] if command in COMMANDS:
             return importlib.import_module(f"vidcm.cli.{command}").main(rest)
         case [command, *_]:

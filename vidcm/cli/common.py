@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import IO, NoReturn
 
 from vidcm.errors import UsageError, VidcmError
 
@@ -81,6 +81,18 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"unknown option {_shown(name)}{hint}")
         return super().parse_known_args(args, namespace)
 
+    def _print_message(self, message: str, file: IO[str] | None = None) -> None:
+        """Write the help; unlike argparse's own, a full disk is an error."""
+        try:
+            if file is not None:
+                file.write(message)
+                file.flush()
+        except BrokenPipeError:
+            _reader_left()
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            self.exit(1, f"error: cannot write the help: {error.strerror}\n")
+
     def error(self, message: str) -> NoReturn:
         if self._bare:
             self.print_usage(sys.stderr)
@@ -97,7 +109,8 @@ def run(body: Callable[[argparse.Namespace], int | None], args: argparse.Namespa
     try:
         with _sigterm_raises():
             code = body(args) or 0
-            sys.stdout.flush()  # here, where a closed pipe can still be answered
+            if sys.stdout is not None:  # None where stdout is closed
+                sys.stdout.flush()  # here, where a closed pipe can still be answered
         return code
     except VidcmError as error:
         return _fail(str(error), error.exit_code)
@@ -166,14 +179,14 @@ seed = whole_number(0, MAX_SEED)
 
 
 def sides(names: str) -> Callable[[str], tuple[int, ...]]:
-    """An argparse type: whole numbers joined by x; names: what they are, as "HEIGHTxWIDTH"."""
+    """An argparse type: whole numbers joined by x; names: their meaning, as "HEIGHTxWIDTH"."""
     count = names.count("x") + 1
+    example = "x".join(["9", "64", "128"][-count:])
     side = whole_number(1, 100_000)
 
     def convert(text: str) -> tuple[int, ...]:
         parts = text.split("x")
-        if len(parts) != count:
-            example = "x".join(["9", "64", "128"][-count:])
+        if len(parts) != count or not all(part.isdecimal() for part in parts):
             raise _refusal(text, f"{names}, as {example}")
         return tuple(map(side, parts))
 
@@ -190,6 +203,14 @@ def existing_file(text: str) -> Path:
         hint = did_you_mean(path.name, siblings)
         raise argparse.ArgumentTypeError(f"no such file {_shown(text)}{hint}")
     return path
+
+
+def clip_output(text: str) -> str:
+    """An argparse type: a name for clips, with an extension or with a final / for a folder."""
+    if not text.endswith("/") and not Path(text).suffix:
+        example = "clip.mp4, or clip/ for a folder of png frames"
+        raise _refusal(text, f"a file name with an extension, as {example}")
+    return text
 
 
 def output_folder(text: str) -> Path:
@@ -242,6 +263,7 @@ def add_output(group: argparse._ActionsContainer, stem: str) -> None:
     """The options of a command that writes clips; stem: of the default name (`free_output`)."""
     group.add_argument(
         "--output",
+        type=clip_output,
         metavar="PATH",
         help="mp4, webm, gif, png (a sprite sheet), or a folder with a final / (png frames); "
         f"default: {stem}.mp4, or the next {stem}-2.mp4, {stem}-3.mp4 that is free",
@@ -259,6 +281,14 @@ def add_output(group: argparse._ActionsContainer, stem: str) -> None:
 def add_art(group: argparse._ActionsContainer) -> None:
     """The option `--art`, which `art_of` reads."""
     group.add_argument("--art", help="the LPC layers, folder or tar (default: $VIDCM_LPC_ART)")
+
+
+def check_model_folder(path: str | Path) -> None:
+    """Raise UsageError for a folder without a `model.json`; needs no torch."""
+    if not Path(path, "model.json").is_file():
+        raise UsageError(
+            f"{path} is not a model folder (no model.json); give the `final` folder of a run"
+        )
 
 
 def free_output(stem: str, count: int) -> str:

@@ -7,6 +7,7 @@ from vidcm.cli.common import (
     Parser,
     add_art,
     art_of,
+    check_model_folder,
     number,
     output_folder,
     positive_int,
@@ -15,6 +16,9 @@ from vidcm.cli.common import (
     whole_number,
 )
 from vidcm.errors import UsageError
+from vidcm.media.sizes import check_frames, check_size
+
+MODELS = ("codec", "teacher", "student")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -28,9 +32,8 @@ def parser() -> argparse.ArgumentParser:
         "  vidcm export --features runs/lpc/features/final --art layers.tar \\\n"
         "    --output my-features",
     )
-    p.add_argument("--codec", help="the codec's model folder")
-    p.add_argument("--teacher", help="the teacher's model folder")
-    p.add_argument("--student", help="the student's model folder")
+    for model in MODELS:
+        p.add_argument(f"--{model}", help=f"the {model}'s model folder")
     p.add_argument(
         "--features",
         help="instead of these: the model folder of configs/lpc/features.yaml; --output is then "
@@ -104,18 +107,22 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _export(args: argparse.Namespace) -> None:
-    from vidcm.export import ROLES, export, objective_of, pipeline_settings, refuse_still
-    from vidcm.media.sizes import check_frames, check_size
-
     output: Path = args.output
     if args.features:
         _export_features(args, output)
         return
-    if missing := [f"--{role}" for role in ROLES if getattr(args, role) is None]:
+    if output.is_dir() and any(output.iterdir()) and not args.overwrite:
+        raise UsageError(f"{output} holds files; give another --output, or --overwrite")
+    if missing := [f"--{role}" for role in MODELS if getattr(args, role) is None]:
         raise UsageError(f"{', '.join(missing)} missing; give the model folders to put together")
+    for role in MODELS:
+        check_model_folder(getattr(args, role))
     for frames, height, width in [(args.frames, args.height, args.width), *args.bucket]:
         check_frames(frames)
         check_size(height, width, 8)
+
+    from vidcm.export import export, objective_of, pipeline_settings, refuse_still
+
     if not args.allow_still:
         refuse_still(args.student)
     settings = pipeline_settings(
@@ -138,23 +145,25 @@ def _export(args: argparse.Namespace) -> None:
             f"--steps is {args.steps}, but {args.student} was trained in {phases} phases of one "
             f"step each; give --steps {phases}"
         )
-    models = {role: getattr(args, role) for role in ROLES}
+    models = {role: getattr(args, role) for role in MODELS}
     export(models, output, settings, storage=args.storage, overwrite=args.overwrite)
     size = sum(f.stat().st_size for f in output.rglob("*.safetensors")) / 2**20
     print(f"{output}: {size:.1f} MB of weights; a clip of {args.frames} frames came out of it")
 
 
 def _export_features(args: argparse.Namespace, output: Path) -> None:
-    from vidcm.metrics.frechet import release
-
     if args.codec or args.teacher or args.student:
         raise UsageError("--features is a folder of its own; leave out codec, teacher and student")
     if output.exists() and not args.overwrite:
         raise UsageError(f"{output} exists; give another --output, or --overwrite")
     if output.exists() and not (output / "model.json").is_file():
         raise UsageError(
-            f"{output} is no model folder, and --overwrite would replace it whole; give another "
+            f"{output} is no model folder, and --overwrite would replace all of it; give another "
             "--output"
         )
+    check_model_folder(args.features)
+
+    from vidcm.metrics.frechet import release
+
     found = release(args.features, output, art_of(args))
     print(f"{output}: names {', '.join(f'{k} {100 * v:.1f} %' for k, v in found.items())}")

@@ -1,6 +1,6 @@
 """The Gaussian world for students that jump: the exact flow map, and small networks of two times."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path as File
 from types import ModuleType
 
@@ -12,6 +12,7 @@ from vidcm.data.batch import Batch
 from vidcm.diffusion.base import Cond
 from vidcm.diffusion.denoiser import Denoiser
 from vidcm.diffusion.paths import RectifiedFlow
+from vidcm.diffusion.times import T_START
 from vidcm.objectives.base import Objective, target_network_of
 from vidcm.rng import SampleRng
 
@@ -37,7 +38,7 @@ class Watching(Gaussian):
 
 
 class Pointwise(nn.Module):
-    """As the oracle's, with a second time when `two_times`."""
+    """A backbone that acts on every element alone, which is all this world asks of one."""
 
     def __init__(self, channels: int, context: int, width: int = 32, two_times: bool = False):
         super().__init__()
@@ -64,8 +65,18 @@ def student(two_times: bool = False) -> Denoiser:
     return Denoiser(Pointwise(1, 1, two_times=two_times), Said(), 1, two_times=two_times)
 
 
-def trained(model: Denoiser, objective: Objective, steps: int) -> Denoiser:
-    """Adam over fresh batches of N(0.9, 0.5^2), which the prompt "0.9" names."""
+def points(places: range) -> Tensor:
+    """Draws of N(0.9, 0.5^2), which the prompt "0.9" names."""
+    return 0.9 + 0.5 * SampleRng(8, places).normal(1, 1, 1, 16)
+
+
+def trained(
+    model: Denoiser,
+    objective: Objective,
+    steps: int,
+    data: Callable[[range], Tensor] = points,
+) -> Denoiser:
+    """Adam over fresh batches of data whose prompt is "0.9"."""
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     if held := target_network_of(objective):
@@ -74,15 +85,24 @@ def trained(model: Denoiser, objective: Objective, steps: int) -> Denoiser:
         if held:
             held.before_step(model, step / steps)
         places = range(step * 32, step * 32 + 32)
-        x0 = 0.9 + 0.5 * SampleRng(8, places).normal(1, 1, 1, 16)
-        total = objective(
-            model, Batch(["0.9"] * 32, latents=x0), step / steps, SampleRng(1, places)
-        ).total
+        drawn = Batch(["0.9"] * 32, latents=data(places))
+        total = objective(model, drawn, step / steps, SampleRng(1, places)).total
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
         schedule.step()
     return model
+
+
+@torch.no_grad()
+def one_step(model: Denoiser, scale: float | None) -> tuple[float, float]:
+    """Mean and spread of what one step makes of quantiles of the noise, over the exact map's."""
+    eps = torch.linspace(-2, 2, 17).view(1, 1, 1, 1, 17)
+    guidance = None if scale is None else torch.tensor([scale])
+    cond = model.encode(["0.9"], guidance)
+    x = model.predict_x0(eps * T_START, torch.tensor([T_START]), cond)
+    mean = 0.9 if scale is None else 0.4 + scale * (0.9 - 0.4)
+    return float(x.mean()) - mean, float(x.std() / (0.5 * eps).std())
 
 
 def batch(places: Sequence[int] = PLACES, prompt: str = "up", width: int = 2) -> Batch:

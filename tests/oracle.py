@@ -86,27 +86,6 @@ def start(path: ProbPath, noise: Tensor, times: Sequence[float] | Tensor) -> Ten
     return noise * float(path.sigma(torch.tensor(float(times[0]), dtype=torch.float64)))
 
 
-class Pointwise(nn.Module):
-    """A backbone that acts on every element alone, which is all this world asks of one."""
-
-    def __init__(self, channels: int, context: int, width: int = 32):
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(4 + context, width),
-            nn.SiLU(),
-            nn.Linear(width, width),
-            nn.SiLU(),
-            nn.Linear(width, 1),
-        )
-
-    def forward(self, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
-        told = torch.zeros_like(time) if cond.guidance_scale is None else cond.guidance_scale
-        scalars = torch.stack([time, time.square(), told], dim=-1)
-        known = torch.cat([scalars, cond.tokens[:, 0].to(scalars.dtype)], dim=-1)
-        known = known.view(len(x), *[1] * (x.ndim - 1), -1).expand(*x.shape, -1)
-        return self.layers(torch.cat([x.unsqueeze(-1), known], dim=-1)).squeeze(-1)
-
-
 class Said(nn.Module):
     """A conditioner for prompts that are numbers: the token is the number."""
 

@@ -1,20 +1,15 @@
 """Consistency tuning in the closed-form world, and mutants of it that these tests must catch."""
 
-from pathlib import Path
-from types import ModuleType
-
 import pytest
 import torch
-from oracle import PATHS, Gaussian, Pointwise, Said
+from flows import mutant, one_step, student, trained
+from oracle import PATHS, Gaussian
 
 from vidcm.data.batch import Batch
-from vidcm.diffusion.denoiser import Denoiser
 from vidcm.diffusion.guidance import CFGDenoiser
 from vidcm.diffusion.paths import RectifiedFlow
 from vidcm.diffusion.shapes import like
-from vidcm.diffusion.times import T_START
 from vidcm.errors import UsageError
-from vidcm.objectives import consistency_tuning
 from vidcm.objectives.consistency_tuning import ConsistencyTuning
 from vidcm.rng import SampleRng
 
@@ -30,15 +25,6 @@ def batch(places=PLACES, prompt: str = "up", std: float = 0.5) -> Batch:
 
 def loss(model, objective, progress: float = 0.0, places=PLACES) -> torch.Tensor:
     return objective(model, batch(places), progress, SampleRng(1, places)).total
-
-
-def mutant(old: str, new: str) -> type[ConsistencyTuning]:
-    """The class with one line of its source changed: a planted mistake."""
-    source = Path(consistency_tuning.__file__).read_text("utf-8")
-    assert source.count(old) == 1, f"{old!r} is not in the source: plant the mistake anew"
-    module = ModuleType("mutant")
-    exec(compile(source.replace(old, new), "mutant", "exec"), module.__dict__)
-    return module.ConsistencyTuning
 
 
 WRONG_CLOCK = ("/ (sigma - lower)", "/ (t - r)")
@@ -75,7 +61,7 @@ def test_the_exact_map_is_left_alone_but_for_the_euler_step(path):
 @pytest.mark.parametrize("planted", [GUIDANCE_OFF_BY_ONE, BACKWARD_STEP], ids=["guidance", "sign"])
 def test_planted_mistakes_do_not_vanish(planted):
     path = RectifiedFlow()
-    assert distilled(path, mutant(*planted))[-1] > 20 * distilled(path)[-1]
+    assert distilled(path, mutant(ConsistencyTuning, planted))[-1] > 20 * distilled(path)[-1]
 
 
 def test_a_student_deaf_to_guidance_is_not_left_alone():
@@ -159,7 +145,9 @@ class Constant(Gaussian):
 
 
 @every_path
-@pytest.mark.parametrize("kind, right", [(ConsistencyTuning, True), (mutant(*WRONG_CLOCK), False)])
+@pytest.mark.parametrize(
+    "kind, right", [(ConsistencyTuning, True), (mutant(ConsistencyTuning, WRONG_CLOCK), False)]
+)
 def test_the_weight_is_one_over_the_gap_in_sigma(path, kind, right):
     objective = kind(None, q=4.0, stages=1, huber_c=0.0, max_weight=1e9, p_mean=2.0, p_std=0.5)
     sigma = torch.exp(2.0 + 0.5 * SampleRng(1, PLACES).normal())
@@ -231,7 +219,7 @@ def test_both_points_share_their_noise():
     options = {"q": 4.0, "stages": 6, "huber_c": 0.0}
     near = [
         float(loss(world, kind(None, **options), 0.99))
-        for kind in (ConsistencyTuning, mutant(*OTHER_NOISE))
+        for kind in (ConsistencyTuning, mutant(ConsistencyTuning, OTHER_NOISE))
     ]
     assert near[0] < near[1] / 50
 
@@ -272,55 +260,23 @@ def test_the_target_takes_no_gradient():
 # --- training -------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def student() -> Denoiser:
-    """A denoiser of single elements whose prompts are numbers."""
-    torch.manual_seed(0)
-    return Denoiser(Pointwise(1, 1), Said(), 1)
-
-
-def trained(model: Denoiser, objective: ConsistencyTuning, steps: int = 600) -> Denoiser:
-    """Adam over fresh batches of N(0.9, 0.5^2), which the prompt "0.9" names."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, betas=(0.9, 0.99))
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for step in range(steps):
-        places = range(step * 32, step * 32 + 32)
-        x0 = 0.9 + 0.5 * SampleRng(8, places).normal(1, 1, 1, 16)
-        given = Batch(["0.9"] * 32, latents=x0)
-        total = objective(model, given, step / steps, SampleRng(1, places)).total
-        optimizer.zero_grad()
-        total.backward()
-        optimizer.step()
-        schedule.step()
-    return model
-
-
-@torch.no_grad()
-def one_step(model: Denoiser, told: float | None) -> tuple[float, float]:
-    """Mean and spread of what one step makes of quantiles of the noise, over the exact map's."""
-    eps = torch.linspace(-2, 2, 17).view(1, 1, 1, 1, 17)
-    guidance = None if told is None else torch.tensor([told])
-    cond = model.encode(["0.9"], guidance)
-    x = model.predict_x0(eps * T_START, torch.tensor([T_START]), cond)
-    mean = 0.9 if told is None else 0.4 + told * (0.9 - 0.4)
-    return float(x.mean()) - mean, float(x.std() / (0.5 * eps).std())
-
-
 OPTIONS = {"guidance_range": [1.0, 2.0], "prompt_dropout": 0.0, "p_mean": 0.7}
 
 
 @pytest.mark.parametrize("taught", [True, False])
-def test_training_reaches_the_exact_one_step_map(student, taught):
+def test_training_reaches_the_exact_one_step_map(taught):
     world = Gaussian(RectifiedFlow(), means={"": 0.4, "0.9": 0.9})
-    model = trained(student, ConsistencyTuning(world if taught else None, **OPTIONS))
+    model = trained(student(), ConsistencyTuning(world if taught else None, **OPTIONS), 600)
     for told in (1.0, 1.5, 2.0) if taught else (None,):
         shift, ratio = one_step(model, told)
         assert shift == pytest.approx(0, abs=0.15 if taught else 0.1)
         assert ratio == pytest.approx(1, abs=0.1)
 
 
-def test_training_by_the_wrong_clock_does_not(student):
-    shift, ratio = one_step(trained(student, mutant(*WRONG_CLOCK)(None, **OPTIONS), 150), None)
+def test_training_by_the_wrong_clock_does_not():
+    shift, ratio = one_step(
+        trained(student(), mutant(ConsistencyTuning, WRONG_CLOCK)(None, **OPTIONS), 150), None
+    )
     assert abs(shift) > 0.5 or abs(ratio - 1) > 0.5
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from correlated import Clips, Framewise, covariance, given_law
-from flows import mutant
+from flows import mutant, trained
 from oracle import PATHS, Said, start
 
 from vidcm.data.batch import Batch
@@ -245,22 +245,6 @@ def learner() -> Denoiser:
     return Denoiser(Framewise(2, 1), Said(), 2)
 
 
-def trained(model: Denoiser, objective) -> Denoiser:
-    """Adam over fresh clips of the mean 0.9."""
-    world = Clips(model.path)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, betas=(0.9, 0.99))
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
-    for step in range(STEPS):
-        places = range(step * 32, step * 32 + 32)
-        given = Batch(["0.9"] * 32, latents=world.draw(places, size=4).float())
-        total = objective(model, given, step / STEPS, SampleRng(1, places)).total
-        optimizer.zero_grad()
-        total.backward()
-        optimizer.step()
-        schedule.step()
-    return model
-
-
 def sampled(model: Denoiser, shown: GivenLatents, conditioned: bool) -> torch.Tensor:
     """Clean clips, many, by the sampler of what the model is."""
     rng = SampleRng(5, range(64))
@@ -277,7 +261,9 @@ def test_training_reaches_the_law_given_the_first_frame(learner):
     objective = ConsistencyTuning(
         None, given_frames={"first": 0.6}, prompt_dropout=0.0, p_mean=0.7, huber_c=0.1
     )
-    model, mask = trained(learner, objective), torch.tensor([True, False, False])
+    world = Clips(learner.path)
+    model = trained(learner, objective, STEPS, lambda places: world.draw(places, size=4).float())
+    mask = torch.tensor([True, False, False])
     for first in (-0.3, 2.0):
         shown = GivenLatents(torch.tensor([first, 0, 0]).view(1, 1, 3, 1, 1), mask)
         seen, centre = torch.tensor([[first]]).double(), torch.full((3,), 0.9).double()

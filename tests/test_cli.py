@@ -380,7 +380,7 @@ def test_features_do_not_overwrite_what_is_no_model(tmp_path, capsys):
     (tmp_path / "thesis.txt").touch()
     arguments = ["--features", "run", "--output", str(tmp_path), "--overwrite"]
     assert export.main(arguments) == 2
-    assert "is no model folder, and --overwrite would replace it" in capsys.readouterr().err
+    assert "is no model folder, and --overwrite would replace all" in capsys.readouterr().err
     assert (tmp_path / "thesis.txt").exists()
 
 

@@ -39,7 +39,8 @@ SHORT = {
     "tune": "--count 2",
     "evaluate": "--count 2",
     "benchmark": "--warmup 0 --repeats 1 --cold 0 --rows student-1",
-    "encode": "",
+    "encode lpc": "--count 64",
+    "encode folder": "",
     "compare": "",
 }
 NOT_RUN = ("pip", "pytest", "ruff", "pyright", "lint-imports", "export", "git", "python3", ".")
@@ -89,9 +90,10 @@ class Reader:
         words = [self.environment.get(w.removeprefix("$"), w) for w in words]  # $VIDCM_LPC_ART
         words = [re.sub(r"\$(\w+)", lambda m: self.environment[m[1]], w) for w in words]
         name = command_of(words)
-        assert name in SHORT, f"{where}: say in SHORT how to cut {name} short"
         if "--help" not in words:
-            words = [*words, *SHORT[name].split()]
+            kind = f"{name} {options(words).get('--data', '')}".strip()
+            assert kind in SHORT, f"{where}: say in SHORT how to cut {kind} short"
+            words = [*words, *SHORT[kind].split()]
         self._lay_out(words)
         before = self._files()
         done = subprocess.run(

@@ -14,11 +14,8 @@ TO_DO = frozenset(
     """
     cli/common.py
     cli/edit.py
-    cli/edit_options.py
-    cli/encode.py
     cli/generate.py
     data/latents.py
-    diffusion/base.py
     diffusion/windows.py
     editing/between.py
     editing/conditioned.py
@@ -33,7 +30,6 @@ TO_DO = frozenset(
     media/load.py
     media/read.py
     media/sound.py
-    objectives/consistency_tuning.py
     objectives/flow_map.py
     objectives/latent_consistency.py
     objectives/progressive_distillation.py

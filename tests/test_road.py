@@ -1,4 +1,4 @@
-"""The whole road, as a user walks it: somebody's clips in, a student's clip out, by commands only."""
+"""The whole road, by commands only: a user's own clips in, a clip of a student trained on them out."""
 
 import json
 import os
@@ -17,9 +17,9 @@ from vidcm.media.write import write_clip
 REPO = Path(__file__).parents[1]
 
 
-def walk(tool: str, *words: object, launcher: tuple[str, ...] = (sys.executable,)) -> str:
-    """Run a command as from a shell; its standard output."""
-    call = [*launcher, str(REPO / "tools" / f"{tool}.py"), *map(str, words)]
+def run(tool: str, *words: object) -> str:
+    """The standard output of a command, run as from a shell."""
+    call = [sys.executable, str(REPO / "tools" / f"{tool}.py"), *map(str, words)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(call, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -56,25 +56,15 @@ def test_from_clips_to_a_clip(clips, tmp_path):
     latents = str(tmp_path / "latents")
     shape = {"num_frames": 5, "size": [16, 24], "fps": 8}
     folder = {"name": "folder", "root": str(clips), **shape}
-    walk("train", *config("codec", model=CODEC, objective={"name": "autoencoding"}, data=folder))
+    run("train", *config("codec", model=CODEC, objective={"name": "autoencoding"}, data=folder))
     size = ["--frames", 5, "--size", "16x24", "--fps", 8]
-    told = walk(
-        "encode",
-        "--codec",
-        final("codec"),
-        "--data",
-        "folder",
-        "--root",
-        clips,
-        *size,
-        "--output",
-        latents,
-    )
-    assert "8 clips" in told
+    source = ["--data", "folder", "--root", clips, *size]
+    printed = run("encode", "--codec", final("codec"), *source, "--output", latents)
+    assert "8 clips" in printed
 
     cached = {"data": {"name": "latents", "path": latents}, "codec": final("codec")}
     teacher = config("teacher", model=denoiser(), objective={"name": "flow_matching"}, **cached)
-    walk("train", *teacher)
+    run("train", *teacher)
     student = config(
         "student",
         model=denoiser(guidance_embed=True),
@@ -83,8 +73,8 @@ def test_from_clips_to_a_clip(clips, tmp_path):
         teacher=final("teacher"),
         **cached,
     )
-    walk("train", *student, "steps=2")
-    walk("train", *student)  # goes on to step 4
+    run("train", *student, "steps=2")
+    run("train", *student)  # goes on to step 4
     log = [json.loads(x) for x in (tmp_path / "student/metrics.jsonl").read_text().splitlines()]
     assert [x["step"] for x in log if "loss" in x] == [1, 2, 3, 4]
     assert any("preview/motion_ratio_4" in x for x in log)
@@ -93,9 +83,9 @@ def test_from_clips_to_a_clip(clips, tmp_path):
     model = tmp_path / "model"
     parts = [w for role in ("codec", "teacher", "student") for w in (f"--{role}", final(role))]
     shape = ["--frames", 5, "--height", 16, "--width", 24]
-    walk("export", *parts, "--output", model, *shape, "--allow-still")  # four steps old
+    run("export", *parts, "--output", model, *shape, "--allow-still")  # four steps old
     clip = tmp_path / "clip.mp4"
     prompt = ["--checkpoint", model, "--prompt", "a square moves left", "--scale", 1]
-    told = json.loads(walk("generate", *prompt, "--steps", 2, "--output", clip, "--json"))
-    assert told["evaluations"] == 2 and told["clips"][0]["path"] == str(clip)
+    summary = json.loads(run("generate", *prompt, "--steps", 2, "--output", clip, "--json"))
+    assert summary["evaluations"] == 2 and summary["clips"][0]["path"] == str(clip)
     assert read_frames(str(clip), [i / 8 for i in range(5)]).frames.shape == (5, 16, 24, 3)

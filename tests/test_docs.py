@@ -177,7 +177,8 @@ def launcher(program: str) -> list[str]:
 
 def options(words: list[str]) -> dict[str, str]:
     """The last value of each `--option value`."""
-    return {a: b for a, b in zip(words, words[1:], strict=False) if a.startswith("--")}
+    pairs = zip(words, words[1:], strict=False)
+    return {a: b for a, b in pairs if a.startswith("--") and not b.startswith("--")}
 
 
 def film(frames: int, seed: int = 0) -> np.ndarray:

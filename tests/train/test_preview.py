@@ -5,20 +5,9 @@ import tiny
 import torch
 
 from vidcm.config import TrainConfig
-from vidcm.data.batch import Batch
 from vidcm.diffusion.denoiser import Denoiser
 from vidcm.registry import build
-from vidcm.rng import SampleRng
 from vidcm.train import denoiser_task as module
-
-
-class Clips:
-    """Noise as clips."""
-
-    def batch(self, seed: int, positions) -> Batch:
-        places = list(positions)
-        pixels = SampleRng(seed, places).uniform(5, 16, 24, 3) * 255
-        return Batch(["a man walks"] * len(places), frames=pixels.to(torch.uint8))
 
 
 @pytest.mark.parametrize(
@@ -38,7 +27,7 @@ def test_previews_stay_inside_the_range_of_scales(tmp_path, monkeypatch, options
         codec=str(models["codec"]),
         preview_prompts=["an orc", "a lady"],
     )
-    made = module.video_task(config, build("model", config.model), Clips(), torch.device("cpu"))
+    made = module.video_task(config, build("model", config.model), tiny.Clips(), torch.device("cpu"))
     told, walked = [], []
     encode, guided = Denoiser.encode, module.CFGDenoiser
 

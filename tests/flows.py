@@ -1,6 +1,8 @@
 """The Gaussian world for students that jump: the exact flow map, and small networks of two times."""
 
+import ast
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path as File
 from types import ModuleType
 
@@ -115,11 +117,13 @@ def loss(model, objective: Objective, places: Sequence[int] = PLACES, width: int
 
 
 def mutant(kind: type, *swaps: tuple[str, str]) -> type:
-    """A class with words of its module's source changed: planted mistakes."""
-    import importlib
+    """A class with a mistake planted in one of its module's formulas.
 
-    module = importlib.import_module(kind.__module__)
-    source = File(module.__file__ or "").read_text("utf-8")
+    Formulas are written out where they are used, so that a mistake in one is a change of its text
+    rather than an override. The text is Python's own rendering of it, whatever the formatter does.
+    """
+    module = import_module(kind.__module__)
+    source = ast.unparse(ast.parse(File(module.__file__ or "").read_text("utf-8")))
     for old, new in swaps:
         assert source.count(old) == 1, f"{old!r} is not in the source: plant the mistake anew"
         source = source.replace(old, new)

@@ -32,7 +32,7 @@ GUIDANCE_OFF_BY_ONE = (
     "x_r = prompts.step(",
     "x_r = PromptBatch(prompts.prompts, prompts.scale + 1).step(",
 )
-BACKWARD_STEP = ('x_t, t, r, "euler")', 'x_t, t, 2 * t - r, "euler")')
+BACKWARD_STEP = ("x_t, t, r, 'euler')", "x_t, t, 2 * t - r, 'euler')")
 OTHER_NOISE = (
     "x_r = path.add_noise(x0, eps, r)",
     "x_r = path.add_noise(x0, rng.normal(*x0.shape[1:]), r)",

@@ -30,7 +30,7 @@ def test_a_deviation_is_not_negative(name):
         ("autoencoding", {"tries": 0}, "windows 1, tries 0: both must be at least 1"),
         ("autoencoding", {"kl": -1.0}, "kl -1.0: weights must be 0 or above"),
         ("attribute_naming", {"shift": -1}, "shift is -1; it must be a number of pixels"),
-        ("flow_map", {"derivative": []}, r"the derivative is \[\]; write it as"),
+        ("flow_map", {"derivative": []}, r"derivative: \[\] is not dict"),
         ("rcm", {"consistency": {"name": "flow_matching"}}, "consistency cannot be flow_matching"),
         ("rcm", {"consistency": {"name": "autoencoding"}}, "consistency cannot be autoencoding"),
     ],

@@ -50,6 +50,10 @@ TABLE: dict[str, dict[str, str]] = {
         "folder": "vidcm.data.folder:VideoFolder",
         "latents": "vidcm.data.latents:LatentShards",
     },
+    "features": {
+        "lpc": "vidcm.lpc.features:LpcFeatures",
+        "timm": "vidcm.metrics.features:TimmFeatures",
+    },
     "operator": {
         "pixels": "vidcm.editing.operators:Pixels",
         "luminance": "vidcm.editing.operators:Luminance",

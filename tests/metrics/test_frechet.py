@@ -9,10 +9,10 @@ from vidcm.cli import export
 from vidcm.errors import UsageError, VidcmError
 from vidcm.lpc.attribute_naming import AttributeNaming, frame_order
 from vidcm.lpc.attribute_net import PLAYBACK, AttributeNet
+from vidcm.lpc.features import BUNDLED, LpcFeatures, release_features
 from vidcm.lpc.naming_task import renew
 from vidcm.media.pixels import to_video
-from vidcm.metrics import frechet
-from vidcm.metrics.frechet import BUNDLED, distance, features, load_features
+from vidcm.metrics.frechet import frechet_distance, gaussian_distance
 from vidcm.rng import SampleRng
 from vidcm.store import read_card, save_model
 
@@ -26,7 +26,7 @@ def test_diagonal_gaussians():
     a, b = np.array([1.0, 4.0, 9.0]), np.array([4.0, 1.0, 0.25])
     gap = np.array([1.0, -2.0, 0.5])
     expected = gap @ gap + np.square(np.sqrt(a) - np.sqrt(b)).sum()
-    assert distance(np.zeros(3), np.diag(a), gap, np.diag(b)) == pytest.approx(expected)
+    assert gaussian_distance(np.zeros(3), np.diag(a), gap, np.diag(b)) == pytest.approx(expected)
 
 
 def test_two_dimensions_have_a_closed_form():
@@ -36,7 +36,7 @@ def test_two_dimensions_have_a_closed_form():
         product = a @ b
         root = np.sqrt(np.trace(product) + 2 * np.sqrt(np.linalg.det(product)))
         expected = np.trace(a) + np.trace(b) - 2 * root
-        assert distance(np.zeros(2), a, np.zeros(2), b) == pytest.approx(expected)
+        assert gaussian_distance(np.zeros(2), a, np.zeros(2), b) == pytest.approx(expected)
 
 
 def test_samples_approach_the_formula_and_never_the_sign_of_rounding():
@@ -44,18 +44,20 @@ def test_samples_approach_the_formula_and_never_the_sign_of_rounding():
     a, b, gap = covariance(rng, 5), covariance(rng, 5), rng.normal(size=5)
     x = rng.multivariate_normal(np.zeros(5), a, 40000)
     y = rng.multivariate_normal(gap, b, 40000)
-    assert frechet.frechet(x, y) == pytest.approx(distance(np.zeros(5), a, gap, b), rel=0.03)
-    assert frechet.frechet(x, y) == pytest.approx(frechet.frechet(y, x))
-    assert 0 <= frechet.frechet(x, x) < 1e-9
+    assert frechet_distance(x, y) == pytest.approx(
+        gaussian_distance(np.zeros(5), a, gap, b), rel=0.03
+    )
+    assert frechet_distance(x, y) == pytest.approx(frechet_distance(y, x))
+    assert 0 <= frechet_distance(x, x) < 1e-9
 
 
 def test_fewer_samples_than_features_are_fine_and_biased_upwards():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(2, 4000, 29))
-    small, large = frechet.frechet(x[:17], y[:17]), frechet.frechet(x, y)
+    small, large = frechet_distance(x[:17], y[:17]), frechet_distance(x, y)
     assert 0 < large < 0.2 < small
     with pytest.raises(VidcmError, match="2 clips or more"):
-        frechet.frechet(x[:1], y)
+        frechet_distance(x[:1], y)
 
 
 # --- the network ----------------------------------------------------------------------------------
@@ -133,8 +135,8 @@ def test_averaged_weights_get_batch_statistics_of_their_own(puppets):
 def test_bundled_network_is_small_and_says_how_good_it_is():
     assert sum(p.stat().st_size for p in BUNDLED.iterdir()) < 2e6
     made = read_card(BUNDLED)["made"]
-    marks = made["heldout_accuracy"]
-    assert np.mean(list(marks.values())) > 0.6 and made["heldout_count"] >= 512
+    accuracy = made["heldout_accuracy"]
+    assert np.mean(list(accuracy.values())) > 0.6 and made["heldout_count"] >= 512
 
 
 def test_export_makes_the_folder_to_bundle(puppets, tmp_path, monkeypatch, capsys):
@@ -145,8 +147,8 @@ def test_export_makes_the_folder_to_bundle(puppets, tmp_path, monkeypatch, capsy
         tmp_path / "x",
     )
     save_model(run, spec, AttributeNet(counts).state_dict(), made={"step": 3})
-    monkeypatch.setattr("vidcm.lpc.dataset.LPC", lambda art, attributes: puppets)
-    monkeypatch.setattr(frechet.release, "__defaults__", (5,))
+    monkeypatch.setattr("vidcm.lpc.features.LPC", lambda art, attributes: puppets)
+    monkeypatch.setattr(release_features, "__defaults__", (5,))
     argv = ["--features", str(run), "--output", str(output), "--art", "theatre"]
     assert export.main(argv) == 0
     assert f"{output}: names sex " in capsys.readouterr().out
@@ -170,27 +172,27 @@ def test_export_makes_the_folder_to_bundle(puppets, tmp_path, monkeypatch, capsy
 
 
 def test_bundled_features_see_noise_freezing_and_wrong_order(small_art):
-    net = load_features()
+    features = LpcFeatures()
     combinations = [small_art.sample(np.random.default_rng([0, i]), "heldout") for i in range(72)]
     frames = small_art.render(combinations)
-    true = features(net, frames)
+    true = features(frames)
 
     def far(other: torch.Tensor) -> float:
-        return frechet.frechet(features(net, other), true)
+        return frechet_distance(features(other), true)
 
     assert far(frames) < 1e-6
     noise = torch.randn(frames.shape)
     noisy = [far((frames + s * noise).clamp(0, 255).to(torch.uint8)) for s in (4, 16, 64)]
     assert noisy[0] < noisy[1] < noisy[2]
-    held = [frames[:, torch.arange(9) // n * n] for n in (1, 2, 4, 9)]  # every n-th frame held
-    still = [far(h) for h in held]
+    repeated = [frames[:, torch.arange(9) // n * n] for n in (1, 2, 4, 9)]  # every n-th frame
+    still = [far(r) for r in repeated]
     assert still[0] < still[1] < still[2] < still[3]
     assert still[3] > 3 * far(frames.roll(1, 2))  # freezing weighs more than a shift by one pixel
     assert far(frames[:, torch.randperm(9)]) > far(frames.roll(1, 2))
 
 
 def test_bundled_network_names_true_clips(small_art):
-    net = load_features()
+    net = LpcFeatures().net
     combinations = [small_art.sample(np.random.default_rng([1, i]), "heldout") for i in range(32)]
     logits = net(to_video(small_art.render(combinations)))
     full = small_art.__class__(small_art.sheets.art)  # its own, whole vocabulary gives the labels

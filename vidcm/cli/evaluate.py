@@ -47,7 +47,8 @@ def parser() -> Parser:
         "  vidcm evaluate --editing docs/results/editing.json --tasks extend loop --examples images/\n"
         "  vidcm evaluate --steering docs/results/steering.json --into docs/experiments.md\n"
         "  vidcm evaluate --long docs/results/long.json --into docs/long-clips.md\n"
-        "  vidcm evaluate --long-edits docs/results/long_edits.json --into docs/editing.md",
+        "  vidcm evaluate --long-edits docs/results/long_edits.json --into docs/editing.md\n"
+        "  vidcm evaluate --frechet real/ generated/ --features timm:resnet18",
     )
     what = p.add_argument_group("what to measure, into a file of results that is kept")
     measure = what.add_mutually_exclusive_group()
@@ -59,6 +60,13 @@ def parser() -> Parser:
         ("--long-edits", "edits of long clips, in windows and in pieces"),
     ):
         measure.add_argument(option, type=Path, metavar="JSON", help=help_text)
+    measure.add_argument(
+        "--frechet",
+        type=Path,
+        nargs=2,
+        metavar="FOLDER",
+        help="nothing of a model: print the Fréchet distance between the videos of two folders",
+    )
     measure.add_argument(
         "--table", type=existing_file, metavar="JSON", help="nothing: print a file of any kind"
     )
@@ -108,6 +116,18 @@ def parser() -> Parser:
     how.add_argument(
         "--hand-prompts", action="store_true", help="also measure 50 prompts written by hand"
     )
+    how.add_argument(
+        "--features",
+        default="lpc",
+        metavar="NET",
+        help="with --frechet: lpc, for clips of that task, or timm:MODEL, as timm:resnet18 (lpc)",
+    )
+    how.add_argument(
+        "--features-checkpoint",
+        type=existing_file,
+        metavar="FILE",
+        help="with --features timm:MODEL: its weights (default: timm downloads its own)",
+    )
     add_device(how)
     return p
 
@@ -121,8 +141,11 @@ def _evaluate(args: argparse.Namespace) -> None:
     from vidcm.evaluation.reports import mark_of, markdown_of
     from vidcm.evaluation.results import read_results
 
-    kind = next((k for k in (*COUNTS, "table") if getattr(args, k)), None)
+    kind = next((k for k in (*COUNTS, "table", "frechet") if getattr(args, k)), None)
     _check_options(args, kind)
+    if kind == "frechet":
+        _print_distance(args)
+        return
     if args.table:
         results = read_results(args.table)
     else:
@@ -155,15 +178,32 @@ def _check_options(args: argparse.Namespace, kind: str | None) -> None:
     if kind in ("steering", "long", "long_edits"):
         name = kind.replace("_", "-")
         refuse(("rows", "sheet", "hand_prompts"), f"has no meaning with --{name}; leave it out")
-    if kind == "table":
-        refuse(("sheet", "rows", "hand_prompts"), "needs a model; leave it out, or --table")
-    elif kind and getattr(args, kind).is_dir():
+    if kind in ("table", "frechet"):
+        refuse(("sheet", "rows", "hand_prompts"), f"needs a model; leave it out, or --{kind}")
+    if kind == "frechet":
+        refuse(("into",), "needs a table; leave it out, or --frechet")
+    else:
+        refuse(("features_checkpoint",), "is about --frechet; give it too, or leave this out")
+    if kind in COUNTS and getattr(args, kind).is_dir():
         raise UsageError(
             f"--{kind.replace('_', '-')} {getattr(args, kind)} is a folder; give the name of a "
             ".json file"
         )
     if args.sheet and args.sheet.suffix.lower() != ".png":
         raise UsageError(f"--sheet writes .png files, not {args.sheet.name!r}")
+
+
+def _print_distance(args: argparse.Namespace) -> None:
+    network, _, model = args.features.partition(":")
+    spec = {"name": network} | ({"model": model} if model else {})
+    if args.features_checkpoint:
+        spec["checkpoint"] = str(args.features_checkpoint)
+
+    from vidcm.evaluation.folder_distance import folder_distance
+    from vidcm.registry import build
+
+    distance, (a, b) = folder_distance(tuple(args.frechet), build("features", spec))
+    print(f"Fréchet distance {distance:.4g} between {a} and {b} videos (features {args.features})")
 
 
 def _measure(args: argparse.Namespace, kind: str | None) -> dict | None:

@@ -163,7 +163,7 @@ def _export_features(args: argparse.Namespace, output: Path) -> None:
         )
     check_model_folder(args.features)
 
-    from vidcm.metrics.frechet import release
+    from vidcm.lpc.features import release_features
 
-    found = release(args.features, output, art_of(args))
+    found = release_features(args.features, output, art_of(args))
     print(f"{output}: names {', '.join(f'{k} {100 * v:.1f} %' for k, v in found.items())}")

@@ -89,7 +89,7 @@ class VideoFolder:
         self.reader = ReaderProcess(backend=backend, deadline=deadline, max_pixels=max_pixels)
         self._last_seconds: dict[int, float] = {}
         self._shape_of: dict[int, tuple[int, int, int]] = {}
-        names = _find_videos(self.root, follow_symlinks)
+        names = find_videos(self.root, follow_symlinks)
         self._captions = _match(self.root, names, missing_captions)
         self.names = sorted(self._captions)
         if not self.names:
@@ -223,7 +223,7 @@ def _nearest(
     return min(fits or [s for s in shapes if s[0] == shortest], key=key)
 
 
-def _find_videos(root: Path, follow_symlinks: bool) -> list[str]:
+def find_videos(root: Path, follow_symlinks: bool) -> list[str]:
     """Names below root, with / between folders; hidden ones are left out."""
     if not root.is_dir():
         raise UsageError(f"{root} is no folder, expected a folder of videos")

@@ -11,8 +11,8 @@ from tqdm import tqdm
 
 from vidcm.files import file_hash
 from vidcm.lpc import adherence, diversity, hand_prompts
-from vidcm.lpc.attribute_net import AttributeNet
 from vidcm.lpc.dataset import LPC, Combination
+from vidcm.lpc.features import BUNDLED, LpcFeatures
 from vidcm.metrics import fidelity, frechet, motion
 from vidcm.pipeline import VideoPipeline
 from vidcm.store import read_card
@@ -34,7 +34,7 @@ class EvalSet:
         features: folder of the feature network of the Fréchet distance.
     """
 
-    def __init__(self, lpc: LPC, count: int, seed: int, features: Path = frechet.BUNDLED):
+    def __init__(self, lpc: LPC, count: int, seed: int, features: Path = BUNDLED):
         self.lpc, self.count, self.seed, self.features_folder = lpc, count, seed, features
         self.combinations: list[Combination] = []
         self.captions: list[str] = []
@@ -61,14 +61,14 @@ class EvalSet:
         return motion.motion(self.frames)
 
     @cached_property
-    def feature_net(self) -> AttributeNet:
+    def extractor(self) -> LpcFeatures:
         """The network of the Fréchet distance."""
-        return frechet.load_features(self.features_folder)
+        return LpcFeatures(self.features_folder)
 
     @cached_property
     def features(self) -> np.ndarray:
         """Of the true clips, `(count, d)`."""
-        return frechet.features(self.feature_net, self.frames)
+        return self.extractor(self.frames)
 
     @cached_property
     def open_prompts(self) -> list[diversity.OpenPrompt]:

@@ -86,7 +86,7 @@ def _heldout_metrics(generate: ClipGenerator, eval_set: EvalSet) -> dict:
     scores = adherence.summarize_grades(grades, attributes)
     moved = motion.motion(clips.frames)
     ratio = motion.motion_ratio(moved, eval_set.motion)
-    features = frechet.features(eval_set.feature_net, clips.frames)
+    features = eval_set.extractor(clips.frames)
     return {
         "evaluations": clips.evaluations,
         "adherence": scores | {"chance": adherence.chance_score(questions)},
@@ -103,7 +103,7 @@ def _heldout_metrics(generate: ClipGenerator, eval_set: EvalSet) -> dict:
         },
         # The true clips of the same prompts, so that 0 is reached; biased upwards at small counts.
         "frechet": {
-            "distance": frechet.frechet(features, eval_set.features),
+            "distance": frechet.frechet_distance(features, eval_set.features),
             "clips": eval_set.count,
             "against": "the same prompts",
         },

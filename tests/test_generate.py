@@ -131,10 +131,50 @@ def test_what_differs_from_training_is_said(model, tmp_path, capsys):
         (["--prompt", PROMPT, "--size", "8x24"], "trained on height of 16 or more, not 8"),
         (["--prompt", PROMPT, "--frames", "1"], "trained on frames of 5 or more, not 1"),
         (["--prompt", PROMPT, "--steps", "9"], "tuned for 1 to 8 steps, not 9"),
-        (["--prompt", "word " * 15], "4 words at the end of a prompt are not read: word word"),
+        (
+            ["--prompt", PROMPT, "--negative-prompt", "word " * 12],
+            "the end of a prompt is not read: word ...",
+        ),
+        (["--prompt", "word " * 15], "the end of a prompt is not read: word word word word ..."),
     ]:
         code, _, error = main(capsys, *common, *options)
         assert code == 0 and error.startswith("warning: ") and warning in error
+
+
+def test_words_that_training_did_not_have_are_named(model, tmp_path, capsys):
+    copy = Path(shutil.copytree(model, tmp_path / "copy"))
+    settings = json.loads((copy / "pipeline.json").read_text())
+    settings["known_words"] = "a walks woman"
+    (copy / "pipeline.json").write_text(json.dumps(settings))
+    common = ["--checkpoint", copy, "--scale", "1", "--output", tmp_path / "x.png", "--overwrite"]
+    code, _, error = main(capsys, *common, "--prompt", "A woman, walks!")
+    assert code == 0 and error == ""
+    words = ["--prompt", "a spaceship", "--negative-prompt", "the woman explodes"]
+    code, _, error = main(capsys, *common, *words)
+    assert code == 0 and error == "warning: the model does not know: spaceship, the, explodes\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--prompt", "..."],
+        ["--prompt", "x", "--output", "old.mp4"],
+        ["--prompt", "x", "--frames", "18"],
+        ["--prompt", "x", "--size", "63x63"],
+        ["--prompt", "x", "--size", "99992x99992"],
+        ["--prompts-file", "blank.txt"],
+    ],
+)
+def test_what_needs_no_model_is_refused_before_torch(tmp_path, words):
+    (tmp_path / "old.mp4").write_text("mine")
+    (tmp_path / "blank.txt").write_text("\n")
+    code = (
+        f"import sys; from vidcm.cli.generate import main; code = main({words!r})\n"
+        "print(code, 'torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout == "2 False\n" and done.stderr.startswith("error: "), done.stderr
 
 
 # --- refusals -------------------------------------------------------------------------------------
@@ -193,11 +233,14 @@ def world(model, tmp_path) -> Path:
         (["--prompts-file", "hug.txt"], 2, ["no such file 'hug.txt'; did you mean 'huge.txt'"]),
         (["--prompt", "x", "--seed", "-1"], 2, ["--seed", "'-1'", "0 to"]),
         (["--prompt", "x", "--guidance", "nan"], 2, ["--guidance", "'nan'", "0 to 100"]),
-        (["--prompt", "x", "--num-clips", "0"], 2, ["--num-clips", "'0'", "1 or more"]),
+        (["--prompt", "x", "--num-clips", "0"], 2, ["--num-clips", "'0'", "from 1 to 10000"]),
         (["--prompt", "x", "--frames", "0"], 2, ["--frames", "'0'", "from 1 to 100000"]),
         (["--prompt", "x", "--frames", "18"], 2, ["18 frames do not fit", "use 17 or 21"]),
         (["--prompt", "x", "--size", "64"], 2, ["--size", "'64'", "expected HEIGHTxWIDTH"]),
         (["--prompt", "x", "--size", "64xx"], 2, ["--size", "'64xx'", "as 64x128"]),
+        (["--prompt", "x", "--num-clips", "10001"], 2, ["--num-clips", "from 1 to 10000"]),
+        (["--prompt", "x", "--size", "99992x99992"], 2, ["1 clip of", "GiB of memory"]),
+        (["--prompt", "x", "--size", "63x63"], 2, ["height 63 is not a multiple of 8; use 56 or"]),
         (["--prompt", "x", "--size", "64x0"], 2, ["--size", "'0'", "from 1 to"]),
         (["--prompt", "x", "--size", "20x24"], 2, ["height 20 is not a multiple of 8; use 16 or"]),
         (["--prompt", "x", "--then", "an orc"], 2, ["--then", "'an orc'", "expected FRAME:PROMPT"]),

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from vidcm.conditioning.prompts import words_of
+from vidcm.data.latents import INDEX, stored_captions
 from vidcm.diffusion.samplers import student_settings
 from vidcm.diffusion.times import SHIFT
 from vidcm.errors import UsageError
@@ -20,12 +22,26 @@ from vidcm.train.health import LEAST_MOTION, logged_motion
 
 KINDS = {"codec": "causal_vae", "teacher": "denoiser", "student": "denoiser"}
 ROLES = tuple(KINDS)
+MOST_WORDS = 20_000
 MOST_STEPS = 8  # beyond, more steps of a consistency student rarely help
 
 
 def objective_of(student: str | Path) -> dict:
     """The spec of the objective that made a model folder; {} where its card has none."""
     return read_card(student)["made"].get("config", {}).get("objective", {})
+
+
+def known_words(student: str | Path) -> str:
+    """The words of the captions that a model was trained on, sorted, as one text.
+
+    They are in the latent cache that its card names; "" where that is gone, or for more than
+    `MOST_WORDS` words.
+    """
+    data = read_card(student)["made"].get("config", {}).get("data", {})
+    if data.get("name") != "latents" or not Path(data["path"], INDEX).is_file():
+        return ""
+    words = sorted({w for text in stored_captions(data["path"]) for w in words_of(text)})
+    return " ".join(w for w in words if w[0].isalnum()) if len(words) <= MOST_WORDS else ""
 
 
 def sampling_of(objective: dict) -> dict[str, Any]:

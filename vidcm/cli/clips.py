@@ -1,4 +1,4 @@
-"""What `vidcm generate` and `vidcm edit` share: progress, warnings and the report of a result."""
+"""Progress, warnings and the report of a result, as `vidcm generate` and `vidcm edit` print them."""
 
 import argparse
 import json
@@ -7,7 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from vidcm.conditioning.prompts import unknown_words
+
 if TYPE_CHECKING:
+    from vidcm.diffusion.denoiser import Denoiser
     from vidcm.media.clips import Clips
 
 
@@ -19,16 +22,28 @@ def progress_bar(args: argparse.Namespace) -> Iterator[Callable[[int, int], None
     quiet = args.json or not sys.stderr.isatty() or (args.steps or 0) < 8 and not args.teacher
     with tqdm(unit="step", disable=quiet, leave=False) as bar:
 
-        def report(step: int, steps: int) -> None:
+        def update(step: int, steps: int) -> None:
             bar.total = steps
             bar.update(step - bar.n)
 
-        yield report
+        yield update
 
 
 def note(text: str) -> None:
     """A line beside the result, on stderr."""
     print(text, file=sys.stderr)
+
+
+def warn_about_words(
+    settings: Mapping[str, Any], model: "Denoiser", prompts: Sequence[str]
+) -> None:
+    """Name the words of prompts that the model does not read, or has not met in training."""
+    for prompt in prompts:
+        if words := model.conditioner.dropped(prompt):
+            note(f"warning: too long, the end of a prompt is not read: {' '.join(words[:8])} ...")
+    known = set(settings.get("known_words", "").split())
+    if known and (words := unknown_words(prompts, known)):
+        note(f"warning: the model does not know: {', '.join(words[:8])}{' ...' * (len(words) > 8)}")
 
 
 def report(

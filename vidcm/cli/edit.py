@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vidcm.cli.clips import note, progress_bar, report
+from vidcm.cli.clips import note, progress_bar, report, warn_about_words
 from vidcm.cli.common import free_output, run
 from vidcm.cli.edit_options import SECONDS, TASK_OPTIONS, parser
 from vidcm.conditioning.prompts import check_prompts
@@ -61,7 +61,9 @@ def _edit(args: argparse.Namespace) -> None:
 
     pipe = VideoPipeline.from_pretrained(args.checkpoint, args.device)
     height, width = args.size or (None, None)
-    canvas = canvas_of(pipe, "teacher" if args.teacher else "student", height, width)
+    role = "teacher" if args.teacher else "student"
+    canvas = canvas_of(pipe, role, height, width)
+    warn_about_words(pipe.settings, pipe.model(role), prompts)
     inputs = _read(args, pipe, specs, stand_ins, canvas)
     loaded = time.perf_counter()
     several = len(seeds) > 1 or "interpolate" in specs

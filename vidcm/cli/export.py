@@ -121,7 +121,7 @@ def _export(args: argparse.Namespace) -> None:
         check_frames(frames)
         check_size(height, width, 8)
 
-    from vidcm.export import export, objective_of, pipeline_settings, refuse_still
+    from vidcm.export import export, known_words, objective_of, pipeline_settings, refuse_still
 
     if not args.allow_still:
         refuse_still(args.student)
@@ -139,6 +139,8 @@ def _export(args: argparse.Namespace) -> None:
     )
     if args.bucket:
         settings["trained"] = [[args.frames, args.height, args.width], *map(list, args.bucket)]
+    if words := known_words(args.student):
+        settings["known_words"] = words
     phases = settings["student"].get("phases", args.steps)
     if args.steps != phases:
         raise UsageError(

@@ -1,10 +1,11 @@
-"""`tools/generate.py`: prompts to clips."""
+"""`vidcm generate`: prompts to clips."""
 
 import argparse
-import sys
 import time
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from vidcm.cli.clips import progress_bar, report
+from vidcm.cli.clips import note, progress_bar, report, warn_about_words
 from vidcm.cli.common import (
     Parser,
     add_output,
@@ -18,7 +19,16 @@ from vidcm.cli.common import (
     sides,
     whole_number,
 )
+from vidcm.conditioning.prompts import check_prompts
+from vidcm.errors import UsageError
+from vidcm.limits import check_memory
+from vidcm.media.sizes import check_frames, check_size
 
+if TYPE_CHECKING:
+    from vidcm.diffusion.denoiser import Denoiser
+    from vidcm.pipeline import VideoPipeline
+
+CODEC_STRIDE = 8  # sizes are multiples of it; of which ones, the model says
 STARTED = time.perf_counter()
 
 
@@ -29,17 +39,25 @@ def parser() -> argparse.ArgumentParser:
         "examples:\n"
         '  vidcm generate --prompt "a woman with purple hair walks left"\n'
         '  vidcm generate --prompt "an orc slashes" --steps 1 --seed 7 --num-clips 4 --output orcs.gif\n'
-        '  vidcm generate --prompt "a knight falls" --output sheet.png --scale 4   (a sprite sheet)\n'
+        '  vidcm generate --prompt "a man in golden armor falls down" --output sheet.png   (a sprite sheet)\n'
         "  vidcm generate --prompts-file prompts.txt --output clips/   (lossless frames)\n"
-        '  vidcm generate --prompt "an orc walks left" --frames 33 --then "17:an orc casts a spell"',
+        '  vidcm generate --prompt "an orc walks left on a blue background" --frames 33 \\\n'
+        '    --then "17:an orc casts a spell on a blue background"',
     )
-    p.add_argument("--prompt", action="append", default=[], help="what to show; may be repeated")
+    p.add_argument(
+        "--prompt", action="append", default=[], help="content of a clip; may be repeated"
+    )
     p.add_argument("--prompts-file", type=existing_file, metavar="FILE", help="one prompt per line")
-    p.add_argument("--negative-prompt", default="", metavar="TEXT", help="what to move away from")
+    p.add_argument(
+        "--negative-prompt", default="", metavar="TEXT", help="content to move away from"
+    )
     add_sampling(p)
     add_seed(p, "of the first clip; the next ones count up")
     p.add_argument(
-        "--num-clips", type=positive_int, default=1, help="clips per prompt (default: %(default)s)"
+        "--num-clips",
+        type=whole_number(1, 10_000),
+        default=1,
+        help="clips per prompt (default: %(default)s)",
     )
     p.add_argument(
         "--frames",
@@ -79,27 +97,32 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _generate(args: argparse.Namespace) -> None:
-    from vidcm.errors import UsageError
+    from vidcm.media.write import check_output, numbered
 
     if args.solver and not args.teacher:
-        raise UsageError("--solver is the teacher's; a student jumps; add --teacher")
+        raise UsageError("--solver is the teacher's ODE solver; add --teacher")
     prompts = [*args.prompt, *(_lines(args.prompts_file) if args.prompts_file else [])]
     if not prompts:
         raise UsageError('there is no prompt; give --prompt "..." or --prompts-file')
-
-    from vidcm.conditioning.prompts import check_prompts
-    from vidcm.media.write import check_output, numbered
-    from vidcm.pipeline import VideoPipeline
-
-    check_prompts([*prompts, *(prompt for _, prompt in args.then)])
+    every_prompt = [*prompts, *(prompt for _, prompt in args.then)]
+    check_prompts(every_prompt)
+    height, width = args.size or (None, None)
+    if args.frames:
+        check_frames(args.frames)
+    if height and width:
+        check_size(height, width, CODEC_STRIDE)
     count = len(prompts) * args.num_clips
+    check_memory(count, args.frames or 1, height or 1, width or 1)
     args.output = args.output or free_output("clip", count)
     for path in numbered(args.output, count):
         check_output(path, args.overwrite)
+
+    from vidcm.pipeline import VideoPipeline
+
     pipe = VideoPipeline.from_pretrained(args.checkpoint, args.device)
-    model = pipe.model("teacher" if args.teacher else "student")
-    said = [*prompts, *(prompt for _, prompt in args.then)]
-    _warn(args, pipe, model, said)
+    role = "teacher" if args.teacher else "student"
+    pipe.latent_shape(role, args.frames, height, width)  # refused before it is warned about
+    _warn(args, pipe, pipe.model(role), every_prompt)
     loaded = time.perf_counter()
 
     with progress_bar(args) as progress:
@@ -111,8 +134,8 @@ def _generate(args: argparse.Namespace) -> None:
             seed=args.seed,
             num_clips=args.num_clips,
             frames=args.frames,
-            height=args.size and args.size[0],
-            width=args.size and args.size[1],
+            height=height,
+            width=width,
             then=args.then,
             teacher=args.teacher,
             solver=args.solver,
@@ -144,9 +167,8 @@ def _takeover(text: str) -> tuple[int, str]:
     return positive_int(frame), prompt
 
 
-def _lines(path) -> list[str]:
-    from vidcm.errors import UsageError
-
+def _lines(path: Path) -> list[str]:
+    """The prompts in a file, one a line."""
     try:
         text = path.read_text("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -159,31 +181,25 @@ def _lines(path) -> list[str]:
     return lines
 
 
-def _warn(args: argparse.Namespace, pipe, model, prompts: list[str]) -> None:
-    """Say what differs from how the checkpoint was tuned, and what of a prompt is not read."""
+def _warn(
+    args: argparse.Namespace, pipe: "VideoPipeline", model: "Denoiser", prompts: list[str]
+) -> None:
+    """Name what differs from the model's training, and what of a prompt has no effect."""
     own = pipe.settings["teacher" if args.teacher else "student"]
-    asked = args.frames, *(args.size or (None, None))
+    values = args.frames, *(args.size or (None, None))
     least = [min(axis) for axis in zip(*pipe.trained, strict=True)]
-    for name, value, low in zip(("frames", "height", "width"), asked, least, strict=True):
+    for name, value, low in zip(("frames", "height", "width"), values, least, strict=True):
         if value is not None and value < low:
-            print(
-                f"warning: the model was trained on {name} of {low} or more, not {value}",
-                file=sys.stderr,
-            )
+            note(f"warning: the model was trained on {name} of {low} or more, not {value}")
     low, high = own.get("guidance_range", (0, 100))
     if args.guidance is not None and not low <= args.guidance <= high:
-        print(
-            f"warning: the model was trained with guidance {low:g} to {high:g}, not {args.guidance:g}",
-            file=sys.stderr,
+        note(
+            f"warning: the model was trained with guidance {low:g} to {high:g}, not "
+            f"{args.guidance:g}"
         )
     most = own.get("max_steps")
     if args.steps is not None and most and args.steps > most:
-        print(
-            f"warning: the model was tuned for 1 to {most} steps, not {args.steps}", file=sys.stderr
-        )
-    for prompt in prompts:
-        if left := model.conditioner.dropped(prompt):
-            print(
-                f"warning: {len(left)} words at the end of a prompt are not read: {' '.join(left[:8])} ...",
-                file=sys.stderr,
-            )
+        note(f"warning: the model was tuned for 1 to {most} steps, not {args.steps}")
+    if args.negative_prompt:
+        prompts = [*prompts, args.negative_prompt]
+    warn_about_words(pipe.settings, model, prompts)

@@ -18,6 +18,14 @@ from vidcm.rng import mix
 INDEX = "index.json"
 
 
+def stored_captions(path: str | Path) -> Iterator[str]:
+    """Yield every caption of a latent cache, without loading its latents."""
+    index = json.loads((Path(path) / INDEX).read_text("utf-8"))
+    for name in index["shards"]:
+        for captions in json.loads((Path(path) / f"{name}.json").read_text("utf-8")):
+            yield from captions
+
+
 class LatentShards:
     """A folder written by `tools/encode.py`. Epochs are permutations of all clips; a clip with
     several captions gives one of them at random. Everything is a function of (seed, position).

@@ -24,8 +24,6 @@ TO_DO = frozenset(
     editing/timing.py
     editing/walk.py
     export.py
-    lpc/captions.py
-    lpc/dataset.py
     lpc/naming_task.py
     media/load.py
     media/read.py

@@ -206,7 +206,10 @@ def test_encode_leaves_out_what_it_is_told_to(codec, videos, tmp_path, capsys):
     "options, message",
     [
         (["--data", "folder"], "--data folder needs --root"),
-        (["--data", "lpc", "--art", "/none"], "the LPC art is not at /none, where data.art or --art says"),
+        (
+            ["--data", "lpc", "--art", "/none"],
+            "the LPC art is not at /none, where data.art or --art says",
+        ),
         (
             ["--data", "folder", "--root", "x", "--size", "64"],
             "argument --size: got '64', expected",

@@ -1,6 +1,7 @@
 """A puppet theatre: the LPC task over drawn-on-the-spot sheets and a small vocabulary, no art."""
 
 import zlib
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
 
@@ -23,7 +24,10 @@ BANDS = {"body": (14, 52), "hair": (10, 18), "torso": (26, 38), "legs": (38, 46)
 class Puppets:
     """Sheets in which every layer is a moving rectangle, coloured by the file's name."""
 
-    def __getitem__(self, name: str) -> np.ndarray:
+    def load(self, names: Sequence[str]) -> Iterator[np.ndarray]:
+        return map(self.draw, names)
+
+    def draw(self, name: str) -> np.ndarray:
         kind, *_, style, _ = name.split("/")
         top, bottom = BANDS[kind]
         left, right = 25, 39

@@ -42,7 +42,7 @@ class Oracle:
         combinations = [self.truth.combinations[s - self.truth.seed] for s in seed]
         words = self.truth.lpc.words["background"]
         for i, c in enumerate(combinations):
-            if teacher and negative_prompt == f"{words[c['background']]['say'][0]} background":
+            if teacher and negative_prompt == f"{words[c['background']]['phrases'][0]} background":
                 values = list(words)
                 combinations[i] = c | {"background": values[values.index(c["background"]) - 1]}
         frames = self.truth.lpc.render(combinations).int()
@@ -148,7 +148,7 @@ def test_negative_prompts_move_the_bundled_student_away(bundled):
     for seed, prompt in enumerate(PROMPTS):
         before = shown(bundled(prompt, steps=1, guidance=3.0, seed=seed).frames[0])
         named = int(before.argmin())
-        negative = f"{list(words.values())[named]['say'][0]} background"
+        negative = f"{list(words.values())[named]['phrases'][0]} background"
         steered = bundled(prompt, steps=1, guidance=3.0, seed=seed, negative_prompt=negative)
         nearer.append(before[named] - shown(steered.frames[0])[named])
     assert np.mean(nearer) < 0 and sum(n < 0 for n in nearer) >= 2

@@ -134,7 +134,7 @@ def _negative_metrics(sample: _RoleSampler, eval_set: EvalSet) -> dict[str, floa
         for value, word in enumerate(values):
             clips = [i for i in everything if (before[i] + offset) % len(values) == value]
             if clips:
-                negative = f"{lpc.words[OPEN][word]['say'][0]} {OPEN}"
+                negative = f"{lpc.words[OPEN][word]['phrases'][0]} {OPEN}"
                 texts, seeds = [prompts[i] for i in clips], [eval_set.seeds[i] for i in clips]
                 after = values_in(sample(texts, seeds, NEGATIVE_SCALE, negative), clips)
                 same += sum(a == before[i] for a, i in zip(after, clips, strict=True))

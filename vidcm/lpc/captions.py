@@ -1,142 +1,146 @@
-"""Sentences for LPC combinations: varied in order, words and completeness."""
+"""Captions of LPC combinations, varied in order, words and completeness."""
+
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-# What a sentence may leave out; sex and action always stay, for they carry the grammar.
-OPTIONAL = [
-    "skin",
-    "hair",
-    "torso",
-    "legs",
-    "feet",
-    "background",
-    "facial_hair",
-    "headwear",
-    "cape",
-    "weapon",
-]
+# Attributes that a caption may omit; sex and action always stay, as subject and verb.
+OPTIONAL = ["skin", "hair", "torso", "legs", "feet", "background"]
+OPTIONAL += ["facial_hair", "headwear", "cape", "weapon"]
+
+PLACES = ["on a {} background", "against a {} background", "in front of {}", "{} background"]
+PLACES += ["over {}"]
+
+Words = Mapping[str, Mapping[str, Mapping]]
 
 
-def speak(
-    combination: dict[str, str],
-    words: dict[str, dict[str, dict]],
-    rng: np.random.Generator,
-    *,
-    partial: float,
+def compose_caption(
+    combination: Mapping[str, str], words: Words, rng: np.random.Generator, *, partial: float
 ) -> str:
-    """A caption for a combination. partial: probability of leaving some attributes out."""
+    """Compose a caption.
 
-    def pick(options: list) -> str:
-        return options[int(rng.integers(len(options)))]
+    Args:
+        combination: attribute -> value, without the values that draw nothing.
+        words: the `attributes` of `lpc.yaml`.
+        rng: source of every choice.
+        partial: probability, 0 to 1, of omitting some of the `OPTIONAL` attributes.
 
-    def chance(probability: float) -> bool:
-        return bool(rng.random() < probability)
+    Returns:
+        A sentence or a list of phrases.
+    """
+    return _Composer(combination, words, rng, partial).compose()
 
-    def entry(attribute: str) -> dict:
-        return words[attribute][combination[attribute]]
 
-    shown = [name for name in OPTIONAL if name in combination]
-    if chance(partial):
-        keep = rng.random()
-        shown = [name for name in shown if chance(keep)]
+class _Composer:
+    """One caption; `named` holds the optional attributes that it mentions."""
 
-    who, skin = pick(entry("sex")["say"]), None
-    if "skin" in shown:
-        look = pick(entry("skin")["say"])
-        nouns = entry("skin").get("noun")
-        if nouns and chance(0.4):
-            kind = pick(nouns)
-            who = pick([f"{combination['sex']} {kind}", f"{kind} {who}"])
-        elif chance(0.5):
-            who = f"{look}-skinned {who}"
+    def __init__(
+        self,
+        combination: Mapping[str, str],
+        words: Words,
+        rng: np.random.Generator,
+        partial: float,
+    ):
+        self.combination, self.words, self.rng = combination, words, rng
+        self.named = [name for name in OPTIONAL if name in combination]
+        if self.chance(partial):
+            keep = rng.random()
+            self.named = [name for name in self.named if self.chance(keep)]
+
+    def compose(self) -> str:
+        subject, has = self.subject()
+        wears = self.attributes(has)
+        text = self.sentence(subject, has, wears, self.action())
+        if self.chance(0.3):
+            text = text[0].upper() + text[1:] + ("" if text.endswith(".") else ".")
+        return text
+
+    def pick(self, options: Sequence) -> str:
+        return options[int(self.rng.integers(len(options)))]
+
+    def chance(self, probability: float) -> bool:
+        return bool(self.rng.random() < probability)
+
+    def entry(self, attribute: str) -> Mapping:
+        return self.words[attribute][self.combination[attribute]]
+
+    def phrase(self, attribute: str) -> str:
+        return self.pick(self.entry(attribute)["phrases"])
+
+    def subject(self) -> tuple[str, list[str]]:
+        """Noun phrase, and the skin if it is no part of it."""
+        noun, has = self.phrase("sex"), []
+        if "skin" in self.named:
+            look = self.phrase("skin")
+            kinds = self.entry("skin").get("noun")
+            if kinds and self.chance(0.4):
+                kind = self.pick(kinds)
+                noun = self.pick([f"{self.combination['sex']} {kind}", f"{kind} {noun}"])
+            elif self.chance(0.5):
+                noun = f"{look}-skinned {noun}"
+            else:
+                has = [f"{look} skin"]
+        if self.chance(0.1):
+            noun = self.pick(["pixel art ", "small "]) + noun
+        article = self.pick(["a", "a", "a", "the", "one", ""])
+        if article == "a" and noun[0] in "aeiou":
+            article = "an"
+        return f"{article} {noun}".strip(), has
+
+    def attributes(self, has: list[str]) -> list[str]:
+        """Add features to `has`; returns the garments."""
+        wears = []
+        if "hair" in self.named:
+            has.append(self.phrase("hair").replace("{color}", self.phrase("hair_color")))
+        for name in ("facial_hair", "weapon", "torso", "legs", "feet", "headwear", "cape"):
+            if name in self.named:
+                garment = name not in ("facial_hair", "weapon")
+                bare = self.combination[name] == "barefoot"
+                (wears if garment and not bare else has).append(self.phrase(name))
+        self.rng.shuffle(has)
+        self.rng.shuffle(wears)
+        return wears
+
+    def action(self) -> str:
+        direction = self.words["direction"][self.combination["direction"]]
+        verb = self.phrase("action")
+        if self.chance(0.9) or "{toward}" in verb:
+            verb = verb.replace("{toward}", self.pick(direction["toward"]))
+            verb = verb.replace("{facing}", self.pick(direction["facing"]))
+        return verb.replace("{facing}", "").strip()
+
+    def sentence(self, subject: str, has: list[str], wears: list[str], verb: str) -> str:
+        clauses = []
+        if has:
+            clauses.append(f"{self.pick(['with', 'with', 'who has', 'having'])} {self.join(has)}")
+        if wears:
+            words = ["wearing", "in", "dressed in", "who wears", "clad in"]
+            clauses.append(f"{self.pick(words)} {self.join(wears)}")
+        self.rng.shuffle(clauses)
+        place = ""
+        if "background" in self.named:
+            color = self.phrase("background")
+            place = self.pick(PLACES).format(color)
+        form = int(self.rng.integers(4))
+        if form == 0:
+            text = " ".join([subject, *clauses, verb])
+        elif form == 1:
+            text = f"{subject} {verb}" + (", " + ", ".join(clauses) if clauses else "")
+        elif form == 2:
+            text = ", ".join([subject, *has, *wears, verb])
         else:
-            skin = pick([f"{look} skin"])
-    if chance(0.1):
-        who = pick(["pixel art ", "small "]) + who
-    article = pick(["a", "a", "a", "the", "one", ""])
-    subject = f"{_article(who) if article == 'a' else article} {who}".strip()
+            text = f"{subject} {verb}."
+            if has:
+                text += f" {self.pick(['has', 'with'])} {self.join(has)}."
+            if wears:
+                text += f" {self.pick(['wears', 'wearing', 'dressed in'])} {self.join(wears)}."
+        if not place:
+            return text
+        if self.chance(0.2):
+            return f"{place}, {text}"
+        return f"{text.rstrip('.')}, {place}" if self.chance(0.7) else f"{text} {place}"
 
-    has, wears = [skin] if skin else [], []
-    if "hair" in shown:
-        has.append(pick(entry("hair")["say"]).replace("{color}", pick(entry("hair_color")["say"])))
-    for name in ("facial_hair", "weapon"):
-        if name in shown:
-            has.append(pick(entry(name)["say"]))
-    for name in ("torso", "legs", "feet", "headwear", "cape"):
-        if name in shown:
-            phrase = pick(entry(name)["say"])
-            bare = combination[name] == "barefoot"
-            (has if bare else wears).append(phrase)
-    rng.shuffle(has)
-    rng.shuffle(wears)
-
-    direction = words["direction"][combination["direction"]]
-    does = pick(entry("action")["say"])
-    if chance(0.9) or "{toward}" in does:
-        does = does.replace("{toward}", pick(direction["toward"]))
-        does = does.replace("{facing}", pick(direction["facing"]))
-    does = does.replace("{facing}", "").strip()
-
-    phrases = []
-    if has:
-        phrases.append(f"{pick(['with', 'with', 'who has', 'having'])} {_list(has, pick)}")
-    if wears:
-        phrases.append(
-            f"{pick(['wearing', 'in', 'dressed in', 'who wears', 'clad in'])} {_list(wears, pick)}"
-        )
-    rng.shuffle(phrases)
-    where = ""
-    if "background" in shown:
-        color = pick(entry("background")["say"])
-        where = pick(
-            [
-                f"on a {color} background",
-                f"against a {color} background",
-                f"in front of {color}",
-                f"{color} background",
-                f"over {color}",
-            ]
-        )
-
-    form = int(rng.integers(4))
-    if form == 0:
-        text = " ".join([subject, *phrases, does])
-    elif form == 1:
-        text = f"{subject} {does}" + (", " + ", ".join(phrases) if phrases else "")
-    elif form == 2:
-        text = ", ".join([subject, *has, *wears, does])
-    else:
-        text = f"{subject} {does}. " + " ".join(
-            filter(
-                None,
-                [
-                    f"{pick(['has', 'with'])} {_list(has, pick)}." if has else "",
-                    f"{pick(['wears', 'wearing', 'dressed in'])} {_list(wears, pick)}."
-                    if wears
-                    else "",
-                ],
-            )
-        )
-        text = text.strip()
-    if where:
-        text = (
-            f"{where}, {text}"
-            if chance(0.2)
-            else f"{text.rstrip('.')}, {where}"
-            if chance(0.7)
-            else f"{text} {where}"
-        )
-    if chance(0.3):
-        text = text[0].upper() + text[1:] + ("" if text.endswith(".") else ".")
-    return text
-
-
-def _article(noun: str) -> str:
-    return "an" if noun[0] in "aeiou" else "a"
-
-
-def _list(items: list[str], pick) -> str:
-    if len(items) == 1:
-        return items[0]
-    joint = pick([" and ", ", ", ", and "])
-    return ", ".join(items[:-1]) + joint + items[-1]
+    def join(self, items: Sequence[str]) -> str:
+        if len(items) == 1:
+            return items[0]
+        return ", ".join(items[:-1]) + self.pick([" and ", ", ", ", and "]) + items[-1]

@@ -2,14 +2,14 @@
 
 A *combination* names one value per attribute (`{"sex": "female", "hair": "mohawk", ...}`) and has
 exactly one true clip. The art (Liberated Pixel Cup, CC-BY-SA-3.0 or GPL-3.0) is read from a folder
-or tar of 832x1344 sheets: 13 x 21 cells of 64 pixels, one row per action and direction. Everything
-specific to the art is in `lpc.yaml`; composition is one gather and a few blends, so whole batches
-are composed wherever the sheets are kept, on a CPU or a GPU.
+or tar of sheets. Everything specific to the art is in `lpc.yaml`. Composition is one gather and a
+few blends, so batches are composed on the device that holds the sheets.
 """
 
 import hashlib
+import threading
 from collections.abc import Iterable, Sequence
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from vidcm.data.batch import Batch
 from vidcm.errors import UsageError
-from vidcm.lpc.captions import speak
+from vidcm.lpc.captions import compose_caption
 from vidcm.lpc.wardrobe import CELL, ROWS, Sheets, Wardrobe, premultiply
 
 Combination = dict[str, str]
@@ -35,18 +35,25 @@ def vocabulary() -> dict:
 
 
 def held_out(combination: Combination) -> bool:
-    """Whether a combination belongs to the test split (one in ten, by hash; never trained on)."""
+    """Whether a combination belongs to the test split: one in ten, by hash."""
     text = "|".join(sorted(f"{k}={v}" for k, v in combination.items()))
     return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) % 10 == 0
 
 
 class LPC:
-    """The reference data set. Endless: sample `i` of seed `s` is the same clip on every machine.
+    """The reference data set; endless, and sample `i` of seed `s` is the same on every machine.
 
-    art: folder or tar of the layers (default: VIDCM_LPC_ART's). attributes: the attributes that vary (default: the
-    vocabulary's `core`); the others stay at their first value. split: "train" or "heldout".
-    partial: share of captions that leave attributes out. Raises UsageError for an unknown
-    attribute or split and VidcmError for an incomplete or unreadable art folder.
+    Args:
+        art: folder or tar of the layers (default: the path in VIDCM_LPC_ART).
+        attributes: attributes that vary (default: the vocabulary's `core`); the others keep their
+            first value.
+        num_frames: frames per clip.
+        split: "train" or "heldout".
+        partial: share of captions, 0 to 1, that omit attributes.
+
+    Raises:
+        UsageError: unknown attribute or split, or no art.
+        VidcmError: incomplete or unreadable art, when clips are first rendered.
     """
 
     def __init__(
@@ -75,6 +82,8 @@ class LPC:
         self.num_frames, self.split, self.partial = num_frames, split, partial
         self.sheets = Sheets(art)
         self.device = torch.device("cpu")
+        self._wardrobe: Wardrobe | None = None
+        self._loading = threading.Lock()
 
     # -- combinations ---------------------------------------------------------------------------
 
@@ -86,7 +95,7 @@ class LPC:
         if attribute in ("sex", "action"):
             return list(self.words[attribute])
         sex = combination["sex"]
-        return [v for v, entry in self.words[attribute].items() if _exists(entry, sex)]
+        return [v for v, entry in self.words[attribute].items() if _available(entry, sex)]
 
     def sample(self, rng: np.random.Generator, split: str | None = None) -> Combination:
         """Draw a combination of the split, every attribute uniform over its values."""
@@ -99,8 +108,11 @@ class LPC:
                 return combination
 
     def alternatives(self, combination: Combination, attribute: str) -> list[Combination]:
-        """The combination with `attribute` at each of its possible values, valid ones only:
-        clothes that the other sex lacks are changed to its first, a fall has one direction."""
+        """The combination with each possible value of `attribute`, in the vocabulary's order.
+
+        Attributes that the value rules out (clothes of the other sex, directions of a fall) get
+        their first valid value.
+        """
         others = self.values(attribute, combination)
         return [self._repair({**combination, attribute: value}) for value in others]
 
@@ -114,24 +126,29 @@ class LPC:
     def caption(
         self, combination: Combination, rng: np.random.Generator, *, full: bool = False
     ) -> str:
-        """A sentence for a combination. full: name every attribute instead of, sometimes, a few."""
-        shown = {
+        """A caption for a combination; full: without omitting attributes."""
+        visible = {
             k: v for k, v in combination.items() if v != "none" and self._visible(k, combination)
         }
-        return speak(shown, self.words, rng, partial=0.0 if full else self.partial)
+        return compose_caption(visible, self.words, rng, partial=0.0 if full else self.partial)
 
     # -- pixels ---------------------------------------------------------------------------------
 
-    @cached_property
+    @property
     def wardrobe(self) -> Wardrobe:
-        """All sheets the attributes can ask for (3 MB each), loaded once on first use."""
+        """All sheets of the attributes (3 MB each), loaded on first use by one thread."""
+        with self._loading:
+            if self._wardrobe is None:
+                self._wardrobe = self._load()
+            return self._wardrobe
+
+    def _load(self) -> Wardrobe:
         paths = sorted(set(self._all_paths()))
         shape = (len(paths) + 1, ROWS, 4, self.num_frames, CELL, CELL)
         cells = torch.zeros(shape, dtype=torch.uint8)
         clip = np.arange(self.num_frames)
         last = max(self.num_frames - 1, 1)
-        for number, path in enumerate(paths, start=1):
-            sheet = self.sheets[path]
+        for number, sheet in enumerate(self.sheets.load(paths), start=1):
             for action in self.words["action"].values():
                 at = (clip * (action["frames"] - 1) * 2 + last) // (2 * last)
                 rows = slice(action["row"], action["row"] + (1 if "direction" in action else 4))
@@ -166,9 +183,9 @@ class LPC:
         return combinations, captions
 
     def labels(self, combinations: Sequence[Combination]) -> Tensor:
-        """int64 `(b, attributes)`: the place of each value in the vocabulary's list."""
-        places = {a: {v: i for i, v in enumerate(self.words[a])} for a in self.attributes}
-        return torch.tensor([[places[a][c[a]] for a in self.attributes] for c in combinations])
+        """int64 `(b, attributes)`: the index of each value in the vocabulary."""
+        index = {a: {v: i for i, v in enumerate(self.words[a])} for a in self.attributes}
+        return torch.tensor([[index[a][c[a]] for a in self.attributes] for c in combinations])
 
     # -- the vocabulary's file names ------------------------------------------------------------
 
@@ -199,7 +216,7 @@ class LPC:
             for color in self.words["hair_color"]:
                 for attribute in drawn:
                     for value, entry in self.words[attribute].items():
-                        if _exists(entry, sex):
+                        if _available(entry, sex):
                             dressed = {"sex": sex, "hair_color": color, attribute: value}
                             yield from filter(None, self._paths(dressed))
 
@@ -213,13 +230,13 @@ class LPC:
 
 
 class LPCCaptions(LPC):
-    """The same sequence without its clips: captions and labels alone."""
+    """`LPC` without clips: the same sequence of captions and labels."""
 
     def batch(self, seed: int, positions: Iterable[int]) -> Batch:
         combinations, captions = self._draw(seed, positions)
         return Batch(captions, labels=self.labels(combinations))
 
 
-def _exists(entry: dict, sex: str) -> bool:
+def _available(entry: dict, sex: str) -> bool:
     by_sex = "male" in entry or "female" in entry
     return sex in entry if by_sex else True

@@ -5,8 +5,8 @@ A sheet is 832x1344: 13 x 21 cells of 64 pixels, one row per action and directio
 
 import os
 import tarfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +23,13 @@ SHEET = (ROWS * CELL, 13 * CELL)
 
 
 class Sheets:
-    """Reads sheets from a folder or tar by their path inside it, as uint8 `(21, 13, 64, 64, 4)`.
+    """The sheets of the LPC art by their path inside it.
 
     Args:
-        art: The folder or tar; None for the one that the environment names in VIDCM_LPC_ART.
+        art: folder or tar; None for the path in the environment variable VIDCM_LPC_ART.
 
     Raises:
-        UsageError: There is no such file or folder.
+        UsageError: there is no such file or folder.
     """
 
     def __init__(self, art: str | Path | None):
@@ -43,24 +43,34 @@ class Sheets:
             )
         self.art = Path(found)
 
-    @cached_property
-    def _tar(self) -> tuple[tarfile.TarFile, dict[str, tarfile.TarInfo]]:
+    def load(self, names: Sequence[str]) -> Iterator[np.ndarray]:
+        """Yield the sheets in order, uint8 `(21, 13, 64, 64, 4)`.
+
+        Raises:
+            UsageError: the art is neither a folder nor a tar.
+            VidcmError: a sheet is missing, damaged or of another size.
+        """
+        if self.art.is_dir():
+            paths = [self.art / name for name in names]
+            blobs = (path.read_bytes() if path.is_file() else None for path in paths)
+        else:
+            blobs = self._from_tar(names)
+        for name, blob in zip(names, blobs, strict=True):
+            yield self._decode(name, blob)
+
+    def _from_tar(self, names: Sequence[str]) -> Iterator[bytes | None]:
         try:
-            archive = tarfile.open(self.art)
-            return archive, {m.name.removeprefix("./"): m for m in archive.getmembers()}
+            with tarfile.open(self.art) as archive:
+                members = {m.name.removeprefix("./"): m for m in archive.getmembers()}
+                for name in names:
+                    handle = archive.extractfile(members[name]) if name in members else None
+                    yield handle.read() if handle else None
         except tarfile.TarError as error:
             raise UsageError(
                 f"{self.art} is neither a folder nor a readable tar: {error}"
             ) from None
 
-    def __getitem__(self, name: str) -> np.ndarray:
-        if self.art.is_dir():
-            path = self.art / name
-            blob = path.read_bytes() if path.is_file() else None
-        else:
-            archive, members = self._tar
-            handle = archive.extractfile(members[name]) if name in members else None
-            blob = handle.read() if handle else None
+    def _decode(self, name: str, blob: bytes | None) -> np.ndarray:
         if blob is None:
             raise VidcmError(f"the LPC art at {self.art} lacks the sheet {name}; get it complete")
         try:
@@ -74,16 +84,28 @@ class Sheets:
 
 @dataclass(frozen=True)
 class Wardrobe:
-    """Every sheet of a vocabulary, resampled to clips: `cells` uint8 `(sheets, 21, 4, t, 64, 64)`,
-    premultiplied; sheet 0 is empty. `index` maps a path inside the art to its sheet."""
+    """Every sheet of a vocabulary, resampled to clips.
+
+    Attributes:
+        cells: uint8 `(sheets, 21, 4, t, 64, 64)`, colours multiplied by alpha; sheet 0 is empty.
+        index: path inside the art -> number of its sheet.
+    """
 
     cells: Tensor
     index: dict[str, int]
 
     def compose(self, layers: Tensor, rows: Tensor, background: Tensor) -> Tensor:
-        """Blend `layers (b, n)` (sheet numbers, bottom first) at `rows (b,)` over `background
-        (b, 3)` uint8 -> frames uint8 `(b, t, 64, 64, 3)`; exact 8-bit arithmetic."""
-        # A few clips at a time stay in a CPU's cache; a GPU takes the batch whole.
+        """Blend sheets over a background in exact 8-bit arithmetic.
+
+        Args:
+            layers: sheet numbers `(b, n)`, bottom first.
+            rows: row of the sheets `(b,)`: the action and direction.
+            background: uint8 RGB `(b, 3)`.
+
+        Returns:
+            frames uint8 `(b, t, 64, 64, 3)`.
+        """
+        # On a CPU a few clips at a time stay in its cache.
         chunk = len(layers) if self.cells.is_cuda else 2
         parts = zip(layers.split(chunk), rows.split(chunk), background.split(chunk), strict=True)
         return torch.cat([self._compose(*part) for part in parts])

@@ -5,7 +5,7 @@ import torch
 from einops import rearrange
 
 from vidcm.codecs.causal_vae import CausalVAE, _components
-from vidcm.codecs.losses import charbonnier, kl_to_unit_normal, structural
+from vidcm.codecs.losses import charbonnier, kl_to_unit_normal, ssim_loss
 from vidcm.errors import UsageError
 from vidcm.metrics.fidelity import psnr
 from vidcm.registry import build
@@ -157,7 +157,7 @@ def test_settled_latents_lie_on_their_principal_axes_and_decode_as_before():
 
 def test_terms_vanish_at_the_target_and_grow_away_from_it():
     video = clips(3)
-    for term in (charbonnier, structural):
+    for term in (charbonnier, ssim_loss):
         losses = [float(term(video + e * torch.randn_like(video), video)) for e in (0, 0.05, 0.2)]
         assert losses[0] == pytest.approx(0, abs=1e-5) and losses[0] < losses[1] < losses[2]
 
@@ -167,7 +167,7 @@ def test_structure_sees_what_brightness_does_not():
     video = torch.sign(torch.randn(2, 3, 1, 16, 16)) * 0.1
     blurred, brighter = video * 0.0, video + 0.11
     assert charbonnier(blurred, video) < charbonnier(brighter, video)
-    assert structural(blurred, video) > structural(brighter, video)
+    assert ssim_loss(blurred, video) > ssim_loss(brighter, video)
 
 
 def test_kl_has_its_closed_form():

@@ -27,7 +27,9 @@ def test_previews_stay_inside_the_range_of_scales(tmp_path, monkeypatch, options
         codec=str(models["codec"]),
         preview_prompts=["an orc", "a lady"],
     )
-    made = module.video_task(config, build("model", config.model), tiny.Clips(), torch.device("cpu"))
+    made = module.video_task(
+        config, build("model", config.model), tiny.Clips(), torch.device("cpu")
+    )
     told, walked = [], []
     encode, guided = Denoiser.encode, module.CFGDenoiser
 

@@ -1,12 +1,11 @@
 """A causal 3-D video VAE, factorised into 2-D convolutions and causal mixing along time.
 
-Stride 4 in time and 8 in space. The first frame is coded alone: it fills a group of its own, and
-every later latent frame stands for the four frames that follow, so a clip of `4k + 1` frames gives
-`k + 1` latent frames and nothing depends on what comes later. The trunk from pixels to pixels is
-linear (no norm stands on it) and the residual branches start at zero, so a fresh codec is a linear
-autoencoder, and `init_from_pca` makes it the best one: principal components, level by level.
-Frames are folded into the batch for the spatial convolutions, which keeps every convolution 2-D:
-fast on a CPU and indifferent to the length of the clip.
+Stride 4 in time and 8 in space. The first frame is encoded alone and each later latent frame
+encodes the next four frames, so that `4k + 1` frames give `k + 1` latent frames, none of which
+depends on later frames. The trunk from pixels to pixels is linear (it has no norms) and the
+residual branches start at zero: a new codec is a linear autoencoder, which `init_from_pca` sets to
+principal components, level by level. Spatial convolutions fold frames into the batch, so all of
+them are 2-D: fast on a CPU, for clips of any length.
 """
 
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from vidcm.errors import UsageError
 from vidcm.media.sizes import check_frames, check_size
 
-PATCH = 4  # pixels folded into channels at the door
+PATCH = 4  # pixels of each side folded into channels at the input
 
 
 class Conv(nn.Conv2d):
@@ -43,7 +42,7 @@ class Pointwise(nn.Linear):
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square normalisation over channels, per position: nothing leaks along time."""
+    """Root-mean-square normalisation over channels at each position, which keeps time causal."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -54,7 +53,7 @@ class RMSNorm(nn.Module):
 
 
 class Residual(nn.Module):
-    """norm, SiLU, 3x3, SiLU, 3x3; the last layer starts at zero."""
+    """Norm, SiLU, 3x3, SiLU, 3x3; the last layer starts at zero."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -68,7 +67,7 @@ class Residual(nn.Module):
 
 
 class TimeMix(nn.Module):
-    """Each frame sees itself and the two before it (causal kernel of three, one linear map)."""
+    """Causal mixing along time with a kernel of three frames."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -84,7 +83,7 @@ class TimeMix(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Down-sample: fold `(time, space, space)` neighbours into channels, then a linear map."""
+    """Fold `(time, space, space)` neighbours into channels, then a linear map."""
 
     def __init__(self, width: int, out: int, time: int, space: int):
         super().__init__()
@@ -92,7 +91,7 @@ class Downsample(nn.Module):
         self.map = Pointwise(width * time * space**2, out)
 
     def fold(self, x: Tensor) -> Tensor:
-        """The neighbours as channels; the first frame fills a group of its own."""
+        """Neighbours as channels; the first frame is repeated to fill a group of its own."""
         if self.time > 1:
             x = torch.cat([x[:, :, :1].expand(-1, -1, self.time - 1, -1, -1), x], dim=2)
         pattern = "b c (t i) (h j) (w k) -> b (c i j k) t h w"
@@ -103,7 +102,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """The mirror of Downsample; of the first group only the last frame is kept."""
+    """The inverse of `Downsample`: a linear map, then unfold; the first group keeps one frame."""
 
     def __init__(self, width: int, out: int, time: int, space: int):
         super().__init__()
@@ -117,11 +116,16 @@ class Upsample(nn.Module):
 
 
 class CausalVAE(nn.Module):
-    """video `(b 3 t h w)` in [-1, 1] <-> scaled latents `(b c (t-1)/4+1 h/8 w/8)`.
+    """Encode a video `(b 3 t h w)` in [-1, 1] to latents `(b c (t-1)/4+1 h/8 w/8)` and back.
 
-    channels: of the latent. widths: channels at stride 4, 8, and at the latent grid. depths:
-    residual blocks at the same three places, the encoder's and the decoder's. Raises UsageError for
-    sizes that make no codec.
+    Args:
+        channels: latent channels.
+        widths: hidden channels at spatial stride 4, at stride 8, and at the latent grid.
+        encoder_depths: residual blocks at these three levels of the encoder.
+        decoder_depths: the same of the decoder.
+
+    Raises:
+        UsageError: not three levels, or too few channels.
     """
 
     time_stride, stride = 4, 8
@@ -135,8 +139,8 @@ class CausalVAE(nn.Module):
     ):
         super().__init__()
         self.channels = channels
-        three = (widths, encoder_depths, decoder_depths)
-        if any(len(sizes) != 3 for sizes in three) or min(channels, *widths) < 1:
+        levels = (widths, encoder_depths, decoder_depths)
+        if any(len(sizes) != 3 for sizes in levels) or min(channels, *widths) < 1:
             raise UsageError(
                 f"channels {channels}, widths {list(widths)}, depths {list(encoder_depths)} and "
                 f"{list(decoder_depths)}: use three of each, channels and widths above 0"
@@ -174,13 +178,17 @@ class CausalVAE(nn.Module):
 
     @torch.no_grad()
     def init_from_pca(self, video: Tensor) -> None:
-        """Set the linear trunk to the principal components of `video (b 3 t h w)`, each level's of
-        the level before, and the posterior's spread to e^-3. Components weigh by the square root
-        of their spread, half way between pixels and whitened, so that what shows most in pixels
-        weighs most in a latent error, and are turned at random: in training the pull towards unit
-        variance meets every channel alike. `whiten` turns them back."""
-        (first, last), folds = _ends(self.encoder), _of(self.encoder, Downsample)
-        (enter, leave), unfolds = _ends(self.decoder), _of(self.decoder, Upsample)[::-1]
+        """Set the linear trunk to principal components, each level from the level before it.
+
+        Latent axes are scaled half way between pixels and whitened, so that a latent error weighs
+        more where it changes more in pixels, and rotated at random, so that the KL term treats all
+        channels alike; `whiten` undoes the rotation. Posterior standard deviations start at e^-3.
+
+        Args:
+            video: training clips `(b 3 t h w)`.
+        """
+        (first, last), folds = _layers(self.encoder, Conv), _layers(self.encoder, Downsample)
+        (enter, leave), unfolds = _layers(self.decoder, Conv), _layers(self.decoder, Upsample)[::-1]
         _identity(first)
         _identity(leave)
         x = first(self._patches(video))
@@ -194,8 +202,8 @@ class CausalVAE(nn.Module):
             x = fold.map(x)
         basis, mean, spread = _components(x, self.channels)
         scale = (spread * spread.mean()).sqrt()
-        turn = torch.linalg.qr(torch.randn(self.channels, self.channels)).Q.to(basis)
-        down, up = (basis / scale) @ turn, (basis * scale) @ turn
+        rotation = torch.linalg.qr(torch.randn(self.channels, self.channels)).Q.to(basis)
+        down, up = (basis / scale) @ rotation, (basis * scale) @ rotation
         last.weight.zero_()
         last.weight[: self.channels, :, 1, 1] = down.T
         last.bias.fill_(-6.0)
@@ -206,12 +214,18 @@ class CausalVAE(nn.Module):
 
     @torch.no_grad()
     def whiten(self, mean: Tensor, logvar: Tensor) -> None:
-        """Turn the channels to the latents' principal axes, widest first, and store statistics that
-        centre them and scale all by one number, to unit variance on average: a denoiser's gate per
-        channel is then one per axis, near to a Wiener filter. Exact but for the posterior's spread,
-        which becomes one for all. mean, logvar: posteriors `(b c t h w)` of this codec's."""
+        """Rotate the channels to the latents' principal axes and store their statistics.
+
+        Axes are sorted by variance, centred, and scaled by one number to unit variance on average.
+        A denoiser's gate per channel is then one per axis, near to a Wiener filter. Reconstructions
+        do not change; the posterior gets one standard deviation for all channels.
+
+        Args:
+            mean: posterior means `(b c t h w)` of training clips.
+            logvar: their log-variances.
+        """
         axes, centre, spread = _components(mean, self.channels)
-        last, enter = _ends(self.encoder)[-1], _ends(self.decoder)[0]
+        last, enter = _layers(self.encoder, Conv)[-1], _layers(self.decoder, Conv)[0]
         c = self.channels
         last.weight[:c] = torch.einsum("ji,jkhw->ikhw", axes, last.weight[:c])
         last.bias[:c] = axes.T @ last.bias[:c]
@@ -225,31 +239,34 @@ class CausalVAE(nn.Module):
         return rearrange(video, "b c t (h j) (w k) -> b (c j k) t h w", j=PATCH, k=PATCH)
 
     def posterior(self, video: Tensor) -> tuple[Tensor, Tensor]:
-        """video -> mean and log-variance of the raw latents. Raises UsageError for a shape the
-        strides do not divide."""
+        """Mean and log-variance of the raw latents of a video.
+
+        Raises:
+            UsageError: the strides do not divide the shape.
+        """
         check_frames(video.shape[2], self.time_stride)
         check_size(video.shape[3], video.shape[4], self.stride)
         mean, logvar = self.encoder(self._patches(video)).chunk(2, dim=1)
         return mean, logvar.clamp(-20, 4)
 
     def reconstruct(self, raw: Tensor) -> Tensor:
-        """Raw latents -> video, not clamped."""
+        """Decode raw latents to a video, not clamped."""
         patches = self.decoder(raw)
         return rearrange(patches, "b (c j k) t h w -> b c t (h j) (w k)", j=PATCH, k=PATCH)
 
     def encode(self, video: Tensor) -> Tensor:
-        """video `(b 3 t h w)` -> latents of unit variance on average (posterior mean), fp32."""
+        """Posterior means of a video `(b 3 t h w)`, of unit variance on average, fp32."""
         mean, std = (s.view(-1, 1, 1, 1) for s in (self.mean, self.std))
         return (self.posterior(video)[0].float() - mean) / std
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents as `encode` gives them -> video in [-1, 1]."""
+        """Decode latents to a video `(b 3 t h w)` in [-1, 1]."""
         mean, std = (s.view(-1, 1, 1, 1) for s in (self.mean, self.std))
         raw = (latents * std + mean).to(self.mean.dtype)
         return self.reconstruct(raw).float().clamp(-1, 1)
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """`(c, t, h, w)` of the latents of a clip; raises UsageError when it does not fit."""
+        """`(c, t, h, w)` of the latents of a clip. Raises UsageError as `posterior` does."""
         check_frames(frames, self.time_stride)
         check_size(height, width, self.stride)
         groups = (frames - 1) // self.time_stride + 1
@@ -260,24 +277,19 @@ def _blocks(width: int, depth: int) -> list[nn.Module]:
     return [Residual(width) for _ in range(depth)]
 
 
-def _of(layers: nn.Sequential, kind: type) -> list:
+def _layers(layers: nn.Sequential, kind: type) -> list:
     return [layer for layer in layers if isinstance(layer, kind)]
 
 
-def _ends(layers: nn.Sequential) -> list:
-    return [layer for layer in layers if isinstance(layer, Conv)]
-
-
 def _identity(conv: Conv) -> None:
-    """Pass channels through; channels beyond the input start at zero."""
+    """Pass channels through; channels beyond those of the input start at zero."""
     nn.init.dirac_(conv.weight)
     assert conv.bias is not None
     nn.init.zeros_(conv.bias)
 
 
 def _components(x: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The leading principal directions of the channels of `b c t h w`: orthonormal `(c, count)`,
-    the mean `(c,)` and the standard deviation along each direction `(count,)`."""
+    """Principal axes `(c, count)` of the channels of `x`, their mean and standard deviations."""
     rows = rearrange(x, "b c t h w -> (b t h w) c").double()
     mean = rows.mean(0)
     values, vectors = torch.linalg.eigh(torch.cov((rows - mean).T))

@@ -1,7 +1,7 @@
-"""Long clips through a causal codec piece by piece, with the numbers of one go and bounded memory.
+"""Long clips through a causal codec in chunks: the same numbers in bounded memory.
 
-A piece starts CONTEXT latent frames early, which is as far back as the codec looks (three frames at
-each of its two levels), and drops what it made of them.
+A chunk starts CONTEXT latent frames early, the receptive field of the codec (three frames at each
+of its two levels in time), and drops their results.
 """
 
 from collections.abc import Iterator
@@ -16,28 +16,40 @@ from vidcm.media.sizes import check_frames
 CONTEXT = 4  # latent frames
 
 
-def _spans(total: int, piece: int) -> Iterator[tuple[int, int, int]]:
-    """(where to read from, first, end) of pieces that cover `total` latent frames."""
-    if piece < 1:
-        raise UsageError(f"a piece of {piece} latent frames is too short; use at least 1")
-    for first in range(0, total, piece):
-        yield max(first - CONTEXT, 0), first, min(first + piece, total)
+def encode_chunked(codec: CausalVAE, video: Tensor, chunk: int = 8) -> Tensor:
+    """Latents of a clip of any length, as `codec.encode(video)`.
 
-
-def encode_chunked(codec: CausalVAE, video: Tensor, piece: int = 8) -> Tensor:
-    """`codec.encode(video)` of a clip of any length, `piece` latent frames at a time."""
+    Args:
+        codec: the codec.
+        video: `(b 3 t h w)` in [-1, 1].
+        chunk: latent frames at a time, at least 1.
+    """
     stride = codec.time_stride
     total = (check_frames(video.shape[2], stride) - 1) // stride + 1
     parts = []
-    for start, first, end in _spans(total, piece):
+    for start, first, end in _chunks(total, chunk):
         clip = video[:, :, start * stride : (end - 1) * stride + 1]
         parts.append(codec.encode(clip)[:, :, first - start :])
     return torch.cat(parts, dim=2)
 
 
-def decode_chunked(codec: CausalVAE, latents: Tensor, piece: int = 8) -> Iterator[Tensor]:
-    """`codec.decode(latents)` as consecutive videos `(b 3 t h w)`, `piece` latent frames each."""
+def decode_chunked(codec: CausalVAE, latents: Tensor, chunk: int = 8) -> Iterator[Tensor]:
+    """Consecutive parts of `codec.decode(latents)`, videos `(b 3 t h w)`.
+
+    Args:
+        codec: the codec.
+        latents: `(b c t h w)`.
+        chunk: latent frames at a time, at least 1.
+    """
     stride = codec.time_stride
-    for start, first, end in _spans(latents.shape[2], piece):
+    for start, first, end in _chunks(latents.shape[2], chunk):
         video = codec.decode(latents[:, :, start:end])
         yield video if first == 0 else video[:, :, (first - start - 1) * stride + 1 :]
+
+
+def _chunks(total: int, size: int) -> Iterator[tuple[int, int, int]]:
+    """(start with context, first, end) of the chunks that cover `total` latent frames."""
+    if size < 1:
+        raise UsageError(f"a chunk of {size} latent frames is too short; use at least 1")
+    for first in range(0, total, size):
+        yield max(first - CONTEXT, 0), first, min(first + size, total)

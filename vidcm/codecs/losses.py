@@ -12,7 +12,7 @@ def charbonnier(video: Tensor, target: Tensor, width: float = 0.05) -> Tensor:
     return ((video - target).square() + width**2).sqrt().mean() - width
 
 
-def structural(video: Tensor, target: Tensor, scales: int = 2) -> Tensor:
+def ssim_loss(video: Tensor, target: Tensor, scales: int = 2) -> Tensor:
     """1 - SSIM in 5-pixel windows, mean over `scales` octaves (Wang et al. 2004).
 
     The perceptual term: networks trained on photographs do not fit 64-pixel art.

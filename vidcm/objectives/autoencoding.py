@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from vidcm.codecs.causal_vae import CausalVAE
-from vidcm.codecs.losses import charbonnier, kl_to_unit_normal, structural
+from vidcm.codecs.losses import charbonnier, kl_to_unit_normal, ssim_loss
 from vidcm.data.batch import Batch
 from vidcm.errors import UsageError
 from vidcm.media.pixels import to_video
@@ -55,7 +55,7 @@ class Autoencoding:
         raw = mean + (0.5 * logvar).exp() * noise
         rebuilt = model.reconstruct(raw)
         kl = kl_to_unit_normal(mean, logvar)
-        total = charbonnier(rebuilt, video) + self.perceptual * structural(rebuilt, video)
+        total = charbonnier(rebuilt, video) + self.perceptual * ssim_loss(rebuilt, video)
         total = total + self.motion * charbonnier(rebuilt.diff(dim=2), video.diff(dim=2))
         if not self.decoder_only:
             total = total + self.kl * kl

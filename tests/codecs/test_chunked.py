@@ -1,10 +1,10 @@
-"""A clip of any length in pieces is the clip in one go."""
+"""A clip of any length in chunks equals the clip in one pass."""
 
 import pytest
 import torch
 
 from vidcm.codecs.causal_vae import CausalVAE
-from vidcm.codecs.chunked import CONTEXT, _spans, decode_chunked, encode_chunked
+from vidcm.codecs.chunked import CONTEXT, _chunks, decode_chunked, encode_chunked
 from vidcm.errors import UsageError
 
 
@@ -17,12 +17,12 @@ def codec() -> CausalVAE:
     return codec.eval().requires_grad_(False)
 
 
-@pytest.mark.parametrize("piece", [1, 2, 3, 5, 20])
-def test_pieces_equal_one_go(codec, piece):
+@pytest.mark.parametrize("chunk", [1, 2, 3, 5, 20])
+def test_chunks_equal_one_pass(codec, chunk):
     video = torch.randn(1, 3, 45, 16, 24)
     latents = codec.encode(video)
-    torch.testing.assert_close(encode_chunked(codec, video, piece), latents)
-    rebuilt = torch.cat(list(decode_chunked(codec, latents, piece)), dim=2)
+    torch.testing.assert_close(encode_chunked(codec, video, chunk), latents)
+    rebuilt = torch.cat(list(decode_chunked(codec, latents, chunk)), dim=2)
     torch.testing.assert_close(rebuilt, codec.decode(latents))
 
 
@@ -32,8 +32,8 @@ def test_less_context_would_show(codec, monkeypatch):
     assert (encode_chunked(codec, video, 3) - codec.encode(video)).abs().max() > 1e-4
 
 
-def test_spans_cover_everything_once():
-    assert [(first, end) for _, first, end in _spans(11, 4)] == [(0, 4), (4, 8), (8, 11)]
+def test_chunks_cover_everything_once():
+    assert [(first, end) for _, first, end in _chunks(11, 4)] == [(0, 4), (4, 8), (8, 11)]
 
 
 def test_refusals(codec):

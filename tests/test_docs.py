@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +96,7 @@ class Reader:
             assert kind in SHORT, f"{where}: say in SHORT how to cut {kind} short"
             words = [*words, *SHORT[kind].split()]
         self._lay_out(words)
-        before = self._files()
+        before, began = self._files(), time.monotonic()
         done = subprocess.run(
             [*launcher(words[0]), *words[1:]],
             cwd=self.repo,
@@ -104,6 +105,7 @@ class Reader:
             text=True,
             timeout=600,
         )
+        print(f"{time.monotonic() - began:5.1f} s  {shlex.join(words)}")  # seen with pytest -s
         assert done.returncode == 0, f"{where}: {shlex.join(words)}\n{done.stderr[-3000:]}"
         if "--help" in words:
             assert "usage:" in done.stdout

@@ -112,7 +112,7 @@ def test_through_a_denoiser(bf16):
         return model.velocity(x, t, cond)
 
     difference = FiniteDifference(1e-3)(function, primals, tangents)[1].double()
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16, cache_enabled=False):
         value, exact = Exact()(function, primals, tangents)
         again = function(*primals)
     assert value.dtype == exact.dtype == torch.float32 and not exact.requires_grad
@@ -125,6 +125,6 @@ def test_through_a_denoiser(bf16):
 
 
 def test_a_step_of_nothing_is_refused():
-    for h in (0.0, -1e-3, float("nan")):
-        with pytest.raises(UsageError, match="h is .*; the step of a finite difference"):
+    for h, message in ((0.0, "above 0"), (-1e-3, "above 0"), (float("nan"), "not a finite")):
+        with pytest.raises(UsageError, match=message):
             build("derivative", {"name": "finite_difference", "h": h})

@@ -103,7 +103,7 @@ class Reader:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=600,
+            timeout=1200,
         )
         print(f"{time.monotonic() - began:5.1f} s  {shlex.join(words)}")  # seen with pytest -s
         assert done.returncode == 0, f"{where}: {shlex.join(words)}\n{done.stderr[-3000:]}"

@@ -31,6 +31,25 @@ def test_a_step_is_bad_by_its_loss_or_its_gradient_alone(spoilt: str) -> None:
     assert all(torch.equal(v, before[k]) for k, v in engine.weights(ema=False).items())
 
 
+def test_what_ran_without_gradients_first_still_learns_in_bf16() -> None:
+    """As a student that is its own target; torch before 2.11 lost its gradients without a word."""
+
+    def objective(model: nn.Module, batch: Batch, progress: float, rng: SampleRng) -> Loss:
+        with torch.no_grad():
+            target = model(batch.latents.flatten(1)).float()
+        loss = ranks.regression(model, batch, progress, rng)
+        return Loss(loss.total + (target - target).sum())
+
+    model = ranks.Tiny()
+    options = {"ema_decay": None, "precision": "bf16"}
+    engine = LocalEngine(
+        TrainStep(model, objective, ranks.CPU), ranks.config().optimizer, **options
+    )
+    part = MicroBatch(ranks.Points().batch(5, range(8)), 5, list(range(8)))
+    assert engine.step([part], 0.0, 0.1, 0).applied
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in engine.parameters.values())
+
+
 def test_the_average_lags_by_its_decay_and_is_what_goes_out() -> None:
     chosen = ranks.config(ema_decay=0.7)
     engine, trained = ranks.local(chosen), {"first.weight", "first.bias", "last.weight", "scale"}

@@ -76,7 +76,11 @@ class TrainStep(nn.Module):
     def forward(self, part: MicroBatch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         rng = SampleRng(part.seed, part.positions, self.device)
         batch = part.batch.to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+        # No cache: before torch 2.11, a weight that is cast under no_grad first, as by a target, is
+        # kept so for the forward that follows and gets no gradient (pytorch#158232).
+        with torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=False
+        ):
             loss = self.objective(self.model, batch, progress, rng)
         return loss.total, loss.logs
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -97,6 +98,25 @@ def test_nothing_heavy_is_imported_and_the_answer_is_fast(code):
     # CPU seconds of the child, not wall time: the machine may be busy with other things
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     assert used < 1.0, f"{code} took {used:.2f} s"
+
+
+def installed_from() -> str:
+    """The folder that pip installed vidcm from, "" for none."""
+    try:
+        origin = metadata.distribution("vidcm").read_text("direct_url.json")
+    except metadata.PackageNotFoundError:
+        return ""
+    return json.loads(origin or "{}").get("url", "").removeprefix("file://")
+
+
+@pytest.mark.skipif(installed_from() != str(REPO), reason="needs pip install -e . of this clone")
+def test_a_folder_of_the_same_name_does_not_hide_the_installed_package(tmp_path):
+    """As in the folder where one has just cloned it."""
+    (tmp_path / "vidcm").mkdir()
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    command = [sys.executable, "-c", "from vidcm import __version__"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
 
 
 def test_unknown_attribute_of_the_package_is_an_ordinary_error():

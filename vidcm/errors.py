@@ -2,12 +2,12 @@
 
 
 class VidcmError(Exception):
-    """Something failed while doing what was asked (exit code 1)."""
+    """A valid request failed, as for a full disk (exit code 1)."""
 
     exit_code = 1
 
 
 class UsageError(VidcmError):
-    """What was asked cannot be done: a bad option, config or combination (exit code 2)."""
+    """A request that cannot be met: a bad option, config or combination (exit code 2)."""
 
     exit_code = 2

@@ -34,7 +34,7 @@ def read_keys(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
-    """A file's keys on those of its bases; above: the files that build on it."""
+    """The keys of a file merged with its bases'; above: the files that build on it."""
     data = _read_file(path, above)
     if (base := data.pop("base", None)) is None:
         return data

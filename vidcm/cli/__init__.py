@@ -1,7 +1,7 @@
 """The `vidcm` command: `vidcm <command> ...` calls `vidcm.cli.<command>.main`.
 
 Each command module has `parser() -> argparse.ArgumentParser` and `main(argv) -> int` (exit code),
-and is imported only when it is the one asked for. `tools/<command>.py` is the same command.
+and is imported only when it is called. `tools/<command>.py` is the same command.
 """
 
 import argparse

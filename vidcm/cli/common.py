@@ -1,8 +1,8 @@
-"""What every command shares: argument types that teach, and one place where failures become lines.
+"""Argument types and options that commands share, and the one place where failures become lines.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted (Ctrl-C), 141 the reader of our output
 went away, 143 terminated. A user sees one line on stderr, `error: ...`, and never a traceback;
-`VIDCM_DEBUG=1` lets unexpected exceptions through for whoever wants to mend them.
+`VIDCM_DEBUG=1` lets unexpected exceptions through with their traceback.
 
 This module imports neither torch nor anything that does, so that `--help` answers at once.
 """
@@ -49,7 +49,7 @@ class Parser(argparse.ArgumentParser):
     Args:
         command: Its name, as "generate". Where the texts say `vidcm generate`, the help shows the
             program as the user called it.
-        description: What the command does.
+        description: A sentence on the command.
         epilog: Examples.
     """
 
@@ -101,10 +101,15 @@ class Parser(argparse.ArgumentParser):
 
 
 def run(body: Callable[[argparse.Namespace], int | None], args: argparse.Namespace) -> int:
-    """Call `body(args)` and give its exit code (None is 0), or a line on stderr and the failure's.
+    """Call `body(args)`; a failure becomes one line on stderr.
 
     Cleanup in `body` (finally, context managers) runs for every ending, SIGTERM included.
-    Unexpected exceptions propagate when the environment has VIDCM_DEBUG=1.
+
+    Returns:
+        The exit code: that of `body` (None is 0), or the failure's.
+
+    Raises:
+        Exception: An unexpected one, when the environment has VIDCM_DEBUG=1.
     """
     try:
         with _sigterm_raises():
@@ -300,7 +305,7 @@ def free_output(stem: str, count: int) -> str:
 
 
 def art_of(args: argparse.Namespace) -> str:
-    """Where the LPC art lies: `--art`, or the environment. Raises UsageError when neither says."""
+    """Return `--art`, or VIDCM_LPC_ART. Raises UsageError when neither is set."""
     art = args.art or os.environ.get("VIDCM_LPC_ART")
     if not art:
         raise UsageError("the true clips need the LPC art; give --art, or set VIDCM_LPC_ART")

@@ -52,7 +52,7 @@ def _completion(args: argparse.Namespace) -> None:
 
 
 def _actions(command: str) -> Iterator[tuple[str, argparse.Action]]:
-    """The long options of a command; edit's are those of all tasks."""
+    """The long options of a command; for edit, the options of all tasks."""
     for action in importlib.import_module(f"vidcm.cli.{command}").parser()._actions:
         name = next((o for o in action.option_strings if o.startswith("--")), None)
         if name and action.help != argparse.SUPPRESS:
@@ -60,7 +60,7 @@ def _actions(command: str) -> Iterator[tuple[str, argparse.Action]]:
 
 
 def _first_words(command: str) -> list[str]:
-    """What may follow a command as a word without dashes."""
+    """The words without dashes that may follow a command."""
     return {"edit": list(TABLE["task"]), "completion": ["bash", "zsh", "fish"]}.get(command, [])
 
 

@@ -1,4 +1,4 @@
-"""`vidcm doctor`: whether this machine can generate clips, and what its other parts are for."""
+"""`vidcm doctor`: whether this machine can generate clips, and the purpose of its optional parts."""
 
 import argparse
 import importlib.metadata
@@ -93,7 +93,7 @@ def checks() -> Iterator[Check]:
 def _guarded(name: str, check: Callable[[], tuple[str, str, str]]) -> Check:
     try:
         return Check(name, *check())
-    except Exception as error:  # whatever is broken here is what the report is for
+    except Exception as error:  # a broken part is a line of the report, not its end
         return Check(name, "failed", " ".join(f"{type(error).__name__}: {error}".split()))
 
 

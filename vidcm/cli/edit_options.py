@@ -28,8 +28,8 @@ def parser(tasks: Sequence[str] = ()) -> Parser:
     """
     p = Parser(
         "edit",
-        "Edit clips without training, in a few network evaluations: the prompt says what the rest\n"
-        "shows, known pixels stay to the bit (in png output: video codecs change every pixel a\n"
+        "Edit clips without training, in a few network evaluations: the prompt describes the\n"
+        "rest, known pixels stay to the bit (in png output: video codecs change every pixel a\n"
         "little).",
         _lessons(tasks or list(TABLE["task"])),
     )

@@ -1,4 +1,4 @@
-"""`tools/export.py`: runs to one pipeline folder that `generate` and `VideoPipeline` load."""
+"""`vidcm export`: runs to one pipeline folder that `generate` and `VideoPipeline` load."""
 
 import argparse
 from pathlib import Path
@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
     p = Parser(
         "export",
         "Put codec, teacher and student together as a pipeline folder, weights in half precision or\n"
-        "less, and check it by loading it and making a clip.",
+        "less, and check it by loading it and generating a clip.",
         "examples:\n"
         "  vidcm export --codec runs/lpc/codec/final --teacher runs/lpc/teacher/final \\\n"
         "    --student runs/lpc/student/final --output my-model\n"
@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         metavar="FxHxW",
         help="a further shape the models were trained on, as 33x64x112; may be repeated. Clips "
-        "beyond the largest are made in windows",
+        "beyond the largest are generated in windows",
     )
     p.add_argument("--fps", type=number(0.1, 240), default=8.0, help="default: %(default)s")
     p.add_argument(
@@ -150,7 +150,7 @@ def _export(args: argparse.Namespace) -> None:
     models = {role: getattr(args, role) for role in MODELS}
     export(models, output, settings, storage=args.storage, overwrite=args.overwrite)
     size = sum(f.stat().st_size for f in output.rglob("*.safetensors")) / 2**20
-    print(f"{output}: {size:.1f} MB of weights; a clip of {args.frames} frames came out of it")
+    print(f"{output}: {size:.1f} MB of weights; it generated a test clip of {args.frames} frames")
 
 
 def _export_features(args: argparse.Namespace, output: Path) -> None:

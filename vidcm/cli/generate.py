@@ -35,7 +35,7 @@ STARTED = time.perf_counter()
 def parser() -> argparse.ArgumentParser:
     p = Parser(
         "generate",
-        "Make clips from prompts in one to four network evaluations.",
+        "Generate clips from prompts in one to four network evaluations.",
         "examples:\n"
         '  vidcm generate --prompt "a woman with purple hair walks left"\n'
         '  vidcm generate --prompt "an orc slashes" --steps 1 --seed 7 --num-clips 4 --output orcs.gif\n'
@@ -62,8 +62,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--frames",
         type=whole_number(1, 100_000),
-        help="of a clip, 4k+1; more than the model was trained on are made in windows (default: the "
-        "checkpoint's)",
+        help="of a clip, 4k+1; more than the model was trained on are generated in windows (default: "
+        "the checkpoint's)",
     )
     p.add_argument(
         "--size",
@@ -184,7 +184,7 @@ def _lines(path: Path) -> list[str]:
 def _warn(
     args: argparse.Namespace, pipe: "VideoPipeline", model: "Denoiser", prompts: list[str]
 ) -> None:
-    """Name what differs from the model's training, and what of a prompt has no effect."""
+    """Name settings unlike the model's training, and words of prompts without effect."""
     own = pipe.settings["teacher" if args.teacher else "student"]
     values = args.frames, *(args.size or (None, None))
     least = [min(axis) for axis in zip(*pipe.trained, strict=True)]

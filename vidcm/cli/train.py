@@ -1,4 +1,4 @@
-"""`tools/train.py`: train what a config names."""
+"""`vidcm train`: train the model of a config."""
 
 import argparse
 
@@ -14,7 +14,7 @@ def parser() -> argparse.ArgumentParser:
     p = Parser(
         "train",
         "Train a codec, a teacher or a student, as the config says. A run that was interrupted goes "
-        "on from its newest checkpoint when the same command is given again.",
+        "on from its newest checkpoint when the same command is called again.",
         "examples:\n"
         "  vidcm train --config configs/lpc/codec.yaml\n"
         "  vidcm train --config configs/lpc/teacher.yaml optimizer.lr=5e-4 steps=2000\n"

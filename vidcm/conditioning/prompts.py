@@ -1,4 +1,4 @@
-"""Prompts as text: their words, and which of them no model should be given.
+"""Prompts as text: their words, and the checks of them.
 
 Needs no torch, so that commands can refuse a prompt at once.
 """

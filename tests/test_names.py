@@ -15,7 +15,6 @@ TO_DO = frozenset(
     cli/common.py
     cli/edit.py
     cli/generate.py
-    data/latents.py
     diffusion/windows.py
     editing/between.py
     editing/conditioned.py

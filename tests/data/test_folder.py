@@ -103,7 +103,7 @@ GOOD = '{"file_name": "a.mp4", "text": "one"}\n'
 @pytest.mark.parametrize(
     ("kind", "content", "message"),
     [
-        ("jsonl", GOOD * 16, "jsonl:2: 'a.mp4' is already named in line 1"),
+        ("jsonl", GOOD * 16, "jsonl:2: 'a.mp4' is already in line 1"),
         ("jsonl", GOOD + "\n{oops}\n", "jsonl:3: not JSON: .* column 2"),
         ("jsonl", "[" * 99999, "jsonl:1: JSON nested too deeply"),
         ("jsonl", '["a.mp4", "one"]', "jsonl:1: a list, expected"),
@@ -121,7 +121,7 @@ GOOD = '{"file_name": "a.mp4", "text": "one"}\n'
         ("csv", "file_name;text\na.mp4;one\n", "missing .* found 'file_name;text'"),
         ("csv", "file_name,text\na.mp4,one, two\n", "csv:2: 3 cells, expected 2"),
         ("csv", 'file_name,text\na.mp4,"one', "csv:2: not CSV"),
-        ("csv", "file_name,text,text\na.mp4,one,two\n", "stands twice"),
+        ("csv", "file_name,text,text\na.mp4,one,two\n", "a column name is repeated"),
         ("csv", "file_name,text\n", "metadata.csv holds no caption"),
     ],
 )
@@ -156,7 +156,7 @@ def test_caption_files_must_match_the_videos(tmp_path, video):
 
 
 def test_wrong_options_and_folders(tmp_path, video):
-    assert "is no folder" in refused(tmp_path / "gone")
+    assert "is not a folder" in refused(tmp_path / "gone")
     assert "holds no video" in refused(tmp_path)
     fill(tmp_path, video, ["a.mp4"])
     assert "use 5 or 9" in refused(tmp_path, num_frames=8)

@@ -214,7 +214,7 @@ def test_encode_leaves_out_what_it_is_told_to(codec, videos, tmp_path, capsys):
             ["--data", "folder", "--root", "x", "--size", "64"],
             "argument --size: got '64', expected",
         ),
-        (["--data", "folder", "--root", "x", "--size", "²x24"], "argument --size: got '²'"),
+        (["--data", "folder", "--root", "x", "--size", "²x24"], "argument --size: got '²x24'"),
         (["--data", "folder", "--missing-captions", "no"], "argument --missing-captions: "),
         (["--data", "folder", "--max-bad-fraction", "2"], "argument --max-bad-fraction: got '2'"),
         (

@@ -1,4 +1,4 @@
-"""What every data set yields and every objective consumes."""
+"""Batches: the output of data sets and the input of objectives."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -10,9 +10,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Batch:
-    """captions: b strings. frames: uint8 `(b t h w c)`. latents: float `(b c t h w)`,
-    of unit variance on average. One of frames and latents is there. labels: int64
-    `(b, attributes)`, where a data set has them."""
+    """Clips and captions of one training step or a part of it.
+
+    Attributes:
+        captions: b strings.
+        frames: uint8 `(b t h w c)`; a batch has frames, latents or only captions.
+        latents: float `(b c t h w)`, of unit variance on average.
+        labels: int64 `(b, attributes)` if the data set has them.
+    """
 
     captions: list[str]
     frames: Tensor | None = None
@@ -28,15 +33,16 @@ class Batch:
 
 
 class Dataset(Protocol):
-    """A data set is a function of (seed, position): position `p` is always the same sample, so a
-    loader has no state to save and a run resumes anywhere."""
+    """A pure function of seed and position, so that loaders have no state and runs resume."""
 
-    def batch(self, seed: int, positions: Iterable[int]) -> Batch: ...
+    def batch(self, seed: int, positions: Iterable[int]) -> Batch:
+        """The samples at these positions of the endless sequence of `seed`."""
+        ...
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """A part of the global batch and its place in the run (for randomness and error messages)."""
+    """A part of the global batch, with its seed and positions for randomness and messages."""
 
     batch: Batch
     seed: int

@@ -1,4 +1,4 @@
-"""A data set of frames seen through a codec."""
+"""A data set of frames as latents of a codec."""
 
 import torch
 
@@ -9,7 +9,13 @@ from vidcm.media.pixels import to_video
 
 
 class Encoded:
-    """A data set of frames seen through a codec, for training on fresh clips."""
+    """Encode the clips of a data set as they are needed, for data sets without an end.
+
+    Args:
+        data: a data set with frames.
+        codec: the codec.
+        device: device of the codec.
+    """
 
     def __init__(self, data: Dataset, codec: CausalVAE, device: torch.device):
         self.data, self.codec, self.device = data, codec, device
@@ -18,6 +24,6 @@ class Encoded:
     def batch(self, seed: int, positions) -> Batch:
         batch = self.data.batch(seed, positions)
         if batch.frames is None:
-            raise UsageError("a denoiser is trained on clips; use the data latents, lpc or folder")
+            raise UsageError("denoisers train on clips; use the data latents, lpc or folder")
         latents = self.codec.encode(to_video(batch.frames.to(self.device)))
         return Batch(batch.captions, latents=latents)

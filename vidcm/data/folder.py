@@ -29,22 +29,31 @@ VIDEOS = frozenset(
 
 
 class VideoFolder:
-    """Clips of one shape from the videos below `root`, each with a caption.
+    """Clips of the videos below a folder, each with a caption.
 
     Captions come from `root/metadata.jsonl` or `root/metadata.csv` (columns `file_name` and `text`
-    or `caption`), otherwise from a `.txt` beside each video. `missing_captions` says what to do
-    about videos without one: "error", "empty" (an empty caption: unconditional) or "skip".
+    or `caption`), otherwise from a `.txt` beside each video. A video that cannot be read is put on
+    the list `quarantine` (file name -> reason) and left out from then on.
 
-    num_frames: 4k+1. size: (height, width). buckets: further shapes (num_frames, height, width);
-    with any, a video has the nearest in aspect among those it is long enough for, and of those the
-    longest, and the `batch_size` positions of a training step share one. fps: of the clip, whatever
-    the rate of the video.
-    deadline: seconds to decode one clip. A video that cannot be read is quarantined (`quarantine`:
-    file name -> reason) and left out from then on; once more than `max_bad_fraction` of all clips
-    are, the next one raises VidcmError with a summary. max_pixels: as in `read_frames`.
-    follow_symlinks: also take links that lead out of `root`.
+    Args:
+        root: the folder.
+        num_frames: frames per clip, 4k+1.
+        size: height and width of clips, in pixels.
+        buckets: further shapes (num_frames, height, width). A video gets the shape nearest in
+            aspect ratio among those it is long enough for, then the longest.
+        batch_size: positions of a training step, which have the same shape.
+        fps: frames per second of clips, whatever the rate of the video.
+        missing_captions: policy for videos without a caption: "error", "empty" (an empty caption,
+            which is unconditional) or "skip".
+        backend: decoder, "av" or "decord".
+        deadline: seconds to decode one clip.
+        max_bad_fraction: share of videos, 0 to 1, that may be quarantined; the next one raises.
+        max_pixels: limit of frames x height x width of one read.
+        follow_symlinks: also take links that lead out of `root`.
 
-    Raises UsageError for options, folders and caption files that do not fit together.
+    Raises:
+        UsageError: options, folder and caption files do not fit together.
+        VidcmError: too many videos are quarantined.
     """
 
     def __init__(
@@ -74,16 +83,8 @@ class VideoFolder:
             raise UsageError(f"backend is {backend!r}, expected 'av' or 'decord'")
         if not 0 <= max_bad_fraction <= 1:
             raise UsageError(f"max_bad_fraction is {max_bad_fraction}, expected 0 to 1")
-        self.root = Path(root).resolve()
-        self.shapes, self.fps = [(num_frames, size[0], size[1])], fps
-        for bucket in buckets:
-            if len(bucket) != 3 or min(bucket) < 1 or tuple(bucket) in self.shapes:
-                raise UsageError(
-                    f"the bucket {list(bucket)} is no further shape; write [num_frames, height, "
-                    "width]"
-                )
-            clip_seconds(bucket[0], fps)
-            self.shapes.append((bucket[0], bucket[1], bucket[2]))
+        self.root, self.fps = Path(root).resolve(), fps
+        self.shapes = _shapes((num_frames, size[0], size[1]), buckets, fps)
         self.max_bad_fraction = max_bad_fraction
         self.quarantine: dict[str, str] = {}
         self.reader = ReaderProcess(backend=backend, deadline=deadline, max_pixels=max_pixels)
@@ -101,7 +102,7 @@ class VideoFolder:
         return len(self.names)
 
     def _sorted(self) -> list[tuple[tuple[int, int, int], list[int]]]:
-        """Shapes and the clips that have them."""
+        """Shapes with the indices of their clips."""
         if len(self.shapes) == 1:
             return [(self.shapes[0], list(range(len(self))))]
         found: dict[tuple[int, int, int], list[int]] = {}
@@ -122,14 +123,22 @@ class VideoFolder:
         return self._shape_of.get(i, self.shapes[0])
 
     def caption(self, i: int) -> str:
-        """Caption of clip i; "" where it has none."""
+        """Caption of clip i, "" if it has none."""
         return self._captions[self.names[i]]
 
     def clip(self, i: int, rng: torch.Generator | None = None) -> torch.Tensor:
-        """Frames of clip i: uint8 `(t h w c)`.
+        """Frames of clip i.
 
-        With a generator, the start second and the cut are random; without, the first frames and
-        the centre. Raises BadClip if it is or gets quarantined, VidcmError if too many are.
+        Args:
+            i: index of the clip.
+            rng: draws start and crop; without it, the clip has the first frames and the centre.
+
+        Returns:
+            uint8 `(t h w c)`.
+
+        Raises:
+            BadClip: the clip is or gets quarantined.
+            VidcmError: too many are.
         """
         name = self.names[i]
         path = str(self.root / name)
@@ -151,11 +160,17 @@ class VideoFolder:
     def clips(
         self, indices: Sequence[int], rng: torch.Generator | None = None
     ) -> tuple[torch.Tensor, list[str], list[int]]:
-        """Frames uint8 `(b t h w c)`, captions and indices of those clips, of one shape, that could
-        be read.
+        """The readable ones of some clips of one shape.
 
-        Each clip draws from its own generator, seeded from `rng`: a bad one changes no other.
-        b is 0 if all are bad. Raises VidcmError if too many clips are quarantined.
+        Args:
+            indices: indices of the clips.
+            rng: seeds a generator for each clip, so that a bad one changes no other.
+
+        Returns:
+            Frames uint8 `(b t h w c)`, captions and indices of the readable clips; b may be 0.
+
+        Raises:
+            VidcmError: too many clips are quarantined.
         """
         seeds: list[int] = []
         if rng is not None:
@@ -166,17 +181,21 @@ class VideoFolder:
             try:
                 frames.append(self.clip(i, own))
             except BadClip:
-                continue  # counted and logged where it was quarantined
+                continue  # `_quarantine` counted and logged it
             kept.append(i)
         shape = next((self.shape(i) for i in indices), self.shapes[0])
         empty = torch.empty((0, *shape, 3), dtype=torch.uint8)
         return torch.stack(frames) if frames else empty, [self.caption(i) for i in kept], kept
 
     def batch(self, seed: int, positions: Iterable[int]) -> Batch:
-        """Clips at positions of the endless sequence of shuffled epochs, start and cut random.
+        """Clips at positions of the endless sequence of shuffled epochs, start and crop random.
 
-        In the place of a bad clip stands the next readable one of its epoch and shape. Raises
-        UsageError for positions of several shapes, which are of several steps."""
+        A bad clip is replaced by the next readable one of its epoch and shape.
+
+        Raises:
+            UsageError: the positions belong to steps of different shapes.
+            VidcmError: no clip of the shape is readable, or too many are quarantined.
+        """
         frames, captions = [], []
         positions = list(positions)
         shape = one_shape({self.order.at(seed, position)[0] for position in positions})
@@ -207,11 +226,28 @@ class VideoFolder:
             ) from None
 
 
+def _shapes(
+    first: tuple[int, int, int], buckets: Sequence[Sequence[int]], fps: float
+) -> list[tuple[int, int, int]]:
+    """All shapes, each checked and different."""
+    shapes = [first]
+    for bucket in buckets:
+        if len(bucket) != 3 or min(bucket) < 1 or tuple(bucket) in shapes:
+            raise UsageError(
+                f"the bucket {list(bucket)} is no further shape; write [num_frames, height, width]"
+            )
+        clip_seconds(bucket[0], fps)
+        shapes.append((bucket[0], bucket[1], bucket[2]))
+    return shapes
+
+
 def _nearest(
     shapes: Sequence[tuple[int, int, int]], info: VideoInfo, fps: float
 ) -> tuple[int, int, int]:
-    """The shape for a video: of those it is long enough for (or the shortest), the nearest aspect,
-    then the longest, then the largest."""
+    """Among the shapes short enough for a video, the nearest in aspect, then longest, then largest.
+
+    A video too short for all of them gets one of the shortest, and is quarantined when it is read.
+    """
     fits = [s for s in shapes if clip_seconds(s[0], fps) <= info.last_seconds + SLACK_SECONDS]
     shortest = min(s[0] for s in shapes)
     aspect = math.log(info.width / info.height)
@@ -226,7 +262,7 @@ def _nearest(
 def find_videos(root: Path, follow_symlinks: bool) -> list[str]:
     """Names below root, with / between folders; hidden ones are left out."""
     if not root.is_dir():
-        raise UsageError(f"{root} is no folder, expected a folder of videos")
+        raise UsageError(f"{root} is not a folder, expected a folder of videos")
     names, seen = [], set()
     for folder, below, files in os.walk(root, followlinks=follow_symlinks):
         real = os.path.realpath(folder)
@@ -242,7 +278,7 @@ def find_videos(root: Path, follow_symlinks: bool) -> list[str]:
             if (video or name in below) and not inside and not follow_symlinks:
                 fix = "copy it, or set follow_symlinks=true"
                 raise UsageError(f"{path} links out of {root}; {fix}")
-            if video:  # a folder or pipe named x.mp4 is quarantined when it is read
+            if video:  # a folder or pipe named x.mp4 is quarantined when read
                 names.append(path.relative_to(root).as_posix())
     if not names:
         raise UsageError(f"{root} holds no video ({', '.join(sorted(VIDEOS))})")
@@ -250,7 +286,7 @@ def find_videos(root: Path, follow_symlinks: bool) -> list[str]:
 
 
 def _match(root: Path, names: list[str], policy: str) -> dict[str, str]:
-    """Video name -> caption, both ways complete except as the policy allows."""
+    """Captions by video name, complete in both directions except as the policy allows."""
     files = [root / name for name in METADATA if (root / name).is_file()]
     if len(files) > 1:
         raise UsageError(f"{root} has {' and '.join(METADATA)}; keep one of them")

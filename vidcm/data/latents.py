@@ -1,4 +1,4 @@
-"""Latents computed ahead of time: safetensors shards beside an index that names their codec."""
+"""Latents computed ahead of training: safetensors shards with an index that names their codec."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -27,11 +27,17 @@ def stored_captions(path: str | Path) -> Iterator[str]:
 
 
 class LatentShards:
-    """A folder written by `tools/encode.py`. Epochs are permutations of all clips; a clip with
-    several captions gives one of them at random. Everything is a function of (seed, position).
-    Shards may differ in shape; then the `batch_size` positions of a training step share one.
+    """A latent cache, written by `vidcm encode`.
 
-    Raises UsageError when the folder is not a latent cache or (see `check_codec`) not this codec's.
+    Epochs are permutations of all clips; a clip with several captions gets one of them at random.
+
+    Args:
+        path: folder of the cache.
+        batch_size: positions of a training step, which have the same shape.
+
+    Raises:
+        UsageError: the folder is not a latent cache.
+        VidcmError: the cache is damaged.
     """
 
     def __init__(self, path: str | Path, batch_size: int = 1):
@@ -41,7 +47,7 @@ class LatentShards:
             shards = self.index["shards"]
         except FileNotFoundError:
             raise UsageError(
-                f"{path} holds no latents ({INDEX} is missing); make them with tools/encode.py"
+                f"{path} holds no latents ({INDEX} is missing); make them with vidcm encode"
             ) from None
         except (ValueError, KeyError, TypeError):
             raise VidcmError(f"{self.path / INDEX} is damaged; encode again") from None
@@ -53,8 +59,8 @@ class LatentShards:
                     latents = file.get_tensor("latents")
                 shape = tuple(latents.shape[1:])
                 shapes.setdefault(shape, []).append(latents)
-                said = json.loads((self.path / f"{name}.json").read_text("utf-8"))
-                captions.setdefault(shape, []).extend(said)
+                texts = json.loads((self.path / f"{name}.json").read_text("utf-8"))
+                captions.setdefault(shape, []).extend(texts)
             except Exception as error:
                 raise VidcmError(
                     f"the shard {name} of {path} cannot be read ({error}); encode again"
@@ -63,10 +69,10 @@ class LatentShards:
             raise UsageError(f"{path} holds no clips; encode some")
         self.latents: list[Tensor] = [torch.cat(parts) for parts in shapes.values()]
         self.captions: list[list[list[str]]] = list(captions.values())
-        for latents, said in zip(self.latents, self.captions, strict=True):
-            if len(said) != len(latents):
+        for latents, texts in zip(self.latents, self.captions, strict=True):
+            if len(texts) != len(latents):
                 raise VidcmError(
-                    f"{path} has {len(latents)} clips but {len(said)} captions; encode again"
+                    f"{path} has {len(latents)} clips but {len(texts)} captions; encode again"
                 )
         self.order = Order([len(latents) for latents in self.latents], batch_size)
 
@@ -74,7 +80,7 @@ class LatentShards:
         return sum(map(len, self.latents))
 
     def check_codec(self, fingerprint: str) -> None:
-        """Refuse latents of another codec."""
+        """Raise UsageError for latents of another codec than that with this hash."""
         if self.index["codec"] != fingerprint:
             raise UsageError(
                 f"the latents in {self.path} were made by codec {self.index['codec'][:12]}, not "
@@ -82,8 +88,11 @@ class LatentShards:
             )
 
     def batch(self, seed: int, positions: Iterable[int]) -> Batch:
-        """Clips at positions of the endless sequence of epochs. Raises UsageError for positions
-        of several shapes, which are of several steps."""
+        """Clips at positions of the endless sequence of shuffled epochs.
+
+        Raises:
+            UsageError: the positions belong to steps of different shapes.
+        """
         rows, captions, shapes = [], [], set()
         for position in positions:
             shape, row = self.order.at(seed, position)
@@ -102,9 +111,22 @@ def write_shards(
     about: dict,
     shard_size: int = 4096,
 ) -> int:
-    """Write (latents `(b c t h w)`, captions of each) to a new folder, whole or not at all;
-    returns the number of clips. Clips of one shape are best given in a row: a shard has one.
-    codec: fingerprint. about: facts for the index."""
+    """Write a latent cache atomically.
+
+    Args:
+        folder: the folder to write.
+        clips: latents `(b c t h w)` and the captions of each clip. A shard has one shape, so clips
+            of the same shape should be consecutive.
+        codec: sha256 of the codec's weights.
+        about: facts for the index.
+        shard_size: clips of a shard, about.
+
+    Returns:
+        Number of clips.
+
+    Raises:
+        VidcmError: latents are not finite, or the folder cannot be written.
+    """
     names: list[str] = []
     count = 0
     with replacing(folder) as part:
@@ -123,7 +145,7 @@ def write_shards(
             latents.clear()
             captions.clear()
 
-        for x, said in clips:
+        for x, texts in clips:
             if not x.isfinite().all():
                 raise VidcmError(
                     f"the codec gave values that are not finite for clips {count} to {count + len(x)}"
@@ -131,7 +153,7 @@ def write_shards(
             if latents and latents[0].shape[1:] != x.shape[1:]:
                 flush()
             latents.append(x.half().cpu())
-            captions.extend(said)
+            captions.extend(texts)
             count += len(x)
             if len(captions) >= shard_size:
                 flush()

@@ -1,4 +1,4 @@
-"""Positions to batches. No state: step, rank and world say which samples come next."""
+"""Batches of a run, prepared ahead; step, rank and world determine the samples."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +8,11 @@ from vidcm.errors import UsageError
 
 
 def positions(step: int, batch_size: int, parts: int, part: int) -> list[int]:
-    """The part-th of `parts` equal pieces of the global batch of a step."""
+    """Positions of one of `parts` equal parts of the global batch of a step.
+
+    Raises:
+        UsageError: `parts` does not divide `batch_size`.
+    """
     if batch_size % parts:
         raise UsageError(
             f"batch_size {batch_size} does not divide into {parts} micro-batches (ranks x gradient_accumulation_steps); "
@@ -31,23 +35,31 @@ def batches(
     world: int,
     num_workers: int,
 ) -> Iterator[list[MicroBatch]]:
-    """The micro-batches of this rank for steps `start..stop`, prepared ahead by threads."""
+    """Yield the micro-batches of this rank, step by step.
 
-    def one(step: int) -> list[MicroBatch]:
-        parts = []
-        for turn in range(gradient_accumulation_steps):
-            at = positions(
-                step, batch_size, world * gradient_accumulation_steps, turn * world + rank
-            )
-            parts.append(MicroBatch(data.batch(seed, at), seed, at))
-        return parts
+    Args:
+        data: the data set.
+        seed: of the order and of all draws.
+        start: first step.
+        stop: step after the last.
+        batch_size: samples of a step on all ranks together.
+        gradient_accumulation_steps: micro-batches of a step and rank.
+        rank: of this process.
+        world: number of processes.
+        num_workers: threads that prepare batches ahead; 0 prepares them when they are needed.
+    """
+    count = world * gradient_accumulation_steps
+
+    def load(step: int) -> list[MicroBatch]:
+        parts = [positions(step, batch_size, count, k) for k in range(rank, count, world)]
+        return [MicroBatch(data.batch(seed, part), seed, part) for part in parts]
 
     if num_workers == 0:
-        yield from map(one, range(start, stop))
+        yield from map(load, range(start, stop))
         return
     with ThreadPoolExecutor(num_workers) as pool:
         ahead = []
         for step in range(start, stop):
             while len(ahead) < num_workers + 1 and step + len(ahead) < stop:
-                ahead.append(pool.submit(one, step + len(ahead)))
+                ahead.append(pool.submit(load, step + len(ahead)))
             yield ahead.pop(0).result()

@@ -1,5 +1,4 @@
-"""Which clip stands at a position of an endless, shuffled sequence: a pure function, so that any
-rank finds its share of any step, and a run resumes anywhere."""
+"""Shuffled epochs as a pure function of position, so that ranks share steps and runs resume."""
 
 from collections.abc import Collection, Sequence
 from functools import lru_cache
@@ -10,26 +9,31 @@ from vidcm.errors import UsageError
 
 
 class Order:
-    """counts: clips of each shape. batch_size: positions of a training step.
+    """The clip at each position of an endless, shuffled sequence.
 
-    With one shape, epochs are permutations of all clips. With several (buckets), the positions of a
-    step share one: an epoch is as many steps of each shape as its clips fill, at least one, in
-    random order. What is left over of a shape differs from epoch to epoch."""
+    With one shape, epochs are permutations of all clips. With several (buckets), all positions of a
+    step have the same shape; an epoch has as many steps of a shape as its clips fill, at least one,
+    in random order, and leaves out different clips each time.
+
+    Args:
+        counts: number of clips of each shape.
+        batch_size: positions of a training step.
+    """
 
     def __init__(self, counts: Sequence[int], batch_size: int):
         self.counts, self.batch_size = list(counts), batch_size
-        turns = [max(n // batch_size, 1) for n in counts]
-        self.steps = [(k, turn) for k, count in enumerate(turns) for turn in range(count)]
+        steps = [max(n // batch_size, 1) for n in counts]
+        self.steps = [(shape, i) for shape, count in enumerate(steps) for i in range(count)]
 
     def at(self, seed: int, position: int, skip: int = 0) -> tuple[int, int]:
-        """(shape, number among the clips of that shape). skip: how many after it."""
+        """Index of the shape, and of the clip within it, `skip` clips after the position."""
         if len(self.counts) == 1:
             epoch, place = divmod(position, self.counts[0])
             return 0, self._clip(0, place + skip, seed, epoch)
         step, place = divmod(position, self.batch_size)
         epoch, step = divmod(step, len(self.steps))
-        shape, turn = self.steps[_shuffled(len(self.steps), seed, epoch)[step]]
-        place += turn * self.batch_size + skip
+        shape, i = self.steps[_shuffled(len(self.steps), seed, epoch)[step]]
+        place += i * self.batch_size + skip
         # Trailing zeros do not change numpy's seeds, so shapes count from one.
         return shape, self._clip(shape, place, seed, epoch, shape + 1)
 
@@ -38,13 +42,13 @@ class Order:
         return int(_shuffled(count, *seed)[place % count])
 
 
-@lru_cache(maxsize=32)  # threads of a loader ask for the same few
+@lru_cache(maxsize=32)  # threads of a loader use the same few
 def _shuffled(count: int, *seed: int) -> np.ndarray:
     return np.random.default_rng(seed).permutation(count)
 
 
 def one_shape(shapes: Collection[int]) -> int:
-    """The shape that a batch shares. Raises UsageError for several."""
+    """The shape of a batch. Raises UsageError for several."""
     if len(shapes) > 1:
         raise UsageError(
             f"clips of {len(shapes)} shapes cannot be one batch; only denoisers train on several "

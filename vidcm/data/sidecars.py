@@ -14,7 +14,7 @@ METADATA = ("metadata.jsonl", "metadata.csv")
 
 
 def read_text(file: Path) -> str:
-    """UTF-8 text without byte order mark, lines ended by a bare newline. Raises UsageError."""
+    """UTF-8 text without byte order mark, lines separated by newlines alone. Raises UsageError."""
     try:
         text = file.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
@@ -26,7 +26,11 @@ def read_text(file: Path) -> str:
 
 
 def read_metadata(file: Path) -> dict[str, str]:
-    """File name -> caption, in the order of the file. Raises UsageError with file and line."""
+    """Captions by file name, in the order of the file.
+
+    Raises:
+        UsageError: names file and line.
+    """
     rows = _jsonl(file) if file.suffix == ".jsonl" else _csv(file)
     found: dict[str, str] = {}
     lines: dict[str, int] = {}
@@ -44,7 +48,7 @@ def read_metadata(file: Path) -> dict[str, str]:
             raise UsageError(f"{at}: file_name {name!r} leaves the folder; name a file inside it")
         name = str(path)
         if name in found:
-            raise UsageError(f"{at}: {name!r} is already named in line {lines[name]}; keep one")
+            raise UsageError(f"{at}: {name!r} is already in line {lines[name]}; keep one")
         found[name], lines[name] = text.strip(), line
     if not found:
         raise UsageError(f"{file} holds no caption; expected file_name and text (or caption)")
@@ -54,7 +58,7 @@ def read_metadata(file: Path) -> dict[str, str]:
 def _caption_column(at: str, columns: list[str]) -> str:
     texts = [name for name in ("text", "caption") if name in columns]
     if len(texts) == 2:
-        raise UsageError(f"{at}: both 'text' and 'caption' are there; keep one of them")
+        raise UsageError(f"{at}: it has both 'text' and 'caption'; keep one of them")
     lacking = ([] if "file_name" in columns else ["file_name"]) + ([] if texts else ["text"])
     if lacking:
         has = ", ".join(repr(name) for name in columns[:20]) or "none"
@@ -94,7 +98,7 @@ def _csv(file: Path) -> Iterator[tuple[int, dict[str, object]]]:
                 columns = [cell.strip() for cell in cells]
                 _caption_column(f"{file}:{line}", columns)
                 if len(set(columns)) < len(columns):
-                    raise UsageError(f"{file}:{line}: a column name stands twice in {columns}")
+                    raise UsageError(f"{file}:{line}: a column name is repeated in {columns}")
                 continue
             if len(cells) != len(columns):
                 raise UsageError(

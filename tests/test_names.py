@@ -14,7 +14,6 @@ TO_DO = frozenset(
     """
     cli/common.py
     cli/edit.py
-    cli/generate.py
     diffusion/windows.py
     editing/between.py
     editing/conditioned.py

@@ -29,9 +29,13 @@ def ngrams(word: str, buckets: int, limit: int = 24) -> tuple[int, ...]:
 
 
 class HashedWords(nn.Module):
-    """prompts -> tokens `(b, n, hidden_size)` and mask `(b, n)`; n is the longest prompt's words, at
-    most `max_words` (the rest of a prompt is left out). A prompt of no words is one learnt token.
-    Raises UsageError for sizes that make no tower.
+    """A text tower: prompts to tokens `(b, n, hidden_size)` and a mask `(b, n)`.
+
+    n is the number of words of the longest prompt, at most `max_words`; the rest of a prompt is left
+    out. A prompt without words is one learnt token.
+
+    Raises:
+        UsageError: The sizes make no tower.
     """
 
     def __init__(

@@ -28,8 +28,11 @@ def _milliseconds(run: Callable[[], object]) -> float | None:
 def time_attention(
     tokens: Sequence[int] = (1024, 8192, 32768), heads: int = 12, width: int = 128
 ) -> list[dict[str, float | None]]:
-    """Milliseconds of self-attention in bf16 on the GPU for each number of tokens: fused forward
-    without a derivative, then the derivative by torch's math attention, chunked, by the kernel."""
+    """Milliseconds of self-attention in bf16 on the GPU for each number of tokens.
+
+    Measured are the fused forward pass without a derivative, then the derivative by torch's math
+    attention, by chunks and by the Triton kernel.
+    """
     rows = []
     for n in tokens:
         given = torch.randn(6, 1, heads, n, width, device="cuda", dtype=torch.bfloat16).unbind(0)

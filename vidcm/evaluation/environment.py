@@ -8,8 +8,11 @@ import torch
 
 
 def environment(device: torch.device | str = "cpu") -> dict:
-    """Processor, threads, device, versions, and the commit of the code (None outside a clone;
-    `dirty` when code beside the bundled weights differs from it)."""
+    """Processor, threads, device, versions, and the commit of the code.
+
+    The commit is None outside a clone; `dirty` is True when code beside the bundled weights differs
+    from it.
+    """
     device = torch.device(device)
     commit, changes = (
         _git("rev-parse", "HEAD"),

@@ -1,5 +1,8 @@
-"""The quality table: every row generates clips of the same held-out prompts with the same seeds,
-and all are compared with the same true clips."""
+"""The quality table.
+
+Every row generates clips of the same held-out prompts with the same seeds, and all are compared with
+the same true clips.
+"""
 
 import hashlib
 import time

@@ -13,8 +13,15 @@ from vidcm.rng import SampleRng
 
 
 class AttributeNaming:
-    """Cross entropy, mean over attributes and the playback. altered: share of clips whose frames
-    are reversed, frozen or shuffled. shift: largest move of the picture in pixels, each way."""
+    """Cross entropy, mean over the attributes and the playback.
+
+    Args:
+        altered: Share of clips whose frames are reversed, frozen or shuffled.
+        shift: Largest move of the picture in pixels, each way.
+
+    Raises:
+        UsageError: An option is out of its range.
+    """
 
     def __init__(self, altered: float = 0.3, shift: int = 2):
         if not 0 <= altered <= 1:

@@ -37,12 +37,15 @@ class Block(nn.Module):
 
 
 class AttributeNet(nn.Module):
-    """video `(b 3 t h w)` in [-1, 1], t of 2 or more -> features `(b, width)`, and logits of each
-    attribute and of the playback.
+    """Features and attribute logits of video `(b 3 t h w)` in [-1, 1], t of 2 or more.
 
-    classes: attribute -> number of its values. widths: channels at strides 4, 8 and 16. width: of
-    the features. `mean` and `std` are theirs over training clips, stored when a run ends, so that
+    `mean` and `std` are those of the features over training clips, stored when a run ends, so that
     `features` has unit variance there.
+
+    Args:
+        classes: Number of values of each attribute.
+        widths: Channels at strides 4, 8 and 16.
+        width: Number of features.
     """
 
     def __init__(

@@ -1,5 +1,7 @@
-"""Training a caption reader: cross entropy over attributes. What a caption leaves out it can only
-answer with the frequencies, which is right."""
+"""Training a caption reader: cross entropy over attributes.
+
+For an attribute that a caption leaves out, the best answer is the frequencies of its values.
+"""
 
 import torch
 import torch.nn.functional as F

@@ -18,7 +18,8 @@ def psnr(
     """Peak signal-to-noise ratio of each clip in dB, at most `MAX_PSNR`.
 
     Args:
-        video, reference: `(b ...)` of one shape; integers are compared in float64.
+        video: `(b ...)`; integers are compared in float64.
+        reference: Of the same shape.
         peak: width of the range of values: 255 for uint8, 2 for [-1, 1].
         mask: bool, broadcastable to `video`; only values where it is True count.
 
@@ -41,7 +42,8 @@ def ssim(video: Tensor, reference: Tensor) -> Tensor:
     Wang et al. 2004, eq. 13, with the paper's 11-pixel Gaussian window of deviation 1.5.
 
     Args:
-        video, reference: uint8 `(b t h w c)`, sides of 11 pixels or more.
+        video: uint8 `(b t h w c)`, sides of 11 pixels or more.
+        reference: Of the same shape.
 
     Returns:
         float64 `(b,)`.
@@ -59,7 +61,8 @@ def ssim_map(x: Tensor, y: Tensor, local_mean: LocalMean, *, peak: float) -> Ten
     """SSIM at each window position (Wang et al. 2004, eq. 13).
 
     Args:
-        x, y: images `(n c h w)`.
+        x: Images `(n c h w)`.
+        y: Images of the same shape.
         local_mean: weighted mean over a window at every position, such as `box_window(5)`.
         peak: width of the range of values.
     """

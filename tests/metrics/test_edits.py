@@ -18,6 +18,7 @@ from vidcm.evaluation.edit_report import edit_tables
 from vidcm.evaluation.edit_scores import questions_on_filled, score_edit, summarize_scores
 from vidcm.evaluation.edit_sheet import write_edit_sheet, write_examples
 from vidcm.evaluation.edits import evaluate_edits, run_edit
+from vidcm.evaluation.eval_set import EvalJob
 from vidcm.evaluation.results import read_results
 from vidcm.evaluation.rows import Row
 from vidcm.lpc.adherence import AttributeQuestion
@@ -188,8 +189,8 @@ def test_only_what_is_filled_in_is_asked_about(clips):
 def test_a_measurement_goes_on_where_it_stopped(pipe, clips, tmp_path, monkeypatch):
     output, truth = tmp_path / "edits.json", world(clips)
     tasks, rows = ["extend", "loop_alone", "interpolate"], [Row("student", 1), Row("teacher", 50)]
-    options = {"name": "tiny", "tasks": tasks}
-    evaluate_edits(pipe, truth, output, rows=rows[:1], **options)
+    job = EvalJob(pipe, truth, output, "tiny")
+    evaluate_edits(job, rows[:1], tasks)
     before = read_results(output, "editing")["rows"]
     assert list(before["extend"]) == ["last frame repeated", "student-1"]
     done = []
@@ -199,7 +200,7 @@ def test_a_measurement_goes_on_where_it_stopped(pipe, clips, tmp_path, monkeypat
         return run_edit(*at)
 
     monkeypatch.setattr("vidcm.evaluation.edits.run_edit", count)
-    found = evaluate_edits(pipe, truth, output, rows=rows, **options)
+    found = evaluate_edits(job, rows, tasks)
     assert done == [Row("teacher", 50)] * 2 * len(tasks)
     assert json.loads(output.read_text()) == json.loads(json.dumps(found))
     for task, of in before.items():
@@ -210,7 +211,7 @@ def test_a_measurement_goes_on_where_it_stopped(pipe, clips, tmp_path, monkeypat
     assert found["rows"]["loop_alone"]["teacher-50"]["kept"] is None
     truth.seed = 5
     with pytest.raises(UsageError, match="another protocol.seed: 3, not 5"):
-        evaluate_edits(pipe, truth, output, rows=rows, **options)
+        evaluate_edits(job, rows, tasks)
     text = edit_tables(found)
     assert "| extend |" in text and "2 held-out combinations, seed 3" in text
 

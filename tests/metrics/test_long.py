@@ -1,6 +1,7 @@
 """Long clips: measured rightly on oracles, written row by row, made by the pipeline as they say."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from vidcm import VideoPipeline
 from vidcm.cli import evaluate as command
 from vidcm.errors import UsageError
 from vidcm.evaluation import long
-from vidcm.evaluation.eval_set import EvalSet, model_facts
+from vidcm.evaluation.eval_set import EvalJob, EvalSet
 from vidcm.evaluation.long import (
     SEED_STRIDE,
     LongClipGenerator,
@@ -85,9 +86,8 @@ def pipe(truth, tmp_path) -> Oracle:
 def measured(truth, tmp_path_factory) -> Path:
     """The file of a whole measurement, in batches of two."""
     folder = tmp_path_factory.mktemp("measured")
-    results = measure_long(
-        Oracle(folder, truth), truth, folder / "l.json", name="fake", batch_size=2
-    )
+    job = EvalJob(Oracle(folder, truth), truth, folder / "l.json", "fake", batch_size=2)
+    results = measure_long(job)
     assert json.loads((folder / "l.json").read_text()) == results
     return folder / "l.json"
 
@@ -128,17 +128,18 @@ def test_only_what_is_missing_is_measured_and_other_protocols_are_refused(pipe, 
     whole = dict(results["rows"])
     part = whole.pop("one seed-4-4") | {"seconds_per_frame": 0.490196}  # of four calls
     path.write_text(json.dumps(results | {"rows": whole}))
-    again = measure_long(pipe, pipe.truth, path, name="fake")["rows"]
+    job = EvalJob(pipe, pipe.truth, path, "fake")
+    again = measure_long(job)["rows"]
     assert again.pop("one seed-4-4") == part
     assert again == whole
     assert pipe.calls == [(1, 5, 1)] + [(COUNT, 5, 4)] * 8  # one to load, four full, four open
     with pytest.raises(UsageError, match="another protocol.count"):
-        measure_long(pipe, EvalSet(pipe.truth.lpc, 2, 3), path, name="fake")
+        measure_long(replace(job, eval_set=EvalSet(pipe.truth.lpc, 2, 3)))
     with pytest.raises(UsageError, match="another model.name"):
-        measure_long(pipe, pipe.truth, path, name="other")
+        measure_long(replace(job, name="other"))
     pipe.overlap = 1
     with pytest.raises(UsageError, match="overlap by 1 latent frames"):
-        measure_long(pipe, pipe.truth, path, name="fake")
+        measure_long(job)
 
 
 def test_a_student_of_phases_takes_as_many_steps(pipe, tmp_path, monkeypatch):
@@ -146,7 +147,7 @@ def test_a_student_of_phases_takes_as_many_steps(pipe, tmp_path, monkeypatch):
         long, "long_rows", lambda steps: [LongRow("windows", 1, n) for n in [*steps, 5]]
     )
     pipe.settings["student"]["phases"] = 2
-    rows = measure_long(pipe, pipe.truth, tmp_path / "l.json", name="fake")["rows"]
+    rows = measure_long(EvalJob(pipe, pipe.truth, tmp_path / "l.json", "fake"))["rows"]
     assert list(rows) == ["windows-1-2", "windows-1-5"]
 
 
@@ -213,7 +214,9 @@ def test_the_pipeline_makes_what_the_ways_say(tmp_path):
 def test_the_command_measures_into_a_file(pipe, puppets, measured, tmp_path, capsys, monkeypatch):
     results = json.loads(measured.read_text())
     results["rows"].popitem()
-    (tmp_path / "l.json").write_text(json.dumps(results | {"model": model_facts(pipe, "lpc-64")}))
+    (tmp_path / "l.json").write_text(
+        json.dumps(results | {"model": results["model"] | {"name": "lpc-64"}})
+    )
     loaded = SimpleNamespace(from_pretrained=lambda name, device: pipe)
     monkeypatch.setattr("vidcm.pipeline.VideoPipeline", loaded)
     monkeypatch.setattr("vidcm.lpc.dataset.LPC", lambda art, num_frames: puppets)

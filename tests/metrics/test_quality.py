@@ -18,7 +18,7 @@ from vidcm.cli import evaluate as command
 from vidcm.errors import UsageError, VidcmError
 from vidcm.evaluation import markdown
 from vidcm.evaluation.environment import environment
-from vidcm.evaluation.eval_set import EvalSet
+from vidcm.evaluation.eval_set import EvalJob, EvalSet
 from vidcm.evaluation.quality import evaluate_rows
 from vidcm.evaluation.quality_report import quality_table
 from vidcm.evaluation.results import KEYS, read_results
@@ -134,8 +134,9 @@ def measure(pipe, puppets, features, hands, cache, tmp_path, monkeypatch):
 
     def call(rows=("codec", "teacher-8", "student-1", "student-2", "student-4"), **options) -> dict:
         eval_set = EvalSet(puppets, options.pop("count", COUNT), 0, features)
-        options = {"name": "fake", "rows": [Row.parse(row) for row in rows]} | options
-        return evaluate_rows(pipe, eval_set, tmp_path / "results.json", **options)
+        with_hands = options.pop("with_hand_prompts", False)
+        job = EvalJob(pipe, eval_set, tmp_path / "results.json", "fake", **options)
+        return evaluate_rows(job, [Row.parse(row) for row in rows], with_hands)
 
     return call
 
@@ -185,7 +186,7 @@ def test_the_file_says_what_was_measured_on_what(measure, features):
     }
     assert len(p["captions"]) == len(row["truth"]) == 64
     assert list(results["model"]["files"]) == ["pipeline.json"]
-    assert results["features"]["heldout_accuracy"] == {"sex": 0.5}
+    assert p["features"]["heldout_accuracy"] == {"sex": 0.5}
     measured_in = results["environments"][row["environment"]]
     assert measured_in["torch"] == torch.__version__ and measured_in["threads"] >= 1
     assert row["frechet"]["clips"] == COUNT

@@ -13,7 +13,7 @@ from vidcm.diffusion import samplers
 from vidcm.diffusion.guidance import CFGDenoiser
 from vidcm.diffusion.times import SHIFT, T_START, shifted_timesteps, to_path_time
 from vidcm.evaluation import steering
-from vidcm.evaluation.eval_set import EvalSet
+from vidcm.evaluation.eval_set import EvalJob, EvalSet
 from vidcm.evaluation.steering_report import steering_table
 from vidcm.lpc.dataset import vocabulary
 from vidcm.pipeline import VideoPipeline
@@ -59,9 +59,8 @@ def pipe(puppets, tmp_path) -> Oracle:
 
 
 def test_movements_and_negatives_get_the_numbers_they_deserve(pipe, puppets, tmp_path):
-    results = steering.measure_steering(
-        pipe, pipe.truth, tmp_path / "s.json", name="fake", batch_size=2
-    )
+    job = EvalJob(pipe, pipe.truth, tmp_path / "s.json", "fake", batch_size=2)
+    results = steering.measure_steering(job)
     assert json.loads((tmp_path / "s.json").read_text()) == results
     student, teacher = results["rows"]["student"], results["rows"]["teacher"]
     assert pipe.steps == {(False, 4), (True, steering.TEACHER_STEPS)}

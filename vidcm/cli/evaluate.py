@@ -2,7 +2,9 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,15 +22,20 @@ from vidcm.cli.common import (
     whole_number,
 )
 from vidcm.errors import UsageError
-from vidcm.evaluation.rows import ROWS, Row
+from vidcm.evaluation.rows import EDIT_ROWS, ROWS, Row
 
 if TYPE_CHECKING:
     from vidcm.lpc.dataset import LPC
     from vidcm.pipeline import VideoPipeline
 
-SHEET_PROMPTS = 4
-COUNTS = {"output": 512, "editing": 16, "steering": 32, "long": 24, "long_edits": 3}
-EDITS_ONLY = ("tasks", "examples", "zero_shot")
+# Option of the results file: default count, module and function that measures.
+MEASURES = {
+    "output": (512, "quality:evaluate_rows"),
+    "editing": (16, "edits:evaluate_edits"),
+    "steering": (32, "steering:measure_steering"),
+    "long": (24, "long:measure_long"),
+    "long_edits": (3, "long_edits:measure_long_edits"),
+}
 
 
 def parser() -> Parser:
@@ -79,9 +86,7 @@ def parser() -> Parser:
         "them, as <!-- results:begin --> and <!-- results:end --> (or editing, given with "
         "--zero-shot, steering, long, long-edits)",
     )
-    out.add_argument(
-        "--sheet", type=Path, metavar="PNG", help=f"clips of {SHEET_PROMPTS} prompts, side by side"
-    )
+    out.add_argument("--sheet", type=Path, metavar="PNG", help="clips of 4 prompts, side by side")
     out.add_argument(
         "--examples",
         type=Path,
@@ -107,7 +112,7 @@ def parser() -> Parser:
         action="store_true",
         help="with --editing: also measure a model trained with given frames without feeding them",
     )
-    counts = ", ".join(f"{n} with --{k.replace('_', '-')}" for k, n in COUNTS.items())
+    counts = ", ".join(f"{n} with --{k.replace('_', '-')}" for k, (n, _) in MEASURES.items())
     how.add_argument("--count", type=whole_number(2), help=f"held-out combinations ({counts})")
     add_seed(how, "of the combinations and the noise")
     how.add_argument(
@@ -141,7 +146,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     from vidcm.evaluation.reports import mark_of, markdown_of
     from vidcm.evaluation.results import read_results
 
-    kind = next((k for k in (*COUNTS, "table", "frechet") if getattr(args, k)), None)
+    kind = next((k for k in (*MEASURES, "table", "frechet") if getattr(args, k)), None)
     _check_options(args, kind)
     if kind == "frechet":
         _print_distance(args)
@@ -174,7 +179,10 @@ def _check_options(args: argparse.Namespace, kind: str | None) -> None:
     if kind is None:
         refuse(("into",), "needs numbers; give --table or --output too")
     if kind != "editing":
-        refuse(EDITS_ONLY, "is about edits; give --editing too, or leave it out")
+        refuse(
+            ("tasks", "examples", "zero_shot"),
+            "is about edits; give --editing too, or leave it out",
+        )
     if kind in ("steering", "long", "long_edits"):
         name = kind.replace("_", "-")
         refuse(("rows", "sheet", "hand_prompts"), f"has no meaning with --{name}; leave it out")
@@ -184,7 +192,7 @@ def _check_options(args: argparse.Namespace, kind: str | None) -> None:
         refuse(("into",), "needs a table; leave it out, or --frechet")
     else:
         refuse(("features_checkpoint",), "is about --frechet; give it too, or leave this out")
-    if kind in COUNTS and getattr(args, kind).is_dir():
+    if kind in MEASURES and getattr(args, kind).is_dir():
         raise UsageError(
             f"--{kind.replace('_', '-')} {getattr(args, kind)} is a folder; give the name of a "
             ".json file"
@@ -207,81 +215,33 @@ def _print_distance(args: argparse.Namespace) -> None:
 
 
 def _measure(args: argparse.Namespace, kind: str | None) -> dict | None:
-    """Write the sheet and measure; gives the results, None if only the sheet was wanted."""
+    """Measure and draw; gives the results, None if only the sheet was wanted."""
     rows = [Row.parse(row) for row in args.rows or ()]
-    if kind == "editing":
-        return _measure_edits(args, rows)
+    tasks = _edit_tasks(args, rows) if kind == "editing" else ()
     pipe, lpc = _model_and_truth(args)
-    from vidcm.evaluation.eval_set import EvalSet
 
-    if args.sheet:
-        from vidcm.evaluation.sheet import write_sheet
+    from vidcm.evaluation.eval_set import EvalJob, EvalSet
+    from vidcm.evaluation.sheet import write_sheet
 
-        eval_set = EvalSet(lpc, SHEET_PROMPTS, args.seed)
-        write_sheet(pipe, eval_set, args.sheet, overwrite=args.overwrite)
+    if args.sheet and kind != "editing":
+        write_sheet(pipe, EvalSet(lpc, 4, args.seed), args.sheet, overwrite=args.overwrite)
     if kind is None:
         return None
-    eval_set = EvalSet(lpc, args.count or COUNTS[kind], args.seed)
-    name = Path(args.checkpoint).name
-    common = {"name": name, "overwrite": args.overwrite}
-    match kind:
-        case "steering":
-            from vidcm.evaluation.steering import measure_steering
+    count, function = MEASURES[kind]
+    eval_set, name = EvalSet(lpc, args.count or count, args.seed), Path(args.checkpoint).name
+    job = EvalJob(pipe, eval_set, getattr(args, kind), name, args.batch, args.overwrite)
+    module, _, function = function.partition(":")
+    measure = getattr(import_module(f"vidcm.evaluation.{module}"), function)
+    if kind == "output":
+        return measure(job, rows or ROWS, args.hand_prompts)
+    if kind != "editing":
+        return measure(job)
 
-            return measure_steering(pipe, eval_set, args.steering, batch_size=args.batch, **common)
-        case "long":
-            from vidcm.evaluation.long import measure_long
+    from vidcm.evaluation.edit_sheet import write_edit_sheet, write_examples
 
-            return measure_long(pipe, eval_set, args.long, batch_size=args.batch, **common)
-        case "long_edits":
-            from vidcm.evaluation.long_edits import measure_long_edits
-
-            return measure_long_edits(pipe, eval_set, args.long_edits, **common)
-    from vidcm.evaluation.quality import evaluate_rows
-
-    return evaluate_rows(
-        pipe,
-        eval_set,
-        args.output,
-        rows=rows or ROWS,
-        batch_size=args.batch,
-        with_hand_prompts=args.hand_prompts,
-        **common,
-    )
-
-
-def _measure_edits(args: argparse.Namespace, rows: list[Row]) -> dict:
-    from vidcm.diffusion.given_frames import trained_with
-    from vidcm.evaluation.edit_cases import NAMES
-    from vidcm.evaluation.edit_sheet import check_examples, write_edit_sheet, write_examples
-    from vidcm.evaluation.edits import EDIT_ROWS, evaluate_edits
-    from vidcm.evaluation.eval_set import EvalSet
-    from vidcm.store import read_card
-
-    tasks, rows = args.tasks or NAMES, rows or list(EDIT_ROWS)
-    if unknown := [task for task in tasks if task not in NAMES]:
-        hint = did_you_mean(unknown[0], NAMES)
-        raise UsageError(f"edits have no {unknown[0]!r}{hint} (known: {', '.join(NAMES)})")
-    if any(row.role == "codec" for row in rows):
-        raise UsageError("edits have no row codec; give teacher-N or student-N")
-    if args.examples:
-        check_examples(args.examples, tasks, args.overwrite)
-    pipe, lpc = _model_and_truth(args)
-    if args.zero_shot:
-        rows += [replace(row, zero_shot=True) for row in rows]
-        if not trained_with(read_card(pipe.folder / "student")):
-            raise UsageError(
-                f"--zero-shot is for models trained with given frames, and {args.checkpoint} was "
-                "not; leave it out"
-            )
-    results = evaluate_edits(
-        pipe,
-        EvalSet(lpc, args.count or COUNTS["editing"], args.seed),
-        args.editing,
-        name=Path(args.checkpoint).name,
-        rows=rows,
-        tasks=tasks,
-        overwrite=args.overwrite,
+    rows = rows or list(EDIT_ROWS)
+    results = measure(
+        job, rows + [replace(r, zero_shot=True) for r in rows if args.zero_shot], tasks
     )
     pictured = EvalSet(lpc, 2, args.seed)
     if args.sheet:
@@ -291,21 +251,44 @@ def _measure_edits(args: argparse.Namespace, rows: list[Row]) -> dict:
     return results
 
 
+def _edit_tasks(args: argparse.Namespace, rows: list[Row]) -> Sequence[str]:
+    """The tasks to measure, after checks of the options for edits."""
+    from vidcm.evaluation.edit_cases import NAMES
+    from vidcm.evaluation.edit_sheet import check_examples
+
+    tasks = args.tasks or NAMES
+    if unknown := [task for task in tasks if task not in NAMES]:
+        hint = did_you_mean(unknown[0], NAMES)
+        raise UsageError(f"edits have no {unknown[0]!r}{hint} (known: {', '.join(NAMES)})")
+    if any(row.role == "codec" for row in rows):
+        raise UsageError("edits have no row codec; give teacher-N or student-N")
+    if args.examples:
+        check_examples(args.examples, tasks, args.overwrite)
+    return tasks
+
+
 def _model_and_truth(args: argparse.Namespace) -> tuple["VideoPipeline", "LPC"]:
     """The model and the true clips, after checks of everything else that would stop the command."""
+    from vidcm.diffusion.given_frames import trained_with
     from vidcm.lpc.dataset import CELL, LPC
     from vidcm.media.write import check_output
     from vidcm.pipeline import VideoPipeline
+    from vidcm.store import read_card
 
     if args.sheet:
         check_output(args.sheet, args.overwrite)
     art = art_of(args)
-    pipe = VideoPipeline.from_pretrained(args.checkpoint, args.device)
+    pipe = VideoPipeline.from_pretrained(args.checkpoint, device=args.device)
     frames, height, width = (pipe.settings[k] for k in ("frames", "height", "width"))
     if (height, width) != (CELL, CELL):
         raise UsageError(
             f"{args.checkpoint} makes clips of {height}x{width}, and evaluate scores on the LPC "
-            f"task, whose clips are {CELL}x{CELL}; give a model of that task"
+            f"task, whose clips are {CELL}x{CELL}; give a model of that task, or --frechet"
+        )
+    if args.zero_shot and not trained_with(read_card(pipe.folder / "student")):
+        raise UsageError(
+            f"--zero-shot is for models trained with given frames, and {args.checkpoint} was "
+            "not; leave it out"
         )
     print(f"scoring {args.checkpoint} on held-out prompts of the LPC task", file=sys.stderr)
     return pipe, LPC(art, num_frames=frames)

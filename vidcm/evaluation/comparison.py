@@ -19,7 +19,7 @@ from vidcm.errors import UsageError, VidcmError
 from vidcm.evaluation.comparison_config import Comparison, ComparisonRow, folder_name, row_entries
 from vidcm.evaluation.comparison_report import VERSION
 from vidcm.evaluation.environment import environment
-from vidcm.evaluation.eval_set import EvalSet
+from vidcm.evaluation.eval_set import EvalJob, EvalSet
 from vidcm.evaluation.quality import evaluate_rows
 from vidcm.evaluation.results import Results, first_difference
 from vidcm.evaluation.rows import Row
@@ -192,14 +192,9 @@ def measure_row(comparison: Comparison, job: RowJob, eval_set: EvalSet) -> dict[
         rows = {n: Row("teacher", n) for n in counts}
     protocol = json.dumps([pipe.settings, comparison.count, comparison.seed], sort_keys=True)
     digest = hashlib.sha256(protocol.encode()).hexdigest()[:12]
-    found = evaluate_rows(
-        pipe,
-        eval_set,
-        job.run / f"measured-{digest}.json",
-        name=job.key,
-        rows=list(rows.values()),
-        batch_size=comparison.batch,
-    )
+    output = job.run / f"measured-{digest}.json"
+    eval_job = EvalJob(pipe, eval_set, output, job.key, comparison.batch)
+    found = evaluate_rows(eval_job, list(rows.values()))
     lines = {str(n): found["rows"][str(row)]["heldout"] for n, row in rows.items()}
     return {n: {k: v for k, v in x.items() if k != "environment"} for n, x in lines.items()}
 

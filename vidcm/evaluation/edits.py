@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,53 +9,28 @@ from tqdm import tqdm
 
 from vidcm.evaluation.edit_cases import NAMES, Case, cases_of
 from vidcm.evaluation.edit_scores import questions_on_filled, score_edit, summarize_scores
-from vidcm.evaluation.environment import environment
-from vidcm.evaluation.eval_set import EvalSet, model_facts
-from vidcm.evaluation.results import Results
-from vidcm.evaluation.rows import Row
+from vidcm.evaluation.eval_set import EvalJob, EvalSet
+from vidcm.evaluation.rows import EDIT_ROWS, Row
 from vidcm.lpc import adherence
 from vidcm.pipeline import VideoPipeline
 
 VERSION = 2
-EDIT_ROWS = tuple(
-    Row.parse(name) for name in ("student-1", "student-2", "student-4", "student-8", "teacher-50")
-)
 
 
 def evaluate_edits(
-    pipe: VideoPipeline,
-    eval_set: EvalSet,
-    output: Path,
-    *,
-    name: str,
-    rows: Sequence[Row] = EDIT_ROWS,
-    tasks: Sequence[str] = NAMES,
-    overwrite: bool = False,
+    job: EvalJob, rows: Sequence[Row] = EDIT_ROWS, tasks: Sequence[str] = NAMES
 ) -> dict:
-    """Measure tasks, each by its baselines and by `rows`, and write each to a results file.
+    """Measure tasks, each by its baselines and by rows; returns the content of the results file.
 
     Args:
-        pipe: the models.
-        eval_set: true clips.
-        output: JSON file; finished rows of an existing one are kept.
-        name: of the model, as the file calls it.
+        job: model, evaluation set and results file.
         rows: of students and teachers.
         tasks: of `edit_cases.NAMES`.
-        overwrite: start anew.
-
-    Returns:
-        The file's content.
 
     Raises:
         UsageError: the file holds results of another protocol or model.
     """
-    protocol = {"version": VERSION, "count": eval_set.count, "seed": eval_set.seed}
-    facts = {
-        "kind": "editing",
-        "protocol": protocol | {"frames": eval_set.lpc.num_frames},
-        "model": model_facts(pipe, name),
-    }
-    results = Results(output, facts, environment(pipe.device), overwrite=overwrite)
+    results, eval_set = job.results("editing", {"version": VERSION}), job.eval_set
     cases = {task: cases_of(task, eval_set.frames.numpy(), eval_set.captions) for task in tasks}
     missing = [
         (task, row)
@@ -65,11 +39,12 @@ def evaluate_edits(
         if not results.has(task, str(row))
     ]
     for role in sorted({row.role for row in rows}):
-        pipe.model(role)  # so that no clip's seconds include its loading
+        job.pipe.model(role)  # so that no clip's seconds include its loading
     with tqdm(total=len(missing) * eval_set.count, unit="edit", leave=False) as bar:
         for task, row in missing:
             bar.set_description(f"{task}, {row}")
-            results.add(task, str(row), row=_edit_metrics(pipe, eval_set, cases[task], row, bar))
+            found = _edit_metrics(job.pipe, eval_set, cases[task], row, bar)
+            results.add(task, str(row), row=found)
     return results.content()
 
 

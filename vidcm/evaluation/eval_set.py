@@ -2,13 +2,18 @@
 
 import hashlib
 import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
+from vidcm.evaluation.environment import environment
+from vidcm.evaluation.results import Results
 from vidcm.files import file_hash
 from vidcm.lpc import adherence, diversity, hand_prompts
 from vidcm.lpc.dataset import LPC, Combination
@@ -79,39 +84,69 @@ class EvalSet:
     def protocol(self) -> dict:
         """The protocol as plain data: results of equal protocols are comparable."""
         metrics = (adherence, fidelity, motion, frechet, diversity, hand_prompts)
+        card = read_card(self.features_folder)
         return {
             "version": VERSION,
             "task": "lpc",
             "split": "heldout",
-            "count": self.count,
-            "seed": self.seed,
-            "frames": self.lpc.num_frames,
             "attributes": self.lpc.attributes,
             "captions": _digest("\n".join(self.captions)),
             "hand_prompts": _digest(hand_prompts.hand_prompts_text()),
             "diversity": {"prompts": max(1, self.count // 16), "seeds": SEEDS_PER_PROMPT},
             "metrics": {m.__name__.rpartition(".")[2]: m.VERSION for m in metrics},
+            "features": {
+                "config": _digest(json.dumps(card["made"].get("config"), sort_keys=True)),
+                "weights": card["sha256"],
+                "heldout_accuracy": card["made"].get("heldout_accuracy"),
+            },
         }
 
 
-def model_facts(pipe: VideoPipeline, name: str) -> dict:
-    """Name and sha256 of every file of a pipeline folder."""
-    files = sorted(p for p in Path(pipe.folder).rglob("*") if p.suffix in (".json", ".safetensors"))
-    return {
-        "name": name,
-        "files": {p.relative_to(pipe.folder).as_posix(): file_hash(p) for p in files},
-    }
+@dataclass(frozen=True)
+class EvalJob:
+    """A model to measure on an evaluation set, into a results file.
 
+    Attributes:
+        pipe: the model.
+        eval_set: its prompts and true clips.
+        output: JSON file; finished rows of an existing one are kept.
+        name: of the model, as the file calls it.
+        batch_size: clips at a time.
+        overwrite: start anew where the file exists.
+    """
 
-def feature_facts(folder: Path) -> dict:
-    """Training config, weights and held-out accuracy of a feature network."""
-    card = read_card(folder)
-    made = card["made"]
-    return {
-        "config": _digest(json.dumps(made.get("config"), sort_keys=True)),
-        "weights": card["sha256"],
-        "heldout_accuracy": made.get("heldout_accuracy"),
-    }
+    pipe: VideoPipeline
+    eval_set: EvalSet
+    output: Path
+    name: str
+    batch_size: int = 16
+    overwrite: bool = False
+
+    def results(
+        self,
+        kind: str,
+        protocol: Mapping[str, Any],
+        sort_key: Callable[[str], Any] | None = None,
+    ) -> Results:
+        """The results file. Raises UsageError when it holds another kind, protocol or model.
+
+        Args:
+            kind: of the results.
+            protocol: its facts, beside count, seed and frames.
+            sort_key: order of the rows' names.
+        """
+        eval_set, files = self.eval_set, {}
+        for path in sorted(Path(self.pipe.folder).rglob("*")):
+            if path.suffix in (".json", ".safetensors"):
+                files[path.relative_to(self.pipe.folder).as_posix()] = file_hash(path)
+        own = {"count": eval_set.count, "seed": eval_set.seed, "frames": eval_set.lpc.num_frames}
+        facts = {
+            "kind": kind,
+            "protocol": own | dict(protocol),
+            "model": {"name": self.name, "files": files},
+        }
+        found = environment(self.pipe.device)
+        return Results(self.output, facts, found, overwrite=self.overwrite, sort_key=sort_key)
 
 
 def _digest(text: str) -> str:

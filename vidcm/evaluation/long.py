@@ -9,7 +9,6 @@ through the network at once, short clips end to end, and true clips end to end.
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,9 +19,7 @@ from tqdm import tqdm
 from vidcm.errors import UsageError
 from vidcm.evaluation.edit_cases import animate
 from vidcm.evaluation.edit_scores import questions_on_filled
-from vidcm.evaluation.environment import environment
-from vidcm.evaluation.eval_set import EvalSet, model_facts
-from vidcm.evaluation.results import Results
+from vidcm.evaluation.eval_set import EvalJob, EvalSet
 from vidcm.lpc import adherence, diversity
 from vidcm.lpc.dataset import LPC, Combination
 from vidcm.metrics import motion
@@ -194,38 +191,23 @@ class LongClipGenerator:
         return torch.cat(found)
 
 
-def measure_long(
-    pipe: VideoPipeline,
-    eval_set: EvalSet,
-    output: Path,
-    *,
-    name: str,
-    batch_size: int = 16,
-    overwrite: bool = False,
-) -> dict:
-    """Measure the rows of `long_rows` and write each to a results file when it is finished.
+def measure_long(job: EvalJob) -> dict:
+    """Measure the rows of `long_rows`; returns the content of the results file.
 
     Rows hold the adherence in 0..1 of the `first` and the `last` stretch to their prompts; `drift`,
     mean grey levels between these two, each averaged over time, with prompts that leave `OPEN`
     open; `seam`, steps between stretches over those inside; and `motion` of the last stretch over
-    that of the true clips.
-
-    Args and errors as `quality.evaluate_rows`; returns the file's content.
+    that of the true clips. Errors as `quality.evaluate_rows`.
     """
-    generator = LongClipGenerator(pipe, eval_set.lpc, batch_size)
-    protocol = {"version": VERSION, "count": eval_set.count, "seed": eval_set.seed}
-    facts = {
-        "kind": "long",
-        "protocol": protocol | {"open": OPEN, "frames": eval_set.lpc.num_frames},
-        "model": model_facts(pipe, name),
-    }
-    results = Results(output, facts, environment(pipe.device), overwrite=overwrite)
-    phases = pipe.settings["student"].get("phases")
+    eval_set, lpc = job.eval_set, job.eval_set.lpc
+    generator = LongClipGenerator(job.pipe, lpc, job.batch_size)
+    results = job.results("long", {"version": VERSION, "open": OPEN})
+    phases = job.pipe.settings["student"].get("phases")
     rows = long_rows([phases] if phases else STEPS)
     if missing := [row for row in rows if not results.has(row.name)]:
-        later = [other_action(eval_set.lpc, c) for c in eval_set.combinations]
+        later = [other_action(lpc, c) for c in eval_set.combinations]
         targets = [
-            LongTargets.of(eval_set.lpc, combinations, eval_set.seed + late)
+            LongTargets.of(lpc, combinations, eval_set.seed + late)
             for late, combinations in enumerate((eval_set.combinations, later))
         ]
         # Once before the clock runs: the first call loads the student.

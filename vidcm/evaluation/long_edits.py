@@ -5,16 +5,13 @@ all but the last where the cycle is to be out of step with the windows.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from vidcm.evaluation.edit_cases import CASES, Case
 from vidcm.evaluation.edit_scores import Pair, score_edit
-from vidcm.evaluation.environment import environment
-from vidcm.evaluation.eval_set import EvalSet, model_facts
-from vidcm.evaluation.results import Results
+from vidcm.evaluation.eval_set import EvalJob, EvalSet
 from vidcm.pipeline import VideoPipeline
 
 VERSION = 1
@@ -58,27 +55,20 @@ LONG_EDIT_ROWS = (
 )
 
 
-def measure_long_edits(
-    pipe: VideoPipeline, eval_set: EvalSet, output: Path, *, name: str, overwrite: bool = False
-) -> dict:
+def measure_long_edits(job: EvalJob) -> dict:
     """Edit clips of `NUM_WINDOWS` windows in windows and in pieces of the trained length.
 
     Rows hold for both: `psnr` in dB of the pixels that are filled in; and `step`, the mean step to
-    the next frame where pieces join and something is filled in, over that of the true clip.
-
-    Args and errors as `quality.evaluate_rows`; returns the file's content.
+    the next frame where pieces join and something is filled in, over that of the true clip. Returns
+    the content of the results file; errors as `quality.evaluate_rows`.
     """
-    steps, length = pipe.settings["student"].get("phases", STEPS), eval_set.lpc.num_frames
-    protocol = {"version": VERSION, "count": eval_set.count, "seed": eval_set.seed, "steps": steps}
-    facts = {
-        "kind": "long-edits",
-        "protocol": protocol | {"piece": length, "frames": 1 + NUM_WINDOWS * (length - 1)},
-        "model": model_facts(pipe, name),
-    }
-    results = Results(output, facts, environment(pipe.device), overwrite=overwrite)
+    steps, length = job.pipe.settings["student"].get("phases", STEPS), job.eval_set.lpc.num_frames
+    protocol = {"version": VERSION, "steps": steps, "piece": length}
+    frames = {"frames": 1 + NUM_WINDOWS * (length - 1)}
+    results = job.results("long-edits", protocol | frames)
     missing = [row for row in LONG_EDIT_ROWS if not results.has(row.name)]
     for row in tqdm(missing, unit="row", leave=False):
-        results.add(row.name, row=_long_edit_metrics(pipe, eval_set, row, steps))
+        results.add(row.name, row=_long_edit_metrics(job.pipe, job.eval_set, row, steps))
     return results.content()
 
 

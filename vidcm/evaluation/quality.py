@@ -7,67 +7,36 @@ the same true clips.
 import hashlib
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from vidcm.evaluation.environment import environment
-from vidcm.evaluation.eval_set import SEEDS_PER_PROMPT, EvalSet, feature_facts, model_facts
-from vidcm.evaluation.results import Results
+from vidcm.evaluation.eval_set import SEEDS_PER_PROMPT, EvalJob, EvalSet
 from vidcm.evaluation.row_clips import ClipGenerator, clip_generator
 from vidcm.evaluation.rows import ROWS, Row
 from vidcm.lpc import adherence, diversity, hand_prompts
 from vidcm.metrics import fidelity, frechet, motion
-from vidcm.pipeline import VideoPipeline
 
 
 def evaluate_rows(
-    pipe: VideoPipeline,
-    eval_set: EvalSet,
-    output: Path,
-    *,
-    name: str,
-    rows: Sequence[Row] = ROWS,
-    batch_size: int = 16,
-    with_hand_prompts: bool = False,
-    overwrite: bool = False,
+    job: EvalJob, rows: Sequence[Row] = ROWS, with_hand_prompts: bool = False
 ) -> dict:
-    """Measure rows and write each to a results file when it is finished.
+    """Measure rows; returns the content of the results file.
 
     Args:
-        pipe: the models.
-        eval_set: prompts and true clips.
-        output: JSON file; finished rows of an existing one are kept.
-        name: of the model, as the file calls it.
+        job: model, evaluation set and results file.
         rows: to measure.
-        batch_size: clips at a time.
         with_hand_prompts: also measure prompts written by hand.
-        overwrite: start anew.
-
-    Returns:
-        The file's content.
 
     Raises:
-        UsageError: the file holds results of another protocol, model or feature network.
+        UsageError: the file holds results of another protocol or model.
     """
-    facts = {
-        "kind": "quality",
-        "protocol": eval_set.protocol(),
-        "model": model_facts(pipe, name),
-        "features": feature_facts(eval_set.features_folder),
-    }
-    results = Results(
-        output,
-        facts,
-        environment(pipe.device),
-        overwrite=overwrite,
-        sort_key=lambda row: Row.parse(row).sort_key,
-    )
+    eval_set = job.eval_set
+    results = job.results("quality", eval_set.protocol(), lambda row: Row.parse(row).sort_key)
     grader: hand_prompts.HandPromptGrader | None = None
     for row in sorted(rows, key=lambda row: row.sort_key):
-        generate = clip_generator(pipe, row, batch_size)
+        generate = clip_generator(job.pipe, row, job.batch_size)
         if not results.has(str(row), "heldout"):
             results.add(str(row), "heldout", row=_heldout_metrics(generate, eval_set))
         if with_hand_prompts and row.role != "codec" and not results.has(str(row), "hand_prompts"):

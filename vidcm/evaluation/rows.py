@@ -61,13 +61,8 @@ def is_model_row(name: str) -> bool:
 
 ROWS = tuple(
     Row.parse(name)
-    for name in (
-        "codec",
-        "teacher-50",
-        "teacher-8",
-        "student-1",
-        "student-2",
-        "student-4",
-        "student-8",
-    )
+    for name in "codec teacher-50 teacher-8 student-1 student-2 student-4 student-8".split()
+)
+EDIT_ROWS = tuple(
+    Row.parse(name) for name in "student-1 student-2 student-4 student-8 teacher-50".split()
 )

@@ -7,16 +7,13 @@ clip shows some background, and the negative prompt names it, or another one.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vidcm.evaluation.environment import environment
-from vidcm.evaluation.eval_set import EvalSet, model_facts
-from vidcm.evaluation.results import Results
+from vidcm.evaluation.eval_set import EvalJob, EvalSet
 from vidcm.lpc import adherence, diversity
 from vidcm.pipeline import VideoPipeline
 
@@ -27,39 +24,24 @@ OPEN = "background"
 TEACHER_STEPS = 8
 
 
-def measure_steering(
-    pipe: VideoPipeline,
-    eval_set: EvalSet,
-    output: Path,
-    *,
-    name: str,
-    batch_size: int = 16,
-    overwrite: bool = False,
-) -> dict:
+def measure_steering(job: EvalJob) -> dict:
     """Measure the student in one step (or its phases) and the teacher in `TEACHER_STEPS`.
 
     Rows of a role hold, by guidance scale: adherence in 0..1; `moved`, mean grey levels from the
     clips at the first scale; and of the student `cosine`, mean over clips, between its movement and
     the teacher's. Of negative prompts: the share of clips that keep the background they show
-    without one.
-
-    Args and errors as `quality.evaluate_rows`; returns the file's content.
+    without one. Returns the content of the results file; errors as `quality.evaluate_rows`.
     """
-    steps = {"student": pipe.settings["student"].get("phases", 1), "teacher": TEACHER_STEPS}
-    protocol = {"version": VERSION, "count": eval_set.count, "seed": eval_set.seed, "steps": steps}
-    facts = {
-        "kind": "steering",
-        "protocol": protocol | {"negative_scale": NEGATIVE_SCALE, "open": OPEN},
-        "model": model_facts(pipe, name),
-    }
-    results = Results(output, facts, environment(pipe.device), overwrite=overwrite)
-    samplers = {role: _RoleSampler(pipe, role, n, batch_size) for role, n in steps.items()}
+    steps = {"student": job.pipe.settings["student"].get("phases", 1), "teacher": TEACHER_STEPS}
+    protocol = {"version": VERSION, "steps": steps, "negative_scale": NEGATIVE_SCALE, "open": OPEN}
+    results = job.results("steering", protocol)
+    samplers = {role: _RoleSampler(job.pipe, role, n, job.batch_size) for role, n in steps.items()}
     if not all(results.has(role, "guidance") for role in steps):
-        for role, scores in _guidance_metrics(samplers, eval_set).items():
+        for role, scores in _guidance_metrics(samplers, job.eval_set).items():
             results.add(role, "guidance", row={"scales": scores})
     for role, sample in samplers.items():
         if not results.has(role, "negative"):
-            results.add(role, "negative", row=_negative_metrics(sample, eval_set))
+            results.add(role, "negative", row=_negative_metrics(sample, job.eval_set))
     return results.content()
 
 

@@ -187,5 +187,5 @@ def test_runs_in_which_given_frames_go_unseen_are_refused(tmp_path):
     ],
 )
 def test_a_card_says_what_its_model_was_trained_with(objective, kinds):
-    assert trained_with({"made": {"config": {"objective": objective}}}) == kinds
-    assert trained_with({"made": {}}) == set()
+    assert trained_with({"metadata": {"config": {"objective": objective}}}) == kinds
+    assert trained_with({"metadata": {}}) == set()

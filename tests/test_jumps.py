@@ -143,7 +143,7 @@ def exported(models: dict[str, Path], name: str, folder: Path, steps: int = 2) -
     spec = tiny.denoiser(guidance_embed=True, **({"two_times": True} if name == "flow_map" else {}))
     shaken = tiny.save(folder / "shaken", spec, seed=5)
     made = {"config": {"objective": OBJECTIVES[name]}}
-    save_model(folder / "student", spec, read_weights(shaken), made=made)
+    save_model(folder / "student", spec, read_weights(shaken), metadata=made)
     words = tiny.export_arguments(models | {"student": folder / "student"}, folder / "pipeline")
     words[words.index("--steps") + 1] = str(steps)
     return export.main(words)
@@ -241,7 +241,9 @@ def test_training_draws_samples_as_the_student_is_sampled(models, clips, tmp_pat
     drawn = {k for entry in logs for k in entry if k.startswith("preview/motion_ratio_")}
     steps = (3,) if name in ("phased_consistency", "progressive_distillation") else (1, 2, 4)
     assert drawn == {f"preview/motion_ratio_{n}" for n in steps}
-    assert read_card(tmp_path / "run" / "final")["made"]["config"]["objective"] == OBJECTIVES[name]
+    assert (
+        read_card(tmp_path / "run" / "final")["metadata"]["config"]["objective"] == OBJECTIVES[name]
+    )
 
 
 def test_a_student_of_one_time_cannot_learn_a_flow_map(models, clips, tmp_path):

@@ -31,7 +31,6 @@ TO_DO = frozenset(
     objectives/progressive_distillation.py
     objectives/rcm.py
     pipeline.py
-    store.py
     train/checkpoint.py
     train/deepspeed.py
     train/denoiser_task.py

@@ -3,6 +3,8 @@
 import json
 import os
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,8 @@ from vidcm.diffusion.denoiser import Denoiser
 from vidcm.errors import VidcmError
 from vidcm.registry import build
 from vidcm.store import FORMAT, load_model, load_weights, read_card, read_weights, save_model
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -73,10 +77,12 @@ def test_eight_bits_halve_a_folder_and_hardly_move_what_it_says(tmp_path, folder
 def test_buffers_and_facts_travel(tmp_path):
     codec = build("model", tiny.CODEC)
     codec.mean.fill_(3.0)
-    save_model(tmp_path / "c", tiny.CODEC, codec.state_dict(), made={"step": 7})
+    save_model(tmp_path / "c", tiny.CODEC, codec.state_dict(), metadata={"step": 7})
     assert load_model(tmp_path / "c", CausalVAE).mean.tolist() == [3.0] * 5
     card = read_card(tmp_path / "c")
-    assert card["made"] == {"step": 7} and card["spec"] == tiny.CODEC and card["format"] == FORMAT
+    assert (
+        card["metadata"] == {"step": 7} and card["spec"] == tiny.CODEC and card["format"] == FORMAT
+    )
 
 
 def test_half_precision_is_half_the_file_and_comes_back_as_float32(folder, tmp_path):
@@ -150,7 +156,7 @@ def test_a_damaged_card(folder, content, message):
 
 def test_a_newer_format_asks_to_upgrade(folder):
     edit(folder, format=FORMAT + 1, vidcm="99.0")
-    assert "made by vidcm 99.0, newer than" in str(refused(folder))
+    assert "written by vidcm 99.0, newer than" in str(refused(folder))
     edit(folder, format="two")
     assert "is damaged: it has no `format`" in str(refused(folder))
 
@@ -183,3 +189,26 @@ def test_a_place_that_cannot_be_written_to(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(VidcmError, match="cannot write .*file/model: "):
         save_model(tmp_path / "file" / "model", tiny.CODEC, {})
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_old_folder(folder):
+    script = f"""
+import resource, tiny
+from vidcm.errors import VidcmError
+from vidcm.registry import build
+from vidcm.store import save_model
+resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
+try:
+    save_model({str(folder)!r}, tiny.CODEC, build("model", tiny.CODEC).state_dict())
+except VidcmError as error:
+    print(error)
+"""
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith(f"cannot write {folder}: ") and done.stdout.count("\n") == 1
+    assert "File too large" in done.stdout
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    assert os.listdir(folder.parent) == ["model"]

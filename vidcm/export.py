@@ -28,7 +28,7 @@ MOST_STEPS = 8  # beyond, more steps of a consistency student rarely help
 
 def objective_of(student: str | Path) -> dict:
     """The spec of the objective that made a model folder; {} where its card has none."""
-    return read_card(student)["made"].get("config", {}).get("objective", {})
+    return read_card(student)["metadata"].get("config", {}).get("objective", {})
 
 
 def known_words(student: str | Path) -> str:
@@ -37,7 +37,7 @@ def known_words(student: str | Path) -> str:
     They are in the latent cache that its card names; "" where that is gone, or for more than
     `MOST_WORDS` words.
     """
-    data = read_card(student)["made"].get("config", {}).get("data", {})
+    data = read_card(student)["metadata"].get("config", {}).get("data", {})
     if data.get("name") != "latents" or not Path(data["path"], INDEX).is_file():
         return ""
     words = sorted({w for text in stored_captions(data["path"]) for w in words_of(text)})
@@ -123,7 +123,7 @@ def export(
             eight = storage == "int8" and role != "codec"
             dtype = torch.int8 if eight else torch.float16
             weights = read_weights(models[role])
-            save_model(draft / role, card["spec"], weights, made=card["made"], dtype=dtype)
+            save_model(draft / role, card["spec"], weights, metadata=card["metadata"], dtype=dtype)
         (draft / "pipeline.json").write_text(json.dumps(settings, indent=1) + "\n", "utf-8")
         pipe = VideoPipeline.from_pretrained(draft, "cpu")
         for role in ("teacher", "student"):
@@ -140,7 +140,7 @@ def export(
 def refuse_still(student: str | Path) -> None:
     """Raises UsageError when the run that a student's folder lies in logged too little motion."""
     log = Path(student).resolve().parent / "metrics.jsonl"
-    ratios = logged_motion(log, read_card(student)["made"].get("step"))
+    ratios = logged_motion(log, read_card(student)["metadata"].get("step"))
     if ratios and (worst := min(ratios.items(), key=lambda item: item[1]))[1] < LEAST_MOTION:
         raise UsageError(
             f"{student} moves {worst[1]:.4g} times as much as its teacher ({worst[0]} in {log}), "

@@ -1,4 +1,4 @@
-"""A model folder: `model.json` (what to build, how it was made) beside `model.safetensors`."""
+"""Model folders: `model.json` (spec and metadata) beside `model.safetensors`."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from vidcm.registry import build
 from vidcm.version import __version__
 
 FORMAT = 2  # 2: matrices may be int8 with a scale per row
-SCALE = "::scale"
+SCALE = "::scale"  # suffix of the names of these scales
 
 
 def save_model(
@@ -23,36 +23,59 @@ def save_model(
     spec: dict,
     weights: dict[str, Tensor],
     *,
-    made: dict | None = None,
+    metadata: dict | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Write a model folder, whole or not at all. spec: what `build("model", spec)` takes. made:
-    facts about the making (config, step, data). dtype: storage type of the floating weights;
-    torch.int8 stores matrices (and kernels, tables) as int8 with a float16 scale for each of their
-    rows, an error near 0.8 % of a row's spread, and all else as float16."""
+    """Write a model folder atomically.
+
+    Args:
+        folder: the folder.
+        spec: argument of `build("model", spec)`.
+        weights: its state dict.
+        metadata: facts about the training (config, step, data).
+        dtype: storage type of floating-point weights. torch.int8 stores matrices, kernels and
+            tables as int8 with a float16 scale per row, an error near 0.8 % of the row's standard
+            deviation, and the rest as float16.
+
+    Raises:
+        VidcmError: the folder cannot be written.
+    """
     tensors = {}
     for name, v in weights.items():
         v = v.detach().to("cpu")
         if dtype == torch.int8 and v.is_floating_point():
-            tensors |= _rounded(name, v)
+            tensors |= _quantise(name, v)
         else:
-            tensors[name] = v.to(dtype if v.is_floating_point() else None).contiguous()
+            tensors[name] = v.to(dtype if v.is_floating_point() else None)
     with replacing(folder) as part:
         part.mkdir()
-        save_file(tensors, part / "model.safetensors")
-        (part / "model.safetensors").chmod(0o644)  # safetensors writes for the owner alone
+        save_tensors(tensors, part / "model.safetensors")
         card = {
             "format": FORMAT,
             "vidcm": __version__,
             "spec": spec,
-            "made": made or {},
+            "metadata": metadata or {},
             "sha256": file_hash(part / "model.safetensors"),
         }
         (part / "model.json").write_text(json.dumps(card, indent=1), "utf-8")
 
 
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write a safetensors file with the usual permissions. Raises OSError if it cannot."""
+    try:
+        save_file({name: v.contiguous() for name, v in tensors.items()}, path)
+    except SafetensorError as error:
+        raise OSError(None, str(error)) from error
+    path.chmod(0o644)  # safetensors writes for the owner alone
+
+
 def read_card(folder: str | Path) -> dict:
-    """The `model.json` of a model folder. Raises UsageError when it is not one."""
+    """The `model.json` of a model folder.
+
+    Raises:
+        UsageError: it is not a model folder.
+        VidcmError: the file is damaged, or of a newer version.
+    """
     folder = Path(folder)
     try:
         card = json.loads((folder / "model.json").read_text("utf-8"))
@@ -62,18 +85,22 @@ def read_card(folder: str | Path) -> dict:
         ) from None
     except (OSError, ValueError) as error:
         raise VidcmError(f"cannot read {folder / 'model.json'}: {error}") from None
-    for key, kind in {"spec": dict, "format": int, "made": dict, "sha256": str}.items():
+    for key, kind in {"spec": dict, "format": int, "metadata": dict, "sha256": str}.items():
         if not isinstance(card, dict) or not isinstance(card.get(key), kind):
             raise VidcmError(f"{folder / 'model.json'} is damaged: it has no `{key}`")
     if card["format"] > FORMAT:
         raise VidcmError(
-            f"{folder} was made by vidcm {card.get('vidcm')}, newer than {__version__}; upgrade"
+            f"{folder} was written by vidcm {card.get('vidcm')}, newer than {__version__}; upgrade"
         )
     return card
 
 
 def read_weights(folder: str | Path) -> dict[str, Tensor]:
-    """The tensors of a model folder, checked against the recorded hash and for finiteness."""
+    """The tensors of a model folder.
+
+    Raises:
+        VidcmError: they do not match the recorded hash, or are not finite.
+    """
     path = Path(folder) / "model.safetensors"
     card = read_card(folder)
     if not path.is_file():
@@ -96,10 +123,10 @@ def read_weights(folder: str | Path) -> dict[str, Tensor]:
     return weights
 
 
-def _rounded(name: str, v: Tensor) -> dict[str, Tensor]:
-    """A floating tensor for storage in eight bits."""
+def _quantise(name: str, v: Tensor) -> dict[str, Tensor]:
+    """Tensors that store a floating-point tensor in eight bits."""
     if v.ndim < 2:
-        return {name: v.half().contiguous()}
+        return {name: v.half()}
     scale = (v.float().flatten(1).abs().amax(1) / 127).clamp(min=2**-24).half()
     wide = scale.float().view(-1, *[1] * (v.ndim - 1))
     return {
@@ -111,9 +138,17 @@ def _rounded(name: str, v: Tensor) -> dict[str, Tensor]:
 def load_model(
     folder: str | Path, kind: type | None = None, device: str | torch.device = "cpu"
 ) -> Any:
-    """Build and fill the model of a folder, in evaluation mode, fp32, without gradients.
+    """Build the model of a folder with its weights, in evaluation mode, fp32, without gradients.
 
-    kind: the class it must be. Raises UsageError for another kind and VidcmError for damage."""
+    Args:
+        folder: the model folder.
+        kind: required class.
+        device: device of the weights.
+
+    Raises:
+        UsageError: not a model folder, or of another class.
+        VidcmError: it is damaged.
+    """
     card = read_card(folder)
     model: nn.Module = build("model", card["spec"])
     if kind is not None and not isinstance(model, kind):
@@ -123,7 +158,16 @@ def load_model(
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor], where: str) -> None:
-    """Fill a module, all names and shapes matching. Raises VidcmError listing what does not fit."""
+    """Load weights whose names and shapes must all match.
+
+    Args:
+        model: the module.
+        weights: its state dict.
+        where: origin of the weights, for the error.
+
+    Raises:
+        VidcmError: lists the mismatches.
+    """
     own = model.state_dict()
     problems = [f"{k} is missing" for k in own if k not in weights]
     problems += [f"{k} is unknown" for k in weights if k not in own]
@@ -133,8 +177,8 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], where: str) -> No
         if k in weights and weights[k].shape != v.shape
     ]
     if problems:
-        shown = "; ".join(problems[:5]) + (
-            f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+        more = [f"and {len(problems) - 5} more"] if len(problems) > 5 else []
+        raise VidcmError(
+            f"the weights of {where} do not fit the model: {'; '.join(problems[:5] + more)}"
         )
-        raise VidcmError(f"the weights of {where} do not fit the model: {shown}")
     model.load_state_dict({k: v.to(own[k].dtype) for k, v in weights.items()})

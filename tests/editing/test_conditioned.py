@@ -178,7 +178,7 @@ def trained(folder: Path, role: str, given: dict[str, float]) -> None:
     """Have a model's card say that it was trained with given frames."""
     path = folder / role / "model.json"
     card = json.loads(path.read_text("utf-8"))
-    card["made"] = {"config": {"objective": {"name": "any", "given": given}}}
+    card["metadata"] = {"config": {"objective": {"name": "any", "given": given}}}
     path.write_text(json.dumps(card), "utf-8")
 
 

@@ -93,7 +93,7 @@ def test_rows_are_trained_measured_and_kept(world, puppets, tmp_path, monkeypatc
     assert {n: line["evaluations"] for n, line in heun["evaluations"].items()} == {"1": 2, "3": 6}
     assert {n: line["evaluations"] for n, line in tuning["evaluations"].items()} == {"1": 1, "3": 3}
     run = tmp_path / "runs" / "tuning"
-    card = read_card(run / "student" / "final")["made"]
+    card = read_card(run / "student" / "final")["metadata"]
     assert card["config"]["optimizer"]["lr"] == 1e-5
     assert card["config"]["steps"] == tuning["training"]["steps"] >= 1
     trained = (run / "student" / "final" / "model.safetensors").stat().st_mtime_ns

@@ -134,7 +134,7 @@ def test_averaged_weights_get_batch_statistics_of_their_own(puppets):
 
 def test_bundled_network_is_small_and_says_how_good_it_is():
     assert sum(p.stat().st_size for p in BUNDLED.iterdir()) < 2e6
-    made = read_card(BUNDLED)["made"]
+    made = read_card(BUNDLED)["metadata"]
     accuracy = made["heldout_accuracy"]
     assert np.mean(list(accuracy.values())) > 0.6 and made["heldout_count"] >= 512
 
@@ -146,13 +146,13 @@ def test_export_makes_the_folder_to_bundle(puppets, tmp_path, monkeypatch, capsy
         tmp_path / "run",
         tmp_path / "x",
     )
-    save_model(run, spec, AttributeNet(counts).state_dict(), made={"step": 3})
+    save_model(run, spec, AttributeNet(counts).state_dict(), metadata={"step": 3})
     monkeypatch.setattr("vidcm.lpc.features.LPC", lambda art, attributes: puppets)
     monkeypatch.setattr(release_features, "__defaults__", (5,))
     argv = ["--features", str(run), "--output", str(output), "--art", "theatre"]
     assert export.main(argv) == 0
     assert f"{output}: names sex " in capsys.readouterr().out
-    made = read_card(output)["made"]
+    made = read_card(output)["metadata"]
     assert made["step"] == 3 and made["heldout_count"] == 5
     assert list(made["heldout_accuracy"]) == puppets.attributes
     assert (output / "model.safetensors").stat().st_size < 0.6 * (
@@ -168,7 +168,7 @@ def test_export_makes_the_folder_to_bundle(puppets, tmp_path, monkeypatch, capsy
     tiny.save(run, tiny.CODEC)
     assert export.main([*argv, "--overwrite"]) == 2  # before anything is written
     assert "holds a CausalVAE; expected a AttributeNet" in capsys.readouterr().err
-    assert read_card(output)["made"] == made
+    assert read_card(output)["metadata"] == made
 
 
 def test_bundled_features_see_noise_freezing_and_wrong_order(small_art):

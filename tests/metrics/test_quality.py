@@ -82,7 +82,7 @@ def features(puppets, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("features") / "net"
     net = AttributeNet(counts)
     spec = {"name": "attribute_net", "classes": counts}
-    save_model(folder, spec, net.state_dict(), made={"heldout_accuracy": {"sex": 0.5}})
+    save_model(folder, spec, net.state_dict(), metadata={"heldout_accuracy": {"sex": 0.5}})
     return folder
 
 

@@ -54,7 +54,7 @@ def test_a_teacher_and_its_student_are_trained_with_given_frames(root):
     )
     student.teacher = student.init = teacher
     assert launch(student, "cpu") == 0
-    made = read_card(root / "taught" / "final")["made"]
+    made = read_card(root / "taught" / "final")["metadata"]
     assert made["config"]["objective"]["given_frames"] == GIVEN
 
     models = {"codec": root / "codec", "teacher": teacher, "student": root / "taught" / "final"}

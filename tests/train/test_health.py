@@ -333,7 +333,7 @@ def test_the_last_ratios_of_a_run(tmp_path):
 def test_a_still_student_is_not_exported_unawares(models, tmp_path, capsys):
     run, output = tmp_path / "run", tmp_path / "out"
     spec = json.loads((models["student"] / "model.json").read_text("utf-8"))["spec"]
-    save_model(run / "final", spec, read_weights(models["student"]), made={"step": 20})
+    save_model(run / "final", spec, read_weights(models["student"]), metadata={"step": 20})
     arguments = tiny.export_arguments(models | {"student": run / "final"}, output)
     log = logs(run, ratios(10, 0.9, 0.9), ratios(20, 0.9, 0.79), ratios(30, 0.9, 0.9))
     assert export.main(arguments) == 2

@@ -48,7 +48,7 @@ def train(folder: Path, data: ranks.Points | None = None, **changes: Any) -> int
     chosen = ranks.config(str(folder), **{**ranks.SHORT, **changes})
     task = ranks.task(data or ranks.Points({ranks.BAD}))
 
-    def export(weights: dict[str, Tensor], path: Path, made: dict) -> None:
+    def export(weights: dict[str, Tensor], path: Path, metadata: dict) -> None:
         torch.save(weights, path.with_suffix(".pt"))
 
     return loop.train(chosen, task, ranks.local(chosen), export)

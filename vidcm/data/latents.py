@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from vidcm.data.batch import Batch
@@ -14,6 +13,7 @@ from vidcm.data.order import Order, one_shape
 from vidcm.errors import UsageError, VidcmError
 from vidcm.files import replacing
 from vidcm.rng import mix
+from vidcm.store import save_tensors
 
 INDEX = "index.json"
 
@@ -138,9 +138,7 @@ def write_shards(
             if not latents:
                 return
             names.append(f"shard-{len(names):05d}")
-            save_file(
-                {"latents": torch.cat(latents).contiguous()}, part / f"{names[-1]}.safetensors"
-            )
+            save_tensors({"latents": torch.cat(latents)}, part / f"{names[-1]}.safetensors")
             (part / f"{names[-1]}.json").write_text(json.dumps(captions), "utf-8")
             latents.clear()
             captions.clear()

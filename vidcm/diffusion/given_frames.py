@@ -127,6 +127,6 @@ def kinds_of(given: Tensor) -> set[str]:
 
 def trained_with(card: Mapping[str, Any]) -> set[str]:
     """The kinds that the model of a card (`model.json`) was trained with; none for most."""
-    objective = card.get("made", {}).get("config", {}).get("objective", {})
+    objective = card.get("metadata", {}).get("config", {}).get("objective", {})
     spec = objective.get("consistency") or objective  # the term of rcm that has them
     return {kind for kind, share in (spec.get("given_frames") or {}).items() if share}

@@ -95,9 +95,9 @@ class EvalSet:
             "diversity": {"prompts": max(1, self.count // 16), "seeds": SEEDS_PER_PROMPT},
             "metrics": {m.__name__.rpartition(".")[2]: m.VERSION for m in metrics},
             "features": {
-                "config": _digest(json.dumps(card["made"].get("config"), sort_keys=True)),
+                "config": _digest(json.dumps(card["metadata"].get("config"), sort_keys=True)),
                 "weights": card["sha256"],
-                "heldout_accuracy": card["made"].get("heldout_accuracy"),
+                "heldout_accuracy": card["metadata"].get("heldout_accuracy"),
             },
         }
 

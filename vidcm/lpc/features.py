@@ -68,6 +68,6 @@ def release_features(
         save_model(f"{draft}/net", card["spec"], weights, dtype=torch.float16)
         net = load_model(f"{draft}/net", AttributeNet)
         found = accuracy(net, LPC(art, attributes=classes), count)
-    made = card["made"] | {"heldout_accuracy": found, "heldout_count": count}
-    save_model(folder, card["spec"], weights, made=made, dtype=torch.float16)
+    made = card["metadata"] | {"heldout_accuracy": found, "heldout_count": count}
+    save_model(folder, card["spec"], weights, metadata=made, dtype=torch.float16)
     return found

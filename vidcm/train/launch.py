@@ -42,8 +42,8 @@ def launch(config: TrainConfig, device_name: str = "auto") -> int:
     start = start_on_ranks if distributed else start_alone
     engine = assemble(task.model, task.objective, config, device, start)
 
-    def export(weights: dict[str, Tensor], folder: Path, made: dict) -> None:
-        save_model(folder, config.model, weights, made=made)
+    def export(weights: dict[str, Tensor], folder: Path, metadata: dict) -> None:
+        save_model(folder, config.model, weights, metadata=metadata)
 
     code = train(config, task, engine, export)
     if distributed:

@@ -165,8 +165,8 @@ def _export(
     weights: dict[str, Tensor],
     export: Callable[[dict[str, Tensor], Path, dict], None],
 ) -> None:
-    made = {"config": to_dict(config), "step": config.steps}
-    export(task.finish(weights), Path(config.output) / "final", made)
+    metadata = {"config": to_dict(config), "step": config.steps}
+    export(task.finish(weights), Path(config.output) / "final", metadata)
 
 
 def _give_up(config: TrainConfig, step: int, bad: int) -> None:

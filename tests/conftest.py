@@ -9,9 +9,13 @@ import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+
+if TYPE_CHECKING:
+    from vidcm.lpc.dataset import LPC
 
 # Before torch is imported, and inherited by every subprocess: ranks and tests share few cores.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -51,6 +55,24 @@ def lpc_art() -> Path:
     """The Liberated Pixel Cup layers: VIDCM_LPC_ART, else `lpc/lpc_layers.tar` of shared_data."""
     folder = Path(os.environ.get("VIDCM_DATA") or SHARED)
     return _outside("VIDCM_LPC_ART", folder / "lpc" / "lpc_layers.tar")
+
+
+@pytest.fixture(scope="session")
+def puppets(tmp_path_factory: pytest.TempPathFactory) -> "LPC":
+    """The LPC task over drawn rectangles, with a small vocabulary."""
+    from puppets import theatre
+
+    return theatre(tmp_path_factory.mktemp("art"))
+
+
+@pytest.fixture(scope="session")
+def small_art(lpc_art: Path) -> "LPC":
+    """The LPC task over the real art, with a small vocabulary."""
+    from puppets import small
+
+    from vidcm.lpc.dataset import LPC
+
+    return small(LPC(lpc_art))
 
 
 def _outside(variable: str, default: Path) -> Path:

@@ -47,7 +47,11 @@ def test_every_name_imports_and_its_options_are_explained(kind, name):
         ("objective", {"name": "flow_matching", "p_mean": "0"}, "p_mean: '0' is not float"),
         ("objective", {"name": "consistency_tuning", "teacher": None}, "no option 'teacher'"),
         ("data", {"name": "latents", "path": 3}, r"path: 3 is not str \| "),
-        ("data", {"name": "lpc", "art": "/nowhere"}, "art is not at /nowhere, where data.art or --art says"),
+        (
+            "data",
+            {"name": "lpc", "art": "/nowhere"},
+            "art is not at /nowhere, where data.art or --art says",
+        ),
         ("objective", {"name": "flow_matching", "p_mean": math.nan}, "p_mean: nan is not a finite"),
         (
             "objective",

@@ -9,7 +9,7 @@ import torch
 from editing.test_command import frames as frames_of
 from editing.test_command import main
 from editing.test_edit import INPAINT, MASK, PLACE, PROMPT, H, W, film, grey
-from metrics.conftest import small
+from puppets import small
 
 from vidcm import VideoPipeline
 from vidcm.cli import edit as command

@@ -22,7 +22,7 @@ from vidcm.media.pixels import to_frames, to_video
 from vidcm.media.write import check_output, read_png, write_clip
 
 T, H, W = 11, 37, 53
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def noise(t: int = T, h: int = H, w: int = W, c: int = 3) -> np.ndarray:

@@ -6,7 +6,6 @@ from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from vidcm.lpc.dataset import CELL, LPC, ROWS, vocabulary
 
@@ -55,13 +54,8 @@ def small(lpc: LPC) -> LPC:
     return lpc
 
 
-@pytest.fixture(scope="session")
-def puppets(tmp_path_factory: pytest.TempPathFactory) -> LPC:
-    lpc = small(LPC(tmp_path_factory.mktemp("art"), num_frames=5))
+def theatre(folder: Path) -> LPC:
+    """The task over puppets; `folder` stands for the art and may be empty."""
+    lpc = small(LPC(folder, num_frames=5))
     lpc.sheets = Puppets()
     return lpc
-
-
-@pytest.fixture(scope="session")
-def small_art(lpc_art: Path) -> LPC:
-    return small(LPC(lpc_art))

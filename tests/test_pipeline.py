@@ -11,7 +11,7 @@ import torch
 
 from vidcm import VideoPipeline
 from vidcm.cli import export
-from vidcm.diffusion.times import SHIFT, STEPS
+from vidcm.diffusion.times import SHIFT, student_timesteps
 from vidcm.errors import UsageError, VidcmError
 from vidcm.media.clips import Clips
 from vidcm.media.write import numbered, read_png
@@ -31,7 +31,7 @@ def made(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def pipe(made) -> VideoPipeline:
-    return VideoPipeline.from_pretrained(made / "pipeline", "cpu")
+    return VideoPipeline.from_pretrained(made / "pipeline", device="cpu")
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_a_clip(pipe):
 
 
 def test_the_same_seed_is_the_same_clip_whatever_the_batch(pipe):
-    together = pipe([PROMPT, "an orc"], num_clips=2, seed=5)
+    together = pipe([PROMPT, "an orc"], num_videos_per_prompt=2, seed=5)
     assert together.seeds == [5, 6, 7, 8]
     assert together.prompts == [PROMPT, PROMPT, "an orc", "an orc"]
     for frames, prompt, seed in zip(together.frames, together.prompts, together.seeds, strict=True):
@@ -72,20 +72,25 @@ def test_prompts_steps_guidance_and_the_negative_prompt_change_the_clip(pipe):
     base = pipe(PROMPT, seed=3)
     assert pipe(PROMPT, seed=3).frames.tolist() == base.frames.tolist()
     assert apart(pipe("an orc", seed=3).frames, base.frames) > 1
-    assert apart(pipe(PROMPT, seed=3, guidance=1.0).frames, base.frames) > 0
+    assert apart(pipe(PROMPT, seed=3, guidance_scale=1.0).frames, base.frames) > 0
     assert apart(pipe(PROMPT, seed=3, negative_prompt="an orc").frames, base.frames) > 1
     for teacher in (False, True):
-        one, three = (pipe(PROMPT, seed=3, steps=n, teacher=teacher) for n in (1, 3))
+        one, three = (
+            pipe(PROMPT, seed=3, num_inference_steps=n, use_teacher=teacher) for n in (1, 3)
+        )
         assert apart(one.frames, three.frames) > 1
 
 
 def test_the_empty_negative_prompt_is_the_default_and_guidance_one_ignores_it(pipe):
-    base = pipe(PROMPT, guidance=1.0)
-    assert apart(pipe(PROMPT, guidance=1.0, negative_prompt="an orc").frames, base.frames) <= 1
-    same = pipe(PROMPT, teacher=True, guidance=1.0)
+    base = pipe(PROMPT, guidance_scale=1.0)
+    assert (
+        apart(pipe(PROMPT, guidance_scale=1.0, negative_prompt="an orc").frames, base.frames) <= 1
+    )
+    same = pipe(PROMPT, use_teacher=True, guidance_scale=1.0)
     assert (
         apart(
-            pipe(PROMPT, teacher=True, guidance=1.0, negative_prompt="an orc").frames, same.frames
+            pipe(PROMPT, use_teacher=True, guidance_scale=1.0, negative_prompt="an orc").frames,
+            same.frames,
         )
         <= 1
     )
@@ -94,14 +99,14 @@ def test_the_empty_negative_prompt_is_the_default_and_guidance_one_ignores_it(pi
 @pytest.mark.parametrize(
     "options, evaluations",
     [
-        ({}, 2), ({"steps": 1}, 1), ({"steps": 4}, 4), ({"steps": 4, "negative_prompt": "x"}, 12),
-        ({"teacher": True}, 6), ({"teacher": True, "steps": 5}, 10),
-        ({"teacher": True, "steps": 5, "solver": "heun"}, 18),
-        ({"teacher": True, "steps": 5, "solver": "dpm"}, 10),
+        ({}, 2), ({"num_inference_steps": 1}, 1), ({"num_inference_steps": 4}, 4), ({"num_inference_steps": 4, "negative_prompt": "x"}, 12),
+        ({"use_teacher": True}, 6), ({"use_teacher": True, "num_inference_steps": 5}, 10),
+        ({"use_teacher": True, "num_inference_steps": 5, "solver": "heun"}, 18),
+        ({"use_teacher": True, "num_inference_steps": 5, "solver": "dpm"}, 10),
     ],
 )  # fmt: skip
 def test_evaluations_are_counted_as_they_are(pipe, monkeypatch, options, evaluations):
-    model = pipe.model("teacher" if options.get("teacher") else "student")
+    model = pipe.model("teacher" if options.get("use_teacher") else "student")
     rows = []
     forward = model.backbone.forward
     monkeypatch.setattr(
@@ -112,50 +117,59 @@ def test_evaluations_are_counted_as_they_are(pipe, monkeypatch, options, evaluat
 
 def test_the_solver_of_the_teacher_is_chosen(pipe):
     euler, heun, dpm = (
-        pipe(PROMPT, teacher=True, steps=5, solver=s).frames for s in ("euler", "heun", "dpm")
+        pipe(PROMPT, use_teacher=True, num_inference_steps=5, solver=s).frames
+        for s in ("euler", "heun", "dpm")
     )
     assert apart(euler, heun) > 1 and apart(euler, dpm) > 1 and apart(heun, dpm) > 1
-    assert apart(pipe(PROMPT, teacher=True, steps=5).frames, euler) == 0
+    assert apart(pipe(PROMPT, use_teacher=True, num_inference_steps=5).frames, euler) == 0
     with pytest.raises(UsageError, match="solver is 'rk4'; use euler, heun, dpm"):
-        pipe(PROMPT, teacher=True, solver="rk4")
+        pipe(PROMPT, use_teacher=True, solver="rk4")
 
 
 def test_progress_counts_steps_and_may_cancel(pipe):
     seen = []
-    pipe(PROMPT, steps=3, progress=lambda *at: seen.append(at))
-    assert seen == [(1, 3), (2, 3), (3, 3)]
 
-    def cancel(step: int, steps: int) -> None:
+    def watch(*at):
+        seen.append(at)
+
+    pipe(PROMPT, num_inference_steps=3, callback_on_step_end=watch)
+    assert [(owner is pipe, step) for owner, step, *_ in seen] == [(True, i) for i in range(3)]
+    assert [time for _, _, time, _ in seen] == pytest.approx(student_timesteps(3))
+    assert all(state["latents"].shape == (1, 5, 2, 2, 3) for *_, state in seen)
+
+    def cancel(*at):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pipe(PROMPT, steps=3, progress=cancel)
+        pipe(PROMPT, num_inference_steps=3, callback_on_step_end=cancel)
 
 
 @pytest.mark.parametrize("teacher", [False, True])
 def test_a_long_clip_begins_as_the_short_one_of_its_seed(pipe, teacher):
-    short, long = (pipe(PROMPT, seed=3, frames=n, teacher=teacher) for n in (None, 13))
+    short, long = (pipe(PROMPT, seed=3, num_frames=n, use_teacher=teacher) for n in (None, 13))
     assert long.frames.shape == (1, 13, 16, 24, 3)
     assert apart(long.frames[:, :5], short.frames) <= 1
     assert long.evaluations == 3 * short.evaluations
-    assert apart(pipe(PROMPT, seed=3, frames=13, teacher=teacher).frames, long.frames) == 0
-    steered = pipe(PROMPT, seed=3, frames=13, teacher=teacher, negative_prompt="an orc")
+    assert apart(pipe(PROMPT, seed=3, num_frames=13, use_teacher=teacher).frames, long.frames) == 0
+    steered = pipe(PROMPT, seed=3, num_frames=13, use_teacher=teacher, negative_prompt="an orc")
     assert apart(steered.frames, long.frames) > 1
 
 
 def test_sizes_other_than_the_checkpoint_s(pipe):
     for frames, height, width in [(1, 16, 24), (5, 8, 16), (9, 24, 40)]:
-        clips = pipe(PROMPT, frames=frames, height=height, width=width)
+        clips = pipe(PROMPT, num_frames=frames, height=height, width=width)
         assert clips.frames.shape == (1, frames, height, width, 3)
         assert clips.evaluations == 2 * (1 if height <= 16 else 2 * 2 * 2)
 
 
 def test_prompts_that_take_over_change_the_clip_from_there_on(pipe):
     """No window's prompt reaches the windows before it."""
-    base = pipe([PROMPT, "a lady"], seed=3, frames=17).frames
-    same = pipe([PROMPT, "a lady"], seed=3, frames=17, then=[(9, PROMPT)]).frames
+    base = pipe([PROMPT, "a lady"], seed=3, num_frames=17).frames
+    same = pipe([PROMPT, "a lady"], seed=3, num_frames=17, prompt_schedule=[(9, PROMPT)]).frames
     assert apart(same[0], base[0]) <= 1
-    other = pipe([PROMPT, "a lady"], seed=3, frames=17, then=[(5, "an orc"), (13, "a cat")]).frames
+    other = pipe(
+        [PROMPT, "a lady"], seed=3, num_frames=17, prompt_schedule=[(5, "an orc"), (13, "a cat")]
+    ).frames
     assert apart(other[:, :5], base[:, :5]) <= 1
     for at in (5, 9, 13):
         assert apart(other[:, at : at + 4], base[:, at : at + 4]) > 1
@@ -168,10 +182,10 @@ def test_models_of_several_shapes_use_windows_beyond_the_largest(made, tmp_path,
     assert export.main([*arguments, "--bucket", "6x16x16"]) == 2
     assert "6 frames do not fit" in capsys.readouterr().err
     assert export.main([*arguments, "--bucket", "13x16x16"]) == 0
-    pipe = VideoPipeline.from_pretrained(tmp_path / "out", "cpu")
-    assert pipe.settings["trained"] == [[5, 16, 24], [13, 16, 16]]
-    assert pipe(PROMPT, steps=1, frames=13).evaluations == 1
-    assert pipe(PROMPT, steps=1, frames=17).evaluations == 2
+    pipe = VideoPipeline.from_pretrained(tmp_path / "out", device="cpu")
+    assert pipe.settings.shapes == [(5, 16, 24), (13, 16, 16)]
+    assert pipe(PROMPT, num_inference_steps=1, num_frames=13).evaluations == 1
+    assert pipe(PROMPT, num_inference_steps=1, num_frames=17).evaluations == 2
 
 
 def test_global_randomness_plays_no_part(pipe):
@@ -209,23 +223,67 @@ def test_numbers_of_files():
         (" \n\t", {}, "the prompt is empty"),
         ([], {}, "there is no prompt"),
         ([PROMPT, ""], {}, "the prompt is empty"),
-        ([3], {}, "a prompt must be text, not int"),
+        ([3], {}, "prompt is 3; expected text"),
+        (7, {}, "prompt is 7; expected text or a list"),
+        (None, {}, "give either a prompt or prompt_embeds"),
         ("x" * 5_000_000, {}, "5000000 characters is too long; use at most 2000"),
-        (PROMPT, {"steps": 0}, "steps is 0; use 1 to 1000"),
-        (PROMPT, {"steps": 10**6}, "use 1 to 1000"),
-        (PROMPT, {"guidance": -1.0}, "guidance is -1.0; use 0 to 100"),
-        (PROMPT, {"guidance": float("nan")}, "guidance is nan"),
-        (PROMPT, {"num_clips": 0}, "num_clips is 0; it must be at least 1"),
+        (PROMPT, {"num_inference_steps": 0}, "num_inference_steps is 0; use 1 to 1000"),
+        (PROMPT, {"num_inference_steps": 10**6}, "use 1 to 1000"),
+        (PROMPT, {"num_inference_steps": "4"}, "num_inference_steps is '4'; expected a whole"),
+        (PROMPT, {"num_inference_steps": 1.5}, "is 1.5; expected a whole number"),
+        (PROMPT, {"num_inference_steps": True}, "is True; expected a whole number"),
+        (PROMPT, {"guidance_scale": -1.0}, "guidance_scale is -1; use 0 to 100"),
+        (PROMPT, {"guidance_scale": float("nan")}, "guidance_scale is nan"),
+        (PROMPT, {"guidance_scale": "3"}, "guidance_scale is '3'; expected a number"),
+        (PROMPT, {"negative_prompt": None}, "negative_prompt is None; expected text"),
+        (PROMPT, {"num_videos_per_prompt": 0}, "num_videos_per_prompt is 0; use 1"),
+        (PROMPT, {"num_videos_per_prompt": 10**8}, "100000000 clips of 5 frames of 24x16 need"),
+        (PROMPT, {"height": 65536, "width": 65536}, "1 clip of 5 frames .* GiB of memory"),
         (PROMPT, {"seed": [1, 2]}, "2 seeds for 1 clips"),
-        (PROMPT, {"frames": 6}, "6 frames do not fit .* use 5 or 9"),
-        (PROMPT, {"frames": -3}, "-3 frames do not fit"),
-        (PROMPT, {"width": 0}, "width 0 is not a multiple of 8; use 8 or 16"),
-        (PROMPT, {"then": [(3, "an orc")]}, "would show nowhere: .* this one has 1; ask for more"),
-        (PROMPT, {"frames": 9, "then": [(0, "an orc")]}, "take over at the frames 0; give"),
-        (PROMPT, {"frames": 9, "then": [(5, "a"), (3, "b")]}, "take over at the frames 5, 3"),
-        (PROMPT, {"frames": 9, "then": [(5, " ")]}, "the prompt is empty"),
-        (PROMPT, {"frames": 9, "then": [(5, "a"), (6, "b")]}, "the prompt from frame 5 on would"),
-        (PROMPT, {"frames": 9, "then": [(9, "a")]}, "the prompt from frame 9 on would show"),
+        (PROMPT, {"seed": 1.5}, "seed is 1.5; expected a whole number"),
+        (PROMPT, {"seed": "5"}, "seed is '5'; expected a whole number"),
+        (PROMPT, {"seed": -1}, "seed is -1; use 0 to"),
+        (PROMPT, {"seed": 2**63}, "seed is 9223372036854775808; use 0 to"),
+        (PROMPT, {"seed": 1, "generator": torch.Generator()}, "either a seed or a generator"),
+        (PROMPT, {"generator": [torch.Generator()] * 2}, "give a torch.Generator, or 1"),
+        (PROMPT, {"generator": 3}, "generator is 3; give a torch.Generator"),
+        (
+            PROMPT,
+            {"latents": torch.zeros(1, 5, 2, 2, 2)},
+            r"expected .* of shape \(1, 5, 2, 2, 3\)",
+        ),
+        (PROMPT, {"prompt_embeds": 3}, "give either a prompt or prompt_embeds"),
+        (None, {"prompt_embeds": 3}, "prompt_embeds is a int; use encode_prompt"),
+        (PROMPT, {"output_type": "numpy"}, "output_type is 'numpy'; use np, pt, pil, latent"),
+        (PROMPT, {"callback_on_step_end": 3}, "callback_on_step_end is 3; expected a function"),
+        (PROMPT, {"batch_size": 0}, "batch_size is 0; use 1"),
+        (PROMPT, {"solver": 3}, "solver is 3; use euler"),
+        (PROMPT, {"num_frames": 6}, "6 frames do not fit .* use 5 or 9"),
+        (PROMPT, {"num_frames": -3}, "num_frames is -3; use 1 to 100000"),
+        (PROMPT, {"num_frames": "9"}, "num_frames is '9'; expected a whole number"),
+        (PROMPT, {"width": 20}, "width 20 is not a multiple of 8; use 16 or 24"),
+        (PROMPT, {"width": 0}, "width is 0; use 1 to"),
+        (PROMPT, {"prompt_schedule": 5}, r"prompt_schedule is 5; expected \[\(frame, prompt\)"),
+        (
+            PROMPT,
+            {"prompt_schedule": [(3, "an orc")]},
+            "would show nowhere: .* has 1; ask for more",
+        ),
+        (
+            PROMPT,
+            {"num_frames": 9, "prompt_schedule": [(0, "an orc")]},
+            "prompt_schedule is 0; use",
+        ),
+        (PROMPT, {"num_frames": 9, "prompt_schedule": [(5, "a"), (3, "b")]}, "at the frames 5, 3"),
+        (PROMPT, {"num_frames": 9, "prompt_schedule": [(5, " ")]}, "the prompt is empty"),
+        (
+            PROMPT,
+            {"num_frames": 9, "prompt_schedule": [(5, "a"), (6, "b")]},
+            "from frame 5 on would",
+        ),
+        (PROMPT, {"num_frames": 9, "prompt_schedule": [(9, "a")]}, "prompt from frame 9 on would"),
+        (PROMPT, {"steps": 4}, "no argument 'steps'; it is called 'num_inference_steps' here"),
+        (PROMPT, {"num_frame": 4}, "no argument 'num_frame'; did you mean 'num_frames'"),
     ],
     ids=lambda value: str(value)[:20],
 )
@@ -242,11 +300,16 @@ def test_a_folder_that_is_no_pipeline(tmp_path, made):
     with pytest.raises(UsageError, match="lpc-46 is neither"):
         VideoPipeline.from_pretrained("lpc-46")
     with pytest.raises(UsageError, match="unknown device 'tpux'"):
-        VideoPipeline.from_pretrained(made / "pipeline", "tpux")
+        VideoPipeline.from_pretrained(made / "pipeline", device="tpux")
 
 
 @pytest.mark.parametrize(
-    "text, message", [("{", "cannot read"), ('{"frames": 5}', "lacks height, width")]
+    "text, message",
+    [
+        ("{", "cannot read"),
+        ("[]", "is damaged"),
+        ('{"frames": 5}', "unknown key 'frames'; did you mean 'num_frames'.*export it again"),
+    ],
 )
 def test_settings_that_are_damaged(copy, text, message):
     (copy / "pipeline.json").write_text(text)
@@ -258,20 +321,20 @@ def test_roles_are_not_mixed_up(copy):
     (copy / "student").rename(copy / "other")
     (copy / "teacher").rename(copy / "student")
     (copy / "other").rename(copy / "teacher")
-    pipe = VideoPipeline.from_pretrained(copy, "cpu")
+    pipe = VideoPipeline.from_pretrained(copy, device="cpu")
     with pytest.raises(
         UsageError, match="student is not a student: a student takes a guidance scale"
     ):
         pipe(PROMPT)
     with pytest.raises(UsageError, match="teacher is not a teacher"):
-        pipe(PROMPT, teacher=True)
+        pipe(PROMPT, use_teacher=True)
 
 
 def test_a_part_that_is_another_kind(copy):
     shutil.rmtree(copy / "codec")
     shutil.copytree(copy / "student", copy / "codec")
     with pytest.raises(UsageError, match="codec holds a Denoiser; expected a CausalVAE"):
-        VideoPipeline.from_pretrained(copy, "cpu")
+        VideoPipeline.from_pretrained(copy, device="cpu")
 
 
 # --- export ---------------------------------------------------------------------------------------
@@ -279,8 +342,11 @@ def test_a_part_that_is_another_kind(copy):
 
 def test_export_keeps_what_was_made_in_half_precision(made):
     settings = json.loads((made / "pipeline" / "pipeline.json").read_text())
-    assert {k: settings[k] for k in tiny.SIZE} == tiny.SIZE
-    assert settings["student"]["times"] == {str(k): list(v) for k, v in STEPS.items()}
+    assert [settings[k] for k in ("num_frames", "height", "width")] == list(tiny.SIZE.values())
+    assert settings["student"] == {
+        "num_inference_steps": 2, "guidance_scale": 3.0, "guidance_range": [1.0, 5.0],
+        "max_inference_steps": 8, "sampler": "consistency",
+    }  # fmt: skip
     for role in ("codec", "teacher", "student"):
         folders = made / "models" / role, made / "pipeline" / role
         cards = [read_card(f) for f in folders]
@@ -299,7 +365,7 @@ def test_export_replaces_models_and_leaves_the_rest(made, copy, capsys):
     assert "holds files; give another --output, or --overwrite" in capsys.readouterr().err
     assert export.main([*arguments, "--overwrite", "--fps", "5"]) == 0
     assert (copy / "README.md").read_text() == "a card"
-    assert VideoPipeline.from_pretrained(copy, "cpu").settings["fps"] == 5
+    assert VideoPipeline.from_pretrained(copy, device="cpu").settings.fps == 5
 
 
 def test_exported_teachers_have_a_scale_and_a_grid_of_their_own(made, copy):
@@ -308,10 +374,10 @@ def test_exported_teachers_have_a_scale_and_a_grid_of_their_own(made, copy):
     last = {}
     for options, scale in (([], 1.5), (["--teacher-guidance", "1.2", "--shift", "200"], 1.2)):
         assert export.main([*arguments, *options]) == 0
-        pipe = VideoPipeline.from_pretrained(copy, "cpu")
-        assert pipe.numbers(False, None, None)[1] == 1.5
-        assert pipe.numbers(True, None, None)[1] == scale
-        *_, before, end = pipe.times(True, 5)
+        pipe = VideoPipeline.from_pretrained(copy, device="cpu")
+        assert pipe.generation("student").guidance_scale == 1.5
+        assert pipe.generation("teacher").guidance_scale == scale
+        *_, before, end = pipe.generation("teacher", 5).timesteps()
         last[scale] = before / (1 - before)  # sigma / alpha where the last step begins
         assert end == 0
     assert last[1.5] == pytest.approx(SHIFT / 4) and last[1.2] == pytest.approx(200 / 4)
@@ -358,11 +424,13 @@ def test_another_codec_s_latents_are_refused(made, tmp_path, capsys):
 def bundled() -> VideoPipeline:
     if not (BUNDLED / "lpc-64" / "pipeline.json").is_file():
         pytest.skip(f"{BUNDLED / 'lpc-64'} is not there")
-    return VideoPipeline.from_pretrained("lpc-64", "cpu")
+    return VideoPipeline.from_pretrained("lpc-64", device="cpu")
 
 
 def test_the_bundled_model_makes_clips(bundled):
-    clips = bundled([PROMPT, "a man in steel armor slashes, on a red background"], steps=1)
+    clips = bundled(
+        [PROMPT, "a man in steel armor slashes, on a red background"], num_inference_steps=1
+    )
     assert clips.frames.shape == (2, 9, 64, 64, 3) and clips.evaluations == 1
     corners = clips.frames[1, :, :4, :4].reshape(-1, 3).mean(0)
     assert corners[0] > corners[1] + 30 and corners[0] > corners[2] + 30

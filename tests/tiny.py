@@ -9,6 +9,7 @@ from vidcm.cli import export
 from vidcm.data.batch import Batch
 from vidcm.registry import build
 from vidcm.rng import SampleRng
+from vidcm.settings import PipelineSettings, StudentSettings, TeacherSettings
 from vidcm.store import save_model
 
 CODEC = {
@@ -27,6 +28,12 @@ TEXT = {
     "max_words": 11,
 }
 SIZE = {"frames": 5, "height": 16, "width": 24}
+
+
+def settings(num_frames: int = 5, **student) -> PipelineSettings:
+    """Settings of clips of 64x64, for stand-ins of a pipeline; `student`: its options."""
+    own = StudentSettings(4, 1.0, **student)
+    return PipelineSettings(num_frames, 64, 64, 8.0, own, TeacherSettings(50, 1.0))
 
 
 def denoiser(*, guidance_embed: bool = False, channels: int = 5, **options) -> dict:

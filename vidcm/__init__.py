@@ -1,7 +1,7 @@
 """vidcm: few-step consistency models from video diffusion models.
 
-`VideoPipeline` is the way in from Python; `vidcm --help` lists the commands. Importing the package
-imports nothing heavy: torch comes with the first name that needs it.
+`VideoPipeline` is the Python API, `load_video` reads clips for its `edit`; `vidcm --help` lists the
+commands. Importing the package imports nothing heavy: torch comes with the first name that needs it.
 """
 
 from typing import TYPE_CHECKING
@@ -10,15 +10,16 @@ from vidcm.version import __version__
 
 if TYPE_CHECKING:
     from vidcm.pipeline import VideoPipeline as VideoPipeline
+    from vidcm.pipeline import load_video as load_video
 
-__all__ = ["VideoPipeline", "__version__"]
+__all__ = ["VideoPipeline", "__version__", "load_video"]
 
 
 def __getattr__(name: str) -> object:
-    if name == "VideoPipeline":
-        from vidcm.pipeline import VideoPipeline
+    if name in ("VideoPipeline", "load_video"):
+        from vidcm import pipeline
 
-        return VideoPipeline
+        return pipeline.VideoPipeline if name == "VideoPipeline" else pipeline.load_video
     raise AttributeError(f"module 'vidcm' has no attribute {name!r}")
 
 

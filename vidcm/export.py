@@ -1,6 +1,5 @@
 """A pipeline folder out of model folders: what `generate` and `VideoPipeline` load."""
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from vidcm.files import replacing
 from vidcm.objectives.common import guidance_of
 from vidcm.pipeline import VideoPipeline
 from vidcm.registry import build, lookup
+from vidcm.settings import PipelineSettings, StudentSettings, TeacherSettings
 from vidcm.store import read_card, read_weights, save_model
 from vidcm.train.health import LEAST_MOTION, logged_motion
 
@@ -47,52 +47,52 @@ def known_words(student: str | Path) -> str:
 def sampling_of(objective: dict) -> dict[str, Any]:
     """The settings that say how a student of an objective is sampled."""
     special = objective and hasattr(lookup("objective", objective["name"]), "sampling")
-    found = student_settings(build("objective", objective, teacher=None) if special else None)
-    return found | {"times": {str(k): list(v) for k, v in found["times"].items()}}
+    return student_settings(build("objective", objective, teacher=None) if special else None)
 
 
 def pipeline_settings(
     objective: dict,
     *,
-    frames: int,
+    num_frames: int,
     height: int,
     width: int,
     fps: float,
-    guidance: float,
-    steps: int = 4,
+    guidance_scale: float,
+    num_inference_steps: int = 4,
     teacher_steps: int = 50,
     teacher_guidance: float | None = None,
     shift: float | None = None,
     solver: str | None = None,
-) -> dict[str, Any]:
-    """What `pipeline.json` holds for a student of an objective and its teacher. guidance, steps:
-    the student's defaults. teacher_guidance: the teacher's, if another. shift: of the teacher's
-    grid of times. solver: the teacher's, if not Euler's."""
-    student = {
-        "steps": steps,
-        "guidance": guidance,
-        "guidance_range": guidance_of(objective),
-        "max_steps": MOST_STEPS,
-    }
-    teacher = {
-        "steps": teacher_steps,
-        "guidance": guidance if teacher_guidance is None else teacher_guidance,
-        "shift": SHIFT if shift is None else shift,
-    }
-    return {
-        "frames": frames,
-        "height": height,
-        "width": width,
-        "fps": fps,
-        "student": student | sampling_of(objective),
-        "teacher": teacher | ({"solver": solver} if solver else {}),
-    }
+) -> PipelineSettings:
+    """The content of `pipeline.json` for a student and its teacher.
+
+    Args:
+        objective: Spec of the student's objective.
+        num_frames: Default frames of a clip.
+        height: Default height in pixels.
+        width: Default width in pixels.
+        fps: Frames per second.
+        guidance_scale: Default of the student.
+        num_inference_steps: Default of the student.
+        teacher_steps: Default of the teacher.
+        teacher_guidance: Default of the teacher (default: the student's).
+        shift: Resolution shift of the teacher's times.
+        solver: The teacher's ODE solver.
+    """
+    low, high = guidance_of(objective)
+    student = StudentSettings(
+        num_inference_steps, guidance_scale, (low, high), MOST_STEPS, **sampling_of(objective)
+    )
+    own = guidance_scale if teacher_guidance is None else teacher_guidance
+    times = SHIFT if shift is None else shift
+    teacher = TeacherSettings(teacher_steps, own, times, solver or "euler")
+    return PipelineSettings(num_frames, height, width, fps, student, teacher)
 
 
 def export(
     models: Mapping[str, str | Path],
     output: Path,
-    settings: dict[str, Any],
+    settings: PipelineSettings,
     *,
     storage: str = "fp16",
     overwrite: bool = False,
@@ -124,8 +124,8 @@ def export(
             dtype = torch.int8 if eight else torch.float16
             weights = read_weights(models[role])
             save_model(draft / role, card["spec"], weights, metadata=card["metadata"], dtype=dtype)
-        (draft / "pipeline.json").write_text(json.dumps(settings, indent=1) + "\n", "utf-8")
-        pipe = VideoPipeline.from_pretrained(draft, "cpu")
+        settings.save(draft)
+        pipe = VideoPipeline.from_pretrained(draft, device="cpu")
         for role in ("teacher", "student"):
             if pipe.model(role).channels != pipe.codec.channels:
                 raise UsageError(
@@ -133,8 +133,8 @@ def export(
                     f"{models['codec']} reads {pipe.codec.channels}; give the codec it was trained "
                     "with"
                 )
-        pipe("a test", steps=settings["student"].get("phases", 1))
-        pipe("a test", steps=1, teacher=True)
+        pipe("a test", num_inference_steps=settings.student.phases or 1)
+        pipe("a test", num_inference_steps=1, use_teacher=True)
 
 
 def refuse_still(student: str | Path) -> None:

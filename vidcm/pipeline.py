@@ -1,82 +1,159 @@
-"""Prompts to clips: text, denoising, decoding, each timed; then whatever file was asked for."""
+"""The Python API: prompts to clips, and edits of clips, by a student or its teacher."""
 
-import json
 import math
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, Self
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from vidcm.arguments import (
+    MAX_SEED,
+    checked_names,
+    real_number,
+    seeds,
+    text,
+    texts,
+    whole_number,
+)
 from vidcm.codecs.causal_vae import CausalVAE
-from vidcm.codecs.chunked import decode_chunked
-from vidcm.conditioning.prompts import check_prompts
+from vidcm.conditioning.prompts import check_prompts, unknown_words
 from vidcm.diffusion import samplers
+from vidcm.diffusion.base import Cond, batched
 from vidcm.diffusion.denoiser import Denoiser
-from vidcm.diffusion.guidance import CFGDenoiser, NegativePromptStudent
-from vidcm.diffusion.times import shifted_timesteps, student_timesteps, to_path_time
-from vidcm.diffusion.windows import Schedule, Windowed, check_then
+from vidcm.diffusion.windows import PromptSchedule, check_schedule
+from vidcm.editing.edit import TaskSpec, edit
 from vidcm.errors import UsageError, VidcmError
+from vidcm.generation import Generation
+from vidcm.limits import check_memory
 from vidcm.media.clips import Clips, Clock
-from vidcm.media.pixels import to_frames
-from vidcm.media.sizes import check_size
-from vidcm.rng import SampleRngs
-from vidcm.runtime import fast_cpu, pick_device
+from vidcm.media.load import fit, read_film
+from vidcm.media.write import check_clip
+from vidcm.rng import SampleRng
+from vidcm.runtime import fast_cpu, pick_device, pick_dtype
+from vidcm.settings import (
+    MAX_CLIPS,
+    MAX_FRAMES,
+    MAX_GUIDANCE,
+    MAX_SIDE,
+    MAX_STEPS,
+    PipelineSettings,
+)
 from vidcm.store import load_model
 
-if TYPE_CHECKING:
-    from vidcm.editing.edit import Asked
-
 BUNDLED = Path(__file__).parent / "pretrained"
-MAX_STEPS = 1000
+OUTPUT_TYPES = ("np", "pt", "pil", "latent")
+BATCH_PIXELS = 2**21  # of all frames of the clips that are sampled and decoded at once
+
+# Called after each step as (pipe, step from 0, time, {"latents": x}); returns {} or new latents.
+StepCallback = Callable[
+    ["VideoPipeline", int, float, dict[str, Tensor]], Mapping[str, Tensor] | None
+]
+
+SYNONYMS = {
+    "prompts": "prompt",
+    "steps": "num_inference_steps",
+    "guidance": "guidance_scale",
+    "cfg_scale": "guidance_scale",
+    "frames": "num_frames",
+    "video_length": "num_frames",
+    "num_clips": "num_videos_per_prompt",
+    "num_images_per_prompt": "num_videos_per_prompt",
+    "negative_prompts": "negative_prompt",
+    "seeds": "seed",
+    "progress": "callback_on_step_end",
+    "callback": "callback_on_step_end",
+    "then": "prompt_schedule",
+    "teacher": "use_teacher",
+    "scheduler": "solver",
+    "dtype": "torch_dtype",
+    "return_type": "output_type",
+}
 
 
 class VideoPipeline:
     """A student, its teacher, their codec, and the settings they were tuned with.
 
-    A pipeline folder holds model folders `codec`, `student`, `teacher` and `pipeline.json`:
-    frames, height, width, fps, steps, guidance and times of the student, steps, guidance and shift
-    of the teacher. Of a student also its `sampler` if that is not "consistency", and `phases` if it
-    has any. `trained`, if there: (frames, height, width) of every shape the models were trained on.
+    Attributes:
+        folder: Pipeline folder with the model folders `codec`, `student`, `teacher` and
+            `pipeline.json`.
+        settings: The content of `pipeline.json`.
+        device: Where the models run.
+        dtype: Precision of networks and codec; latents are float32 always.
+        codec: Video codec.
     """
 
-    def __init__(self, folder: Path, settings: dict, device: torch.device):
-        self.folder, self.settings, self.device = folder, settings, device
+    def __init__(
+        self,
+        folder: Path,
+        settings: PipelineSettings,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+    ):
+        self.folder, self.settings, self.device, self.dtype = folder, settings, device, dtype
         self.codec: CausalVAE = load_model(folder / "codec", CausalVAE, device)
         self._models: dict[str, Denoiser] = {}
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, device: str = "auto") -> "VideoPipeline":
-        """name: a bundled model ("lpc-64") or a pipeline folder. Raises UsageError when there is
-        none, VidcmError when it is damaged."""
+    @checked_names(SYNONYMS)
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike[str],
+        *,
+        torch_dtype: str | torch.dtype = "auto",
+        device: str | torch.device = "auto",
+    ) -> Self:
+        """Load a pipeline.
+
+        Args:
+            name: A bundled model ("lpc-64") or a pipeline folder.
+            torch_dtype: torch.float32 or torch.bfloat16; "auto" is bfloat16 on a GPU and float32 on
+                a CPU.
+            device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:1".
+
+        Raises:
+            UsageError: There is no such pipeline, device or precision.
+            VidcmError: It is damaged.
+        """
         fast_cpu()
         bundled = sorted(p.parent.name for p in BUNDLED.glob("*/pipeline.json"))
         folder = BUNDLED / name if str(name) in bundled else Path(name)
         try:
-            settings = json.loads((folder / "pipeline.json").read_text("utf-8"))
+            settings = PipelineSettings.load(folder)
         except FileNotFoundError:
             raise UsageError(
                 f"{name} is neither a bundled model ({', '.join(bundled) or 'none'}) nor a pipeline "
                 "folder with a pipeline.json; tools/export.py makes one from runs"
             ) from None
-        except (OSError, ValueError) as error:
-            raise VidcmError(f"cannot read {folder / 'pipeline.json'}: {error}") from None
-        needed = ("frames", "height", "width", "fps", "student", "teacher")
-        missing = [k for k in needed if k not in settings]
-        for role in sorted({"student", "teacher"} - set(missing)):
-            missing += [f"{role}.{k}" for k in ("steps", "guidance") if k not in settings[role]]
-        if missing:
-            raise VidcmError(
-                f"{folder / 'pipeline.json'} lacks {', '.join(missing)}; export it again"
-            )
-        sampler = settings["student"].get("sampler", "consistency")
-        if sampler not in samplers.SAMPLERS:
-            raise VidcmError(
-                f"{folder / 'pipeline.json'} asks for the sampler {sampler!r}; this version knows "
-                f"{', '.join(samplers.SAMPLERS)}"
-            )
-        return cls(folder, settings, pick_device(device))
+        for kind, value, known in (
+            ("sampler", settings.student.sampler, samplers.SAMPLERS),
+            ("solver", settings.teacher.solver, samplers.SOLVERS),
+        ):
+            if value not in known:
+                raise VidcmError(
+                    f"{folder / 'pipeline.json'} asks for the {kind} {value!r}; this version knows "
+                    f"{', '.join(known)}"
+                )
+        place = pick_device(device)
+        return cls(folder, settings, place, pick_dtype(torch_dtype, place))
+
+    def to(self, target: str | torch.device | torch.dtype) -> Self:
+        """Move the models to a device, or change the precision; returns the pipeline.
+
+        Raises:
+            UsageError: There is no such device or precision.
+        """
+        if isinstance(target, torch.dtype):
+            self.dtype = pick_dtype(target, self.device)
+            return self
+        self.device = pick_device(target)
+        for model in (self.codec, *self._models.values()):
+            model.to(self.device)
+        return self
 
     def model(self, role: str) -> Denoiser:
         """The denoiser of a role, "student" or "teacher", loaded on first use."""
@@ -90,190 +167,409 @@ class VideoPipeline:
             self._models[role] = model
         return self._models[role]
 
+    def generation(
+        self,
+        role: str = "student",
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        solver: str | None = None,
+    ) -> Generation:
+        """How a role samples; None for the checkpoint's own numbers. Raises UsageError for numbers
+        of another type or out of range."""
+        if num_inference_steps is not None:
+            name = "num_inference_steps"
+            num_inference_steps = whole_number(name, num_inference_steps, 1, MAX_STEPS)
+        if guidance_scale is not None:
+            guidance_scale = real_number("guidance_scale", guidance_scale, 0, MAX_GUIDANCE)
+        numbers = num_inference_steps, guidance_scale, solver
+        return Generation.resolve(self.model(role), self.codec, self.settings, role, *numbers)
+
+    def autocast(self) -> AbstractContextManager:
+        """The context that networks and codec run in."""
+        enabled = self.dtype != torch.float32
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=enabled)
+
+    def encode_prompt(self, prompt: str | Sequence[str], *, use_teacher: bool = False) -> Cond:
+        """Prompts as `prompt_embeds` of a call, one sample each."""
+        prompts = texts("prompt", prompt)
+        check_prompts(prompts)
+        with torch.no_grad(), self.autocast():
+            return self.model("teacher" if use_teacher else "student").encode(prompts)
+
+    @checked_names(SYNONYMS)
     def __call__(
         self,
-        prompts: str | Sequence[str],
+        prompt: str | Sequence[str] | None = None,
         *,
-        steps: int | None = None,
-        guidance: float | None = None,
         negative_prompt: str = "",
-        seed: int | Sequence[int] = 0,
-        num_clips: int = 1,
-        frames: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        num_frames: int | None = None,
         height: int | None = None,
         width: int | None = None,
-        then: Sequence[tuple[int, str]] = (),
-        teacher: bool = False,
+        num_videos_per_prompt: int = 1,
+        seed: int | Sequence[int] | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        prompt_embeds: Cond | None = None,
+        output_type: str = "np",
+        callback_on_step_end: StepCallback | None = None,
+        prompt_schedule: Sequence[tuple[int, str]] = (),
+        use_teacher: bool = False,
         solver: str | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        batch_size: int | None = None,
     ) -> Clips:
-        """Make `num_clips` clips of every prompt.
+        """Generate clips of prompts.
 
-        steps: network evaluations of the student (default: the checkpoint's), or solver steps of
-        the teacher. guidance: its scale. negative_prompt: what to move away from. seed: of the
-        first clip, the next ones count up; or one per clip. The same seed gives the same clip in
-        any batch. frames, height, width: of the clips (default: the checkpoint's); beyond what the
-        models were trained on, windows share the work (`vidcm/diffusion/windows.py`). then: (frame, prompt)
-        of prompts that take over along a clip of several windows. solver: the teacher's, "euler",
-        "heun" or "dpm" (default: the checkpoint's, or euler). progress: called with (step, steps);
-        may raise to cancel.
-        Raises UsageError for an empty or huge prompt, numbers out of range or sizes that the
-        strides of codec and network do not divide.
+        Args:
+            prompt: One prompt or several.
+            negative_prompt: The prompt to move away from; without effect at guidance 1.
+            num_inference_steps: Evaluations of the student, or solver steps of the teacher, 1 to
+                1000 (default: the checkpoint's).
+            guidance_scale: 0 to 100, 1 is without (default: the checkpoint's).
+            num_frames: Frames of a clip, 4k + 1 (default: the checkpoint's). Clips longer or larger
+                than the models were trained on are generated in windows (`diffusion/windows.py`).
+            height: In pixels (default: the checkpoint's).
+            width: In pixels (default: the checkpoint's).
+            num_videos_per_prompt: Clips of each prompt.
+            seed: Seed of the first clip, which counts up, or one per clip (default: 0). A seed
+                gives the same clip in any batch but for rounding.
+            generator: Generator of the seeds, or one per clip; instead of `seed`.
+            latents: Unit noise to begin from, `(n, c, t, h, w)`; instead of drawn noise.
+            prompt_embeds: Prompts by `encode_prompt`; instead of `prompt`.
+            output_type: "np" uint8 `(n, t, h, w, 3)`, "pt" the same as a tensor, "pil" lists of
+                pictures, or "latent" `(n, c, t, h, w)`.
+            callback_on_step_end: Called after each step of each batch as
+                `(pipe, step, time, {"latents": x})`; may return {"latents": x} to go on with
+                others, and may raise to cancel.
+            prompt_schedule: (frame, prompt) of prompts that take over along a clip of several
+                windows.
+            use_teacher: Sample the teacher.
+            solver: The teacher's, "euler", "heun" or "dpm" (default: the checkpoint's).
+            batch_size: Clips that are sampled at once (default: as many as memory should hold). It
+                changes clips by rounding alone.
+
+        Raises:
+            UsageError: An argument of another type, an empty or huge prompt, a number out of range,
+                or a size that the strides of codec and network do not divide.
         """
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        check_prompts(prompts)
-        if num_clips < 1:
-            raise UsageError(f"num_clips is {num_clips}; it must be at least 1")
-        prompts = [p for p in prompts for _ in range(num_clips)]
-        seeds = [seed + i for i in range(len(prompts))] if isinstance(seed, int) else list(seed)
-        if len(seeds) != len(prompts):
-            raise UsageError(
-                f"{len(seeds)} seeds for {len(prompts)} clips; give one seed, or one per clip"
-            )
-        role = "teacher" if teacher else "student"
-        own = self.settings[role]
-        steps, scale = self.numbers(teacher, steps, guidance)
-        solver = solver or own.get("solver", "euler")
-        if solver not in samplers.SOLVERS:
-            raise UsageError(f"solver is {solver!r}; use {', '.join(samplers.SOLVERS)}")
-        channels, *size = self.latent_shape(role, frames, height, width)
-        model, whole = self.model(role), self.windowed(role)
-        room = whole.room(size[0])
-        windows = whole.windows(room, *size[1:])
-        places = [self.place(frame) for frame, _ in then]
-        check_prompts([*prompts, *(prompt for _, prompt in then)])
-        check_then(then, places, [w.place for w in windows])
+        # 1. Check inputs and resolve the checkpoint's own numbers.
+        text("negative_prompt", negative_prompt)
+        generation = self.generation(
+            "teacher" if use_teacher else "student", num_inference_steps, guidance_scale, solver
+        )
+        channels, *size = generation.latent_shape(*self._check_size(num_frames, height, width))
+        if output_type not in OUTPUT_TYPES:
+            raise UsageError(f"output_type is {output_type!r}; use {', '.join(OUTPUT_TYPES)}")
+        per_prompt = whole_number("num_videos_per_prompt", num_videos_per_prompt, 1, MAX_CLIPS)
+        prompts = self._check_prompt(prompt, prompt_embeds, prompt_schedule)
+        count = len(prompts) * per_prompt
+        window = generation.denoiser
+        padded = window.padded_frames(size[0])
+        shape = (channels, padded, *size[1:])
+        self._check_schedule(generation, prompt_schedule, shape[1:])
+        clip_shape = generation.pixel_shape(size)
+        batch = max(BATCH_PIXELS // math.prod(clip_shape), 1)
+        if batch_size is not None:
+            batch = whole_number("batch_size", batch_size, 1, MAX_CLIPS)
+        check_memory(count, *clip_shape, batch)
+        clip_seeds = _draw_seeds(generator, seed, count)
+        if latents is not None:
+            latents = _check_latents(latents, (count, *shape))
+        on_step = self._on_step(callback_on_step_end)
         clock = Clock(self.device)
-
-        device, count = self.device, len(prompts)
-        with torch.no_grad():
-            told = None if teacher else torch.full((count,), float(scale), device=device)
-            cond = model.encode(prompts, told)
-            if then:
-                later = [model.encode([prompt] * count, told) for _, prompt in then]
-                cond = Schedule.of(cond, list(zip(places, later, strict=True)))
-            negative, empty = (model.encode([p] * count) for p in (negative_prompt, ""))
-            clock("text")
-            rng = whole.recurring(SampleRngs(seeds, device))
-            noise = rng.normal(channels, room, *size[1:])
-            report = progress or (lambda step, steps: None)
-            times = self.times(teacher, steps)
-            start = torch.full((count,), times[0], device=device)
-            x = model.path.add_noise(torch.zeros_like(noise), noise, start)
-            if teacher:
-                denoiser = CFGDenoiser(whole, scale, negative)
-                sampler = samplers.SOLVERS[solver]
+        made: list[Any] = []
+        with torch.no_grad(), self.autocast():
+            # 2. Encode the prompts, once for all batches.
+            if prompt_embeds is None:
+                cond = generation.encode(prompts, prompt_schedule)
             else:
-                denoiser = (
-                    NegativePromptStudent(whole, negative, empty, scale)
-                    if negative_prompt
-                    else whole
-                )
-                sampler = samplers.SAMPLERS[own.get("sampler", "consistency")]
+                cond = generation.with_guidance(prompt_embeds)
+            cond = _repeated(cond, per_prompt)
+            clock("text")
+            for first in range(0, count, batch):
+                part = slice(first, min(first + batch, count))
+                # 3. Draw the noise of each clip from its seed.
+                rng = window.repeated_noise(SampleRng.of_seeds(clip_seeds[part], self.device))
+                noise = rng.normal(*shape)
+                if latents is not None:
+                    noise = latents[part].to(self.device)
+                # 4. Denoise.
+                x = generation.sample(
+                    cond.rows(part), noise, rng, negative_prompt=negative_prompt, on_step=on_step
+                )[:, :, : size[0]]
+                clock("denoise")
+                # 5. Decode.
+                made.append(x.cpu() if output_type == "latent" else generation.decode(x))
+                clock("decode")
+        # 6. Give the clips the asked form.
+        return Clips(
+            _as_type(torch.cat(made), output_type),
+            [p for p in prompts for _ in range(per_prompt)],
+            clip_seeds,
+            self.settings.fps,
+            generation.evaluations(shape[1:], negative_prompt),
+            clock.seconds,
+            output_type,
+        )
 
-            def on_step(step: int, time: float, x: torch.Tensor) -> torch.Tensor:
-                report(step + 1, steps)
-                return x
-
-            x = sampler(denoiser, x, times, cond, rng, on_step)
-            clock("denoise")
-            pieces = decode_chunked(self.codec, x[:, :, : size[0]])
-            pixels = torch.cat([to_frames(video).cpu() for video in pieces], dim=1).numpy()
-            clock("decode")
-        slopes = 2 * steps - 1 if teacher and solver == "heun" else steps
-        evaluations = slopes * (2 if teacher else 3 if negative_prompt else 1) * len(windows)
-        return Clips(pixels, prompts, seeds, self.settings["fps"], evaluations, clock.seconds)
-
+    @checked_names(SYNONYMS | {"tasks": "task", "clip": "clips", "video": "clips"})
     def edit(
         self,
-        task: "Asked | Sequence[Asked]",
+        task: TaskSpec | Sequence[TaskSpec],
         clips: Sequence[np.ndarray] = (),
-        prompts: str | Sequence[str] = "",
+        prompt: str | Sequence[str] = "",
         *,
-        steps: int | None = None,
-        guidance: float | None = None,
-        seed: int | Sequence[int] = 0,
-        frames: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        seed: int | Sequence[int] | None = None,
+        num_frames: int | None = None,
         height: int | None = None,
         width: int | None = None,
-        teacher: bool = False,
+        use_teacher: bool = False,
         zero_shot: bool = False,
-        progress: Callable[[int, int], None] | None = None,
+        callback_on_step_end: StepCallback | None = None,
     ) -> Clips:
-        """Edit clips, uint8 `(t h w 3)`, without training: what the task knows of them is kept
-        exactly, the prompt says what the rest shows ("" leaves it open).
+        """Edit clips without training: their known pixels stay exactly, the prompt describes the
+        rest ("" leaves it open).
 
-        task: a name ("extend"), a name with options ({"name": "inpaint", "mask": mask}), or several
-        to do at once; `vidcm edit --help` lists them. clips: as many as the task takes, of the size
-        it asks for. prompts: one result each, with seeds that count up from `seed` or one each; two
-        of them are the ends of the task interpolate. frames: how many the model makes, given ones
-        among them (default: the checkpoint's); of tasks along a whole clip, which make as many as
-        it has, the most. height, width: of the result (default: the checkpoint's). guidance: default
-        1 for a student where something of the clip is given, else the checkpoint's. zero_shot: not
-        to show given frames to a model that was trained with them, as with any other. The other
-        options are those of a call.
-        Raises UsageError for tasks, clips and numbers that do not fit."""
-        from vidcm.editing.edit import How, edit
+        Args:
+            task: A name ("extend"), a name with options ({"name": "inpaint", "mask": mask}), or
+                several to do at once; `vidcm edit --help` lists them.
+            clips: uint8 `(t, h, w, 3)` each, as many as the task takes, of the size it takes
+                (`vidcm.load_video` reads files so).
+            prompt: One result each; two of them are the ends of the task interpolate.
+            num_inference_steps: As in a call.
+            guidance_scale: As in a call (default: 1 for a student with an input clip).
+            seed: As in a call.
+            num_frames: Frames of the model's clip, given ones among them (default: the
+                checkpoint's); for tasks that follow their input, the most.
+            height: Of the result (default: the checkpoint's).
+            width: Of the result (default: the checkpoint's).
+            use_teacher: Sample the teacher.
+            zero_shot: Give frames by projection alone, also to a model trained with given frames.
+            callback_on_step_end: As in a call.
 
-        how = How(steps, guidance, teacher, progress, zero_shot)
-        return edit(self, task, clips, prompts, seed, how, frames, height, width)
+        Raises:
+            UsageError: Tasks, clips or numbers that do not fit.
+        """
+        self._check_size(num_frames, height, width)
+        generation = self.generation(
+            "teacher" if use_teacher else "student", num_inference_steps, guidance_scale
+        )
+        _check_clips(clips)
+        with torch.no_grad(), self.autocast():
+            return edit(
+                generation,
+                task,
+                list(clips),
+                texts("prompt", prompt),
+                seed,
+                num_frames=num_frames,
+                height=height,
+                width=width,
+                zero_shot=zero_shot,
+                on_step=self._on_step(callback_on_step_end),
+            )
 
-    @property
-    def trained(self) -> list[list[int]]:
-        """Frames, height and width of every shape the models were trained on."""
-        own = [self.settings[k] for k in ("frames", "height", "width")]
-        return self.settings.get("trained", [own])
+    def warnings(
+        self,
+        prompts: Sequence[str] = (),
+        *,
+        negative_prompt: str = "",
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        num_frames: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        use_teacher: bool = False,
+    ) -> list[str]:
+        """Sentences on arguments that a call accepts but that have no effect, or that lie outside
+        the range the models were tuned for."""
+        generation = self.generation(
+            "teacher" if use_teacher else "student", num_inference_steps, guidance_scale
+        )
+        found = []
+        asked = {"frames": num_frames, "height": height, "width": width}
+        least = [min(axis) for axis in zip(*self.settings.shapes, strict=True)]
+        for (name, value), low in zip(asked.items(), least, strict=True):
+            if value is not None and value < low:
+                found.append(f"the model was trained on {name} of {low} or more, not {value}")
+        student = self.settings.student
+        low, high = student.guidance_range
+        if not use_teacher and not low <= generation.guidance_scale <= high:
+            found.append(
+                f"the model was trained with guidance {low:g} to {high:g}, not "
+                f"{generation.guidance_scale:g}"
+            )
+        if not use_teacher and generation.num_inference_steps > student.max_inference_steps:
+            found.append(
+                f"the model was tuned for 1 to {student.max_inference_steps} steps, not "
+                f"{generation.num_inference_steps}"
+            )
+        named = [("a prompt", p) for p in prompts] + [("the negative prompt", negative_prompt)]
+        for name, prompt in named:
+            if left := generation.model.conditioner.dropped(prompt):
+                found.append(f"too long, the end of {name} is not read: {' '.join(left[:8])} ...")
+        known = set(self.settings.known_words.split())
+        if known and (words := unknown_words([p for _, p in named], known)):
+            more = " ..." * (len(words) > 8)
+            found.append(f"the model does not know: {', '.join(words[:8])}{more}")
+        if negative_prompt and generation.guidance_scale == 1:
+            found.append("the negative prompt has no effect at guidance 1; raise the guidance")
+        return found
 
-    def windowed(self, role: str) -> Windowed:
-        """The denoiser of a role for clips of any size: within the largest it was trained on as it
-        is, beyond in windows of that size."""
-        largest = map(max, zip(*self.trained, strict=True))
-        return Windowed(self.model(role), self.codec.latent_shape(*largest)[1:])
+    def _check_size(self, *size: int | None) -> list[int | None]:
+        """Frames, height and width as whole numbers; None stays."""
+        limits = {"num_frames": MAX_FRAMES, "height": MAX_SIDE, "width": MAX_SIDE}
+        return [
+            None if value is None else whole_number(name, value, 1, high)
+            for (name, high), value in zip(limits.items(), size, strict=True)
+        ]
 
-    def latent_shape(
-        self, role: str, frames: int | None, height: int | None, width: int | None
-    ) -> tuple[int, int, int, int]:
-        """`(c, t, h, w)` of the latents of a clip, None for the checkpoint's own numbers. Raises
-        UsageError for what the strides of codec and network do not divide."""
-        asked = {"frames": frames, "height": height, "width": width}
-        frames, height, width = (self.settings[k] if v is None else v for k, v in asked.items())
-        patch = getattr(self.model(role).backbone, "patch_size", (1, 1, 1))
-        check_size(height, width, self.codec.stride * math.lcm(*patch[1:]))
-        return self.codec.latent_shape(frames, height, width)
-
-    def place(self, frame: int) -> float:
-        """Where a frame of pixels is along the latents; the first is a latent frame of its own."""
-        return (frame - 1) / self.codec.time_stride + 1
-
-    def numbers(
-        self, teacher: bool, steps: int | None, guidance: float | None
-    ) -> tuple[int, float]:
-        """Steps and guidance as asked, or the checkpoint's own. Raises UsageError when one is out
-        of range."""
-        own = self.settings["teacher" if teacher else "student"]
-        steps = own["steps"] if steps is None else steps
-        scale = own["guidance"] if guidance is None else guidance
-        if not 1 <= steps <= MAX_STEPS:
-            raise UsageError(f"steps is {steps}; use 1 to {MAX_STEPS}")
-        if steps != own.get("phases", steps):
+    def _check_prompt(
+        self,
+        prompt: str | Sequence[str] | None,
+        embeds: Cond | None,
+        schedule: Sequence[tuple[int, str]],
+    ) -> list[str]:
+        """The prompts; "" for each row of embeddings."""
+        if (prompt is None) == (embeds is None):
+            raise UsageError("give either a prompt or prompt_embeds")
+        try:
+            pairs = [(whole_number("prompt_schedule", f, 1, MAX_FRAMES), p) for f, p in schedule]
+        except (TypeError, ValueError):
             raise UsageError(
-                f"steps is {steps}, but this student goes from noise to data in {own['phases']} "
-                f"phases of one step each; use {own['phases']}"
-            )
-        if not 0 <= scale <= 100:
-            raise UsageError(f"guidance is {scale}; use 0 to 100 (1 is without)")
-        return steps, float(scale)
+                f"prompt_schedule is {schedule!r}; expected [(frame, prompt), ...]"
+            ) from None
+        check_prompts(["any", *(p for _, p in pairs)])
+        if embeds is None:
+            prompts = texts("prompt", prompt)
+            check_prompts(prompts)
+            return prompts
+        if not isinstance(embeds, Cond):
+            raise UsageError(f"prompt_embeds is a {type(embeds).__name__}; use encode_prompt")
+        if schedule:
+            raise UsageError("prompt_schedule needs prompts; leave prompt_embeds out")
+        return [""] * len(embeds)
 
-    def times(self, teacher: bool, steps: int, until: float = 1.0) -> list[float]:
-        """What a sampler of so many steps walks through, on the model's path. until: where it
-        begins, as a share of the whole way in rectified-flow time; 1 is noise."""
-        own = self.settings["teacher" if teacher else "student"]
-        if teacher:
-            grid = shifted_timesteps(steps, by=own.get("shift", 1.0)).tolist()
-        else:
-            grid = student_timesteps(
-                steps, {int(k): v for k, v in own.get("times", {}).items()} or None
-            )
-        if until < 1:
-            grid = [until * t / grid[0] for t in grid]
-        return to_path_time(self.model("teacher" if teacher else "student").path, grid).tolist()
+    def _check_schedule(
+        self, generation: Generation, schedule: Sequence[tuple[int, str]], shape: Sequence[int]
+    ) -> None:
+        windows = generation.denoiser.windows(shape[0], shape[1], shape[2])
+        places = [generation.latent_position(frame) for frame, _ in schedule]
+        check_schedule(schedule, places, [w.place for w in windows])
+
+    def _on_step(self, callback: StepCallback | None) -> samplers.OnStep:
+        """A sampler's callback of a user's."""
+        if callback is None:
+            return samplers.keep
+        if not callable(callback):
+            raise UsageError(f"callback_on_step_end is {callback!r}; expected a function")
+
+        def on_step(step: int, time: float, x: Tensor) -> Tensor:
+            found = callback(self, step, time, {"latents": x})
+            changed = x if found is None else found.get("latents", x)
+            if not isinstance(changed, Tensor) or changed.shape != x.shape:
+                raise UsageError(
+                    f"callback_on_step_end returned other latents than {tuple(x.shape)}"
+                )
+            return changed.to(x)
+
+        return on_step
+
+
+def load_video(
+    path: str | os.PathLike[str],
+    pipe: VideoPipeline,
+    *,
+    num_frames: int | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    fps: float | None = None,
+    start: float = 0.0,
+) -> np.ndarray:
+    """Read a video, a picture or a folder of pictures as a clip for `pipe.edit`.
+
+    Args:
+        path: The file or folder.
+        pipe: The pipeline whose frame rate and size the clip gets, scaled and cut at the centre.
+        num_frames: At most so many (default: all).
+        height: Of the clip (default: the pipeline's); tasks as upscale take smaller clips.
+        width: Of the clip (default: the pipeline's).
+        fps: Frames per second to take (default: the pipeline's).
+        start: Seconds to leave out at the beginning.
+
+    Returns:
+        uint8 `(t, h, w, 3)`.
+
+    Raises:
+        UsageError: There is no such file, or it has no frame after `start`.
+        BadClip: It cannot be read.
+    """
+    own = pipe.settings
+    film = read_film(Path(path), own.fps if fps is None else fps, num_frames, start)
+    return fit(film.frames, (height or own.height, width or own.width))
+
+
+def _check_clips(clips: Any) -> None:
+    if isinstance(clips, np.ndarray):
+        raise UsageError("clips is one array; give a list of clips, as [clip]")
+    if not isinstance(clips, Sequence):
+        raise UsageError(f"clips is {clips!r}; give a list of uint8 arrays (t, h, w, 3)")
+    for clip in clips:
+        if not isinstance(clip, np.ndarray):
+            raise UsageError(f"a clip is {clip!r}; load_video reads files as arrays")
+        try:
+            check_clip(clip, (3,))
+        except ValueError as error:
+            raise UsageError(f"a clip does not fit: {error}") from None
+
+
+def _draw_seeds(generator: Any, seed: Any, count: int) -> list[int]:
+    """One seed per clip, drawn from generators if there are any."""
+    if generator is None:
+        return seeds(seed, count, "clips")
+    if seed is not None:
+        raise UsageError("give either a seed or a generator")
+    if isinstance(generator, torch.Generator):
+        generators = [generator] * count
+    else:
+        generators = list(generator) if isinstance(generator, Sequence) else [generator]
+    if len(generators) != count or not all(isinstance(g, torch.Generator) for g in generators):
+        raise UsageError(f"generator is {generator!r}; give a torch.Generator, or {count} of them")
+    return [
+        int(torch.randint(MAX_SEED - 1, (), generator=g, device=g.device, dtype=torch.int64))
+        for g in generators
+    ]
+
+
+def _check_latents(latents: Any, shape: tuple[int, ...]) -> Tensor:
+    if not isinstance(latents, Tensor) or tuple(latents.shape) != shape:
+        got = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
+        raise UsageError(f"latents is {got}; expected a tensor of unit noise of shape {shape}")
+    return latents.float()
+
+
+def _repeated(cond: Cond, times: int) -> Cond:
+    """Every sample so many times in a row."""
+    if times == 1:
+        return cond
+    if isinstance(cond, PromptSchedule):
+        first = Cond(cond.tokens, cond.mask, cond.guidance_scale)
+        later = [(place, _repeated(c, times)) for place, c in cond.later]
+        return PromptSchedule.of(_repeated(first, times), later)
+    rows = [cond.rows(slice(i, i + 1)) for i in range(len(cond)) for _ in range(times)]
+    return batched(rows)
+
+
+def _as_type(frames: Tensor, output_type: str) -> Any:
+    """uint8 frames or latents in the form of `output_type`."""
+    if output_type in ("pt", "latent"):
+        return frames
+    arrays = frames.numpy()
+    if output_type == "np":
+        return arrays
+    from PIL import Image
+
+    return [[Image.fromarray(frame) for frame in clip] for clip in arrays]

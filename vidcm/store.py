@@ -150,11 +150,12 @@ def load_model(
         VidcmError: it is damaged.
     """
     card = read_card(folder)
-    model: nn.Module = build("model", card["spec"])
+    with torch.random.fork_rng(devices=[]):  # initial weights are overwritten
+        model: nn.Module = build("model", card["spec"])
     if kind is not None and not isinstance(model, kind):
         raise UsageError(f"{folder} holds a {type(model).__name__}; expected a {kind.__name__}")
     load_weights(model, read_weights(folder), str(folder))
-    return model.eval().requires_grad_(False).to(device)
+    return model.eval().requires_grad_(False).to(device, torch.float32)
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor], where: str) -> None:

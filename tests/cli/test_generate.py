@@ -133,7 +133,7 @@ def test_what_differs_from_training_is_said(model, tmp_path, capsys):
         (["--prompt", PROMPT, "--steps", "9"], "tuned for 1 to 8 steps, not 9"),
         (
             ["--prompt", PROMPT, "--negative-prompt", "word " * 12],
-            "the end of a prompt is not read: word ...",
+            "the end of the negative prompt is not read: word ...",
         ),
         (["--prompt", "word " * 15], "the end of a prompt is not read: word word word word ..."),
     ]:

@@ -75,12 +75,22 @@ def test_few_steps_descend_from_nearly_noise(steps):
     grid = times.student_timesteps(steps)
     assert len(grid) == steps and grid[0] == times.T_START
     assert all(a > b > 0 for a, b in zip(grid, grid[1:], strict=False))
-    if steps not in times.STEPS:  # those are even where the grid's shift is undone
-        gaps = times.shift(torch.tensor([*grid, 0.0], dtype=torch.float64), 1 / times.SHIFT).diff()
-        torch.testing.assert_close(gaps, gaps.mean().expand(steps))
+    levels = torch.tensor(grid, dtype=torch.float64)
+    gaps = (levels / (1 - levels)).log().diff()
+    torch.testing.assert_close(gaps, gaps.mean().expand(steps - 1), equal_nan=True)
 
 
-def test_a_checkpoint_s_own_times_win_and_others_fall_back():
-    table = {2: [0.99, 0.5]}
-    assert times.student_timesteps(2, table) == [0.99, 0.5]
-    assert len(times.student_timesteps(3, table)) == 3
+@pytest.mark.parametrize("lowest", [0.5, 6.0, 15.0])
+def test_the_last_level_is_the_checkpoint_s_for_any_number_of_steps(lowest):
+    for steps in (2, 3, 8):
+        last = times.student_timesteps(steps, lowest)[-1]
+        assert last / (1 - last) == pytest.approx(lowest)
+    assert times.student_timesteps(1, lowest) == [times.T_START]
+    first, middle, last = times.student_timesteps(3, 1.99)
+    assert middle / (1 - middle) == pytest.approx(19.9) and first == times.T_START
+
+
+@pytest.mark.parametrize("lowest", [0.0, -1.0, 199.0, 500.0])
+def test_lowest_levels_outside_the_students_are_refused(lowest):
+    with pytest.raises(UsageError, match="lowest_sigma is .* above 0 and below 199"):
+        times.student_timesteps(4, lowest)

@@ -11,7 +11,7 @@ from vidcm.diffusion.guidance import CFGDenoiser, NegativePromptStudent
 from vidcm.diffusion.paths import RectifiedFlow
 from vidcm.diffusion.samplers import consistency, dpm, euler, flow_map, heun
 from vidcm.diffusion.times import shifted_timesteps, student_timesteps
-from vidcm.diffusion.windows import Recurring, Schedule, Windowed
+from vidcm.diffusion.windows import PromptSchedule, RepeatedNoise, Windowed
 from vidcm.errors import UsageError
 from vidcm.registry import build
 from vidcm.rng import SampleRng
@@ -40,7 +40,7 @@ def test_weights_sum_to_one_and_windows_are_as_trained(shape, overlap):
     for window in Windowed(Gaussian(RectifiedFlow()), TRAINED, overlap).windows(*shape):
         assert window.of(total).shape[2:] == TRAINED
         assert window.frames[0] == 0 and (window.weights >= 0).all()
-        window.give(total, torch.ones(1, 1, *TRAINED, dtype=torch.float64))
+        window.add_to(total, torch.ones(1, 1, *TRAINED, dtype=torch.float64))
     torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=1e-14)
 
 
@@ -55,7 +55,16 @@ def test_frame_nought_heads_every_window_and_comes_out_of_the_first():
 
 def test_room_leaves_no_window_shifted_back():
     whole = Windowed(Gaussian(RectifiedFlow()), (5, 2, 2), (1, 0, 0))
-    assert [whole.room(n) for n in (1, 4, 5, 6, 8, 9, 11, 12)] == [1, 4, 5, 8, 8, 11, 11, 14]
+    assert [whole.padded_frames(n) for n in (1, 4, 5, 6, 8, 9, 11, 12)] == [
+        1,
+        4,
+        5,
+        8,
+        8,
+        11,
+        11,
+        14,
+    ]
     starts = [w.frames[1] for w in whole.windows(14, 2, 2)]
     assert starts == [1, 4, 7, 10]
 
@@ -176,7 +185,7 @@ def test_a_schedule_of_one_prompt_is_no_schedule():
     model = student()
     x, t, cond = torch.randn(2, 5, 8, 2, 4), torch.tensor([0.9, 0.3]), told(model, PROMPTS)
     whole = Windowed(model, TRAINED)
-    always = Schedule.of(cond, [(3.0, cond), (5.0, cond)])
+    always = PromptSchedule.of(cond, [(3.0, cond), (5.0, cond)])
     assert whole.predict_x0(x, t, always).equal(whole.predict_x0(x, t, cond))
 
 
@@ -184,7 +193,7 @@ def test_prompts_hold_where_they_should_and_fade_where_windows_overlap():
     world = Gaussian(RectifiedFlow(), means={"": 0.0, "up": 1.0, "down": -1.0})
     up, down = (world.encode([p]) for p in ("up", "down"))
     x, t = torch.zeros(1, 1, 13, 1, 1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
-    cond = Schedule.of(up, [(6.0, down)])
+    cond = PromptSchedule.of(up, [(6.0, down)])
 
     def shown(overlap: int) -> list[float]:
         whole = Windowed(world, (5, 1, 1), (overlap, 0, 0))
@@ -206,7 +215,7 @@ def test_prompts_hold_where_they_should_and_fade_where_windows_overlap():
 def test_noise_comes_round_and_begins_as_that_of_a_short_clip():
     def draw(frames: int, wrapped: bool = True) -> torch.Tensor:
         rng = SampleRng(3, [0, 1])
-        return (Recurring(rng, 5, 3) if wrapped else rng).normal(2, frames, 3, 4)
+        return (RepeatedNoise(rng, 5, 3) if wrapped else rng).normal(2, frames, 3, 4)
 
     short, long = draw(5, wrapped=False), draw(12)
     assert draw(5).equal(short) and draw(2).equal(SampleRng(3, [0, 1]).normal(2, 2, 3, 4))
@@ -221,7 +230,7 @@ def test_windows_without_overlap_repeat_the_short_clip():
     whole, cond = Windowed(model, TRAINED), told(model, PROMPTS)
 
     def sample(frames: int) -> torch.Tensor:
-        rng = whole.recurring(SampleRng(3, [0, 1]))
+        rng = whole.repeated_noise(SampleRng(3, [0, 1]))
         noise = rng.normal(5, frames, 2, 4)
         times = student_timesteps(2)
         return consistency(whole, start(model.path, noise, times), times, cond, rng)

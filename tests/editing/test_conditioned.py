@@ -15,11 +15,12 @@ from vidcm import VideoPipeline
 from vidcm.cli import evaluate
 from vidcm.diffusion import samplers
 from vidcm.diffusion.base import combine
+from vidcm.diffusion.given_frames import GivenFramesDenoiser, GivenLatents
 from vidcm.diffusion.guidance import CFGDenoiser
+from vidcm.diffusion.projection import ProjectedDenoiser
 from vidcm.diffusion.times import shifted_timesteps, to_path_time
-from vidcm.editing.conditioned import GivenFramesDenoiser, GivenLatents, given_latents
 from vidcm.editing.edit import canvas_of
-from vidcm.editing.projection import ProjectedDenoiser
+from vidcm.editing.observations import given_latents
 from vidcm.editing.scene import compose
 from vidcm.editing.timing import Animate, Extend, ExtendBackward, Inbetween
 from vidcm.evaluation.edit_cases import CASES
@@ -174,11 +175,11 @@ def test_frames_and_their_times_are_both_needed(kind):
 # --- in a pipeline --------------------------------------------------------------------------------
 
 
-def trained(folder: Path, role: str, given: dict[str, float]) -> None:
-    """Have a model's card say that it was trained with given frames."""
+def trained(folder: Path, role: str, kinds: list[str]) -> None:
+    """Have a model's spec say that it was trained with given frames."""
     path = folder / role / "model.json"
     card = json.loads(path.read_text("utf-8"))
-    card["metadata"] = {"config": {"objective": {"name": "any", "given": given}}}
+    card["spec"]["given_frames"] = kinds
     path.write_text(json.dumps(card), "utf-8")
 
 
@@ -186,9 +187,9 @@ def trained(folder: Path, role: str, given: dict[str, float]) -> None:
 def pipe(tmp_path_factory) -> VideoPipeline:
     folder = tiny.pipeline(tmp_path_factory.mktemp("conditioned"))
     for role in ("teacher", "student"):
-        trained(folder, role, {"first": 0.3, "both": 0.1, "random": 0.0})
-    pipe = VideoPipeline.from_pretrained(folder, "cpu")
-    pipe.settings["frames"] = 9
+        trained(folder, role, ["first", "both"])
+    pipe = VideoPipeline.from_pretrained(folder, device="cpu")
+    pipe.settings.num_frames = 9
     return pipe
 
 
@@ -227,7 +228,9 @@ def test_the_network_is_shown_what_it_was_trained_with(pipe, name, teacher, zero
         return forward(x, time, *rest)
 
     monkeypatch.setattr(backbone, "forward", seeing)
-    made = pipe.edit(task, clips, ["an orc", ""], steps=3, teacher=teacher, zero_shot=zero_shot)
+    made = pipe.edit(
+        task, clips, ["an orc", ""], num_inference_steps=3, use_teacher=teacher, zero_shot=zero_shot
+    )
     assert len(seen) == 3 and len(made.frames) == 2
     if held is None or zero_shot:
         assert all(time.ndim == 1 for _, time in seen)
@@ -264,9 +267,11 @@ def test_what_the_network_says_of_given_frames_is_overruled(pipe, teacher, given
         return combine(lambda x: torch.where(given, x + 100, x), predict(self, *args))
 
     ask = ({"name": "inbetween", "given": given}, [TWO[:4], TWO[4:]], "an orc")
-    made = pipe.edit(*ask, steps=3, teacher=teacher).frames
+    made = pipe.edit(*ask, num_inference_steps=3, use_teacher=teacher).frames
     monkeypatch.setattr(GivenFramesDenoiser, "predict", louder)
-    np.testing.assert_array_equal(pipe.edit(*ask, steps=3, teacher=teacher).frames, made)
+    np.testing.assert_array_equal(
+        pipe.edit(*ask, num_inference_steps=3, use_teacher=teacher).frames, made
+    )
 
 
 @pytest.mark.parametrize(
@@ -281,11 +286,11 @@ def test_what_the_network_says_of_given_frames_is_overruled(pipe, teacher, given
     ],
 )
 def test_what_more_is_known_than_whole_latent_frames(pipe, task, clips, all):
-    scene = compose({"any": task}, clips, canvas_of(pipe))[1]
+    scene = compose({"any": task}, clips, canvas_of(pipe.generation()))[1]
     found = given_latents(scene, pipe.codec, pipe.device)
-    assert found is not None and found.all is all
+    assert found is not None and found.complete is all
     looped = given_latents(replace(scene, ring=True), pipe.codec, pipe.device)
-    assert looped is not None and not looped.all
+    assert looped is not None and not looped.complete
 
 
 def test_the_table_has_both_ways(pipe):
@@ -293,7 +298,9 @@ def test_the_table_has_both_ways(pipe):
     case = CASES["extend"](clip)
     for zero_shot in (False, True):
         frames = run_edit(pipe, case, Row("student", 2, zero_shot), "an orc", 3)
-        same = pipe.edit(case.spec, case.clips, "an orc", seed=3, steps=2, zero_shot=zero_shot)
+        same = pipe.edit(
+            case.spec, case.clips, "an orc", seed=3, num_inference_steps=2, zero_shot=zero_shot
+        )
         np.testing.assert_array_equal(frames, same.frames[0])
 
 
@@ -304,9 +311,11 @@ def test_both_ways_are_a_question_about_edits(tmp_path, capsys):
 
 def test_a_gap_holds_its_nearest_frame(pipe):
     """What latents of an end are encoded with."""
-    scene = compose({"inbetween": Inbetween(4)}, [TWO[:4], TWO[4:]], canvas_of(pipe))[1]
+    scene = compose({"inbetween": Inbetween(4)}, [TWO[:4], TWO[4:]], canvas_of(pipe.generation()))[
+        1
+    ]
     found = given_latents(scene, pipe.codec, pipe.device)
     clip = np.concatenate([TWO[:4], TWO[3:4], TWO[4:]])
     expected = pipe.codec.encode(to_video(torch.from_numpy(clip[None])))
-    assert found is not None and found.given.tolist() == [True, False, True] and not found.all
+    assert found is not None and found.given.tolist() == [True, False, True] and not found.complete
     torch.testing.assert_close(found.latents, expected)

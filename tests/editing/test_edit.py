@@ -9,10 +9,11 @@ import torch
 
 from vidcm import VideoPipeline
 from vidcm.editing.between import slerp
-from vidcm.editing.edit import Known, canvas_of, tasks_of
+from vidcm.editing.edit import build_tasks, canvas_of
+from vidcm.editing.observations import Observations
 from vidcm.editing.operators import luminance
 from vidcm.editing.scene import compose
-from vidcm.errors import UsageError, VidcmError
+from vidcm.errors import UsageError
 from vidcm.registry import TABLE, lookup
 
 PROMPT = "a woman with purple hair walks left"
@@ -24,8 +25,8 @@ MASK[3:9, 5:19] = True
 @pytest.fixture(scope="module")
 def pipe(tmp_path_factory) -> VideoPipeline:
     folder: Path = tiny.pipeline(tmp_path_factory.mktemp("editing"))
-    pipe = VideoPipeline.from_pretrained(folder, "cpu")
-    pipe.settings["frames"] = 9
+    pipe = VideoPipeline.from_pretrained(folder, device="cpu")
+    pipe.settings.num_frames = 9
     return pipe
 
 
@@ -48,7 +49,7 @@ PLACE = {"name": "outpaint", "place": (3, 4, 16, 8)}
 @pytest.mark.parametrize("teacher", [False, True], ids=["student", "teacher"])
 def test_pixels_outside_a_mask_stay_and_those_inside_do_not(pipe, teacher):
     clip = film()
-    made = pipe.edit(INPAINT, [clip], [PROMPT, "an orc"], teacher=teacher).frames
+    made = pipe.edit(INPAINT, [clip], [PROMPT, "an orc"], use_teacher=teacher).frames
     assert made.shape == (2, 9, H, W, 3)
     for frames in made:
         np.testing.assert_array_equal(frames[:, ~MASK], clip[:, ~MASK])
@@ -117,9 +118,9 @@ def test_loops_close(pipe):
     assert len(bridged) == 6 + 5
     np.testing.assert_array_equal(bridged[:6], clip)
     assert len(pipe.edit("loop", [], PROMPT).frames[0]) == 8
-    tasks = tasks_of("loop")
-    canvas, scene = compose(tasks, [], canvas_of(pipe))
-    known = Known(scene, pipe.codec, pipe.device)
+    tasks = build_tasks("loop")
+    canvas, scene = compose(tasks, [], canvas_of(pipe.generation()))
+    known = Observations(scene, pipe.codec, pipe.device)
     shown = known.finish(torch.randn(2, 3, 9, H, W))
     assert torch.equal(shown[:, 0], shown[:, -1])
 
@@ -162,8 +163,12 @@ def test_denoising_begins_where_the_noise_is(pipe):
     little, much = (pipe.edit({"name": "denoise", "noise": n}, [clip]).frames[0] for n in (1, 100))
     rebuilt = pipe.edit({"name": "variation", "strength": 0.0}, [clip]).frames[0].astype(float)
     assert np.abs(little - rebuilt).mean() < np.abs(much - rebuilt).mean()
-    again = pipe.edit({"name": "denoise", "noise": 100}, [clip], steps=1, seed=5).frames[0]
-    first = pipe.edit({"name": "denoise", "noise": 100}, [clip], steps=1, seed=6).frames[0]
+    again = pipe.edit(
+        {"name": "denoise", "noise": 100}, [clip], num_inference_steps=1, seed=5
+    ).frames[0]
+    first = pipe.edit(
+        {"name": "denoise", "noise": 100}, [clip], num_inference_steps=1, seed=6
+    ).frames[0]
     np.testing.assert_array_equal(again, first)  # one step adds no noise of its own
 
 
@@ -196,8 +201,13 @@ def test_the_same_seed_is_the_same_result_in_any_batch(pipe):
 
 def test_progress_is_told(pipe):
     seen = []
-    pipe.edit("colorize", [film()], steps=3, progress=lambda *at: seen.append(at))
-    assert seen == [(1, 3), (2, 3), (3, 3)]
+    pipe.edit(
+        "colorize",
+        [film()],
+        num_inference_steps=3,
+        callback_on_step_end=lambda pipe, step, *_: seen.append(step),
+    )
+    assert seen == [0, 1, 2]
 
 
 # --- refusals -------------------------------------------------------------------------------------
@@ -251,25 +261,25 @@ def test_requests_that_make_no_sense(pipe, task, clips, message):
 
 
 def test_a_student_of_phases_does_not_edit_but_its_teacher_does(pipe, monkeypatch):
-    monkeypatch.setitem(pipe.settings["student"], "phases", 4)
-    monkeypatch.setitem(pipe.settings["student"], "steps", 4)
+    monkeypatch.setattr(pipe.settings.student, "phases", 4)
+    monkeypatch.setattr(pipe.settings.student, "num_inference_steps", 4)
     with pytest.raises(UsageError, match="trained in 4 phases"):
         pipe.edit(INPAINT, [film()], PROMPT)
-    assert len(pipe.edit(INPAINT, [film()], PROMPT, teacher=True)) == 1
+    assert len(pipe.edit(INPAINT, [film()], PROMPT, use_teacher=True)) == 1
 
 
 def test_the_teacher_walks_with_its_own_solver(pipe, monkeypatch):
     made = {}
     for solver, evaluations in (("euler", 10), ("heun", 18), ("dpm", 10)):
-        monkeypatch.setitem(pipe.settings["teacher"], "solver", solver)
-        clips = pipe.edit(INPAINT, [film()], PROMPT, steps=5, teacher=True)
+        monkeypatch.setattr(pipe.settings.teacher, "solver", solver)
+        clips = pipe.edit(INPAINT, [film()], PROMPT, num_inference_steps=5, use_teacher=True)
         assert clips.evaluations == evaluations
         made[solver] = clips.frames[0]
         np.testing.assert_array_equal(made[solver][:, ~MASK], film()[:, ~MASK])
     assert (made["euler"] != made["heun"]).any() and (made["euler"] != made["dpm"]).any()
-    monkeypatch.setitem(pipe.settings["teacher"], "solver", "rk9")
-    with pytest.raises(VidcmError, match="asks for the solver 'rk9'; this version knows euler"):
-        pipe.edit(INPAINT, [film()], PROMPT, teacher=True)
+    monkeypatch.setattr(pipe.settings.teacher, "solver", "rk9")
+    with pytest.raises(UsageError, match="solver is 'rk9'; use euler"):
+        pipe.edit(INPAINT, [film()], PROMPT, use_teacher=True)
 
 
 @pytest.mark.parametrize(
@@ -285,22 +295,22 @@ def test_the_teacher_walks_with_its_own_solver(pipe, monkeypatch):
 def test_a_student_that_is_given_something_works_without_guidance(
     pipe, monkeypatch, task, given, teacher, scale
 ):
-    monkeypatch.setitem(pipe.settings["student"], "guidance", 3.0)
-    monkeypatch.setitem(pipe.settings["student"], "guidance_range", [1.0, 5.0])
-    monkeypatch.setitem(pipe.settings["teacher"], "guidance", 2.0)
-    clips, told = [film()] * given, dict(steps=2, teacher=teacher)
+    monkeypatch.setattr(pipe.settings.student, "guidance_scale", 3.0)
+    monkeypatch.setattr(pipe.settings.student, "guidance_range", [1.0, 5.0])
+    monkeypatch.setattr(pipe.settings.teacher, "guidance_scale", 2.0)
+    clips, told = [film()] * given, dict(num_inference_steps=2, use_teacher=teacher)
     by_itself = pipe.edit(task, clips, PROMPT, **told).frames
     np.testing.assert_array_equal(
-        by_itself, pipe.edit(task, clips, PROMPT, guidance=scale, **told).frames
+        by_itself, pipe.edit(task, clips, PROMPT, guidance_scale=scale, **told).frames
     )
-    assert (by_itself != pipe.edit(task, clips, PROMPT, guidance=5, **told).frames).any()
+    assert (by_itself != pipe.edit(task, clips, PROMPT, guidance_scale=5, **told).frames).any()
 
 
 def test_numbers_out_of_range(pipe):
     with pytest.raises(UsageError, match="steps is 0"):
-        pipe.edit("image", [], PROMPT, steps=0)
-    with pytest.raises(UsageError, match="guidance is 101"):
-        pipe.edit("image", [], PROMPT, guidance=101)
+        pipe.edit("image", [], PROMPT, num_inference_steps=0)
+    with pytest.raises(UsageError, match="guidance_scale is 101"):
+        pipe.edit("image", [], PROMPT, guidance_scale=101)
     with pytest.raises(UsageError, match="2 seeds for 1 prompts"):
         pipe.edit("image", [], PROMPT, seed=[1, 2])
     with pytest.raises(UsageError, match="too long"):

@@ -13,9 +13,11 @@ from puppets import small
 
 from vidcm import VideoPipeline
 from vidcm.cli import edit as command
-from vidcm.editing import edit
+from vidcm.diffusion.base import DenoiserBase
+from vidcm.editing import edit, observations
 from vidcm.editing.operators import Pixels
 from vidcm.errors import UsageError
+from vidcm.generation import Generation
 from vidcm.lpc.dataset import LPC
 from vidcm.media import load as files
 from vidcm.media.write import write_clip, write_png
@@ -29,8 +31,8 @@ WINDOWS = 2  # of three latent frames each, the first of them the clip's first
 def pipe(tmp_path_factory) -> VideoPipeline:
     """A model of 9 frames, three latent ones."""
     folder: Path = tiny.pipeline(tmp_path_factory.mktemp("long"))
-    pipe = VideoPipeline.from_pretrained(folder, "cpu")
-    pipe.settings["frames"] = 9
+    pipe = VideoPipeline.from_pretrained(folder, device="cpu")
+    pipe.settings.num_frames = 9
     return pipe
 
 
@@ -64,7 +66,7 @@ def test_these_are_the_tasks_along_a_whole_clip():
 @pytest.mark.parametrize("task", KEPT)
 def test_a_long_clip_comes_back_whole_and_exact(pipe, task):
     asked, clip, made_part, given_part = KEPT[task]
-    made = pipe.edit(asked, [clip], PROMPT, steps=3)
+    made = pipe.edit(asked, [clip], PROMPT, num_inference_steps=3)
     assert made.frames.shape == (1, 13 if task == "interpolate_frames" else LONG, H, W, 3)
     np.testing.assert_array_equal(made_part(made.frames[0]), given_part(clip))
     assert made.evaluations == 3 * WINDOWS
@@ -79,7 +81,9 @@ def test_the_network_sees_windows_alone_and_time_runs_through_them(pipe, monkeyp
         return predict(self, x_t, *rest)
 
     monkeypatch.setattr(type(student), "predict", watched)
-    pipe.edit("colorize", [film(25, 2 * H)], [PROMPT, "an orc"], steps=1, height=2 * H)
+    pipe.edit(
+        "colorize", [film(25, 2 * H)], [PROMPT, "an orc"], num_inference_steps=1, height=2 * H
+    )
     assert {shape[1:] for shape in seen} == {(5, 3, H // 8, W // 8)}
     assert sum(rows for rows, *_ in seen) == 2 * 3 * 3  # clips, windows in time and in space
 
@@ -94,7 +98,7 @@ def test_a_long_edit_begins_as_the_edit_of_its_beginning(pipe):
 
 def test_the_teacher_walks_in_windows_too(pipe):
     clip = film(LONG)
-    made = pipe.edit(INPAINT, [clip], PROMPT, teacher=True, steps=3)
+    made = pipe.edit(INPAINT, [clip], PROMPT, use_teacher=True, num_inference_steps=3)
     np.testing.assert_array_equal(made.frames[0][:, ~MASK], clip[:, ~MASK])
     assert made.evaluations == 2 * 3 * WINDOWS
 
@@ -118,13 +122,13 @@ def test_what_is_carried_takes_memory_as_the_clip_does():
 
 def test_tasks_in_time_make_as_many_frames_as_they_are_asked_for(pipe):
     clip = film(7)
-    made = pipe.edit("extend", [clip], PROMPT, frames=17)
+    made = pipe.edit("extend", [clip], PROMPT, num_frames=17)
     np.testing.assert_array_equal(made.frames[0][:7], clip)
     assert made.frames.shape[1] == 17 and made.evaluations == 2 * WINDOWS
-    made = pipe.edit("animate", [clip[:1]], PROMPT, frames=17).frames[0]
+    made = pipe.edit("animate", [clip[:1]], PROMPT, num_frames=17).frames[0]
     np.testing.assert_array_equal(made[0], clip[0])
     assert len(made) == 17
-    made = pipe.edit(["colorize", "extend"], [clip], PROMPT, frames=17).frames[0]
+    made = pipe.edit(["colorize", "extend"], [clip], PROMPT, num_frames=17).frames[0]
     np.testing.assert_array_equal(grey(made[:7]), grey(clip))
     assert len(made) == 17
 
@@ -138,13 +142,14 @@ def test_windows_fill_in_no_worse_than_pieces_edited_alone(lpc_art):
     mask = np.zeros((64, 64), bool)
     mask[16:48, 16:48] = True
     bundled, asked = (
-        VideoPipeline.from_pretrained("lpc-64", "cpu"),
+        VideoPipeline.from_pretrained("lpc-64", device="cpu"),
         {"name": "inpaint", "mask": mask},
     )
     caption = data.caption(combination, rng, full=True)
-    long = bundled.edit(asked, [clip], caption, steps=1).frames[0]
+    long = bundled.edit(asked, [clip], caption, num_inference_steps=1).frames[0]
     pieces = [
-        bundled.edit(asked, [part], caption, steps=1).frames[0] for part in (clip[:9], clip[9:])
+        bundled.edit(asked, [part], caption, num_inference_steps=1).frames[0]
+        for part in (clip[:9], clip[9:])
     ]
     off = [np.square(made.astype(float) - clip).mean() for made in (long, np.concatenate(pieces))]
     assert off[0] < 1.1 * off[1]
@@ -169,17 +174,19 @@ def test_other_sizes_than_the_model_s(pipe):
 # --- what must not change -------------------------------------------------------------------------
 
 
-class Bare:
-    """A denoiser without windows, and noise that does not recur: what edits were made with."""
+class Bare(DenoiserBase):
+    """A denoiser without windows, and noise that does not repeat: what edits were made with."""
 
     def __init__(self, denoiser):
-        self.path, self.predict_x0 = denoiser.path, denoiser.predict_x0
-        self.flow_map, self.velocity = denoiser.flow_map, denoiser.velocity
+        self.denoiser, self.path = denoiser, denoiser.path
 
-    def recurring(self, rng):
+    def predict(self, x_t, t, cond, s=None):
+        return self.denoiser.predict(x_t, t, cond, s)
+
+    def repeated_noise(self, rng):
         return rng
 
-    def room(self, frames: int) -> int:
+    def padded_frames(self, frames: int) -> int:
         return frames
 
     def windows(self, *shape: int) -> list:
@@ -191,13 +198,12 @@ class Bare:
 def test_clips_that_the_model_makes_in_one_go_are_what_they_were(pipe, monkeypatch, task, teacher):
     asked, clip = KEPT[task][:2] if task in KEPT else (task, film(6))
     clip = clip[: {"interpolate_frames": 5, "animate": 1, "loop": 6}.get(task, 9)]
-    made = pipe.edit(asked, [clip], PROMPT, seed=3, steps=2, teacher=teacher)
-    monkeypatch.setattr(pipe, "windowed", lambda role: Bare(pipe.model(role)))
-    for name in ("encode", "decode"):
-        codec = getattr(pipe.codec, name)
-        monkeypatch.setattr(edit, f"{name}d" if name == "decode" else "encode_chunked",
-                            lambda _, x, codec=codec: codec(x))  # fmt: skip
-    before = pipe.edit(asked, [clip], PROMPT, seed=3, steps=2, teacher=teacher)
+    made = pipe.edit(asked, [clip], PROMPT, seed=3, num_inference_steps=2, use_teacher=teacher)
+    monkeypatch.setattr(Generation, "denoiser", property(lambda self: Bare(self.model)))
+    for module in (edit, observations):
+        monkeypatch.setattr(module, "encode_chunked", lambda codec, x: codec.encode(x))
+        monkeypatch.setattr(module, "decoded", lambda codec, x: codec.decode(x))
+    before = pipe.edit(asked, [clip], PROMPT, seed=3, num_inference_steps=2, use_teacher=teacher)
     np.testing.assert_array_equal(made.frames, before.frames)
     assert made.evaluations == before.evaluations
 
@@ -208,14 +214,14 @@ def test_clips_that_the_model_makes_in_one_go_are_what_they_were(pipe, monkeypat
 @pytest.mark.parametrize(
     "task, clip, options, message",
     [
-        ("colorize", film(10), {"frames": 9}, "colorize of 10 frames makes 10 and frames is 9; ask"),
-        ("interpolate_frames", film(6), {"frames": 9}, "of 6 frames makes 11 and frames is 9"),
-        ("extend", film(9), {"frames": 13}, "extend cannot make 13 frames; use 9 or 17"),
-        ("extend", film(9), {"frames": 6}, "extend cannot make 6 frames; use 5 or 9"),
-        ("image", None, {"frames": 9}, "image always makes 1 frames; leave frames out"),
-        ("interpolate", None, {"frames": 17}, "leave frames, height and width out"),
+        ("colorize", film(10), {"num_frames": 9}, "colorize of 10 frames makes 10 and frames is 9; ask"),
+        ("interpolate_frames", film(6), {"num_frames": 9}, "of 6 frames makes 11 and frames is 9"),
+        ("extend", film(9), {"num_frames": 13}, "extend cannot make 13 frames; use 9 or 17"),
+        ("extend", film(9), {"num_frames": 6}, "extend cannot make 6 frames; use 5 or 9"),
+        ("image", None, {"num_frames": 9}, "image always makes 1 frames; leave frames out"),
+        ("interpolate", None, {"num_frames": 17}, "leave frames, height and width out"),
         ("colorize", film(9), {"height": 20}, "height 20 is not a multiple of 8; use 16 or 24"),
-        ("colorize", film(9), {"width": 0}, "width 0 is not a multiple of 8; use 8 or 16"),
+        ("colorize", film(9), {"width": 0}, "width is 0; use 1 to 65536"),
         ("colorize", film(9), {"width": 32}, "a clip is 24x16; colorize takes 32x16"),
         ({"name": "upscale", "factor": 3}, film(9), {"width": 32}, "does not divide the picture of 32x16"),
         ({"name": "inpaint", "mask": MASK[None].repeat(9, 0)}, film(14), {}, "9 frames and the clip 24x16, 14 frames"),
@@ -225,14 +231,14 @@ def test_clips_that_the_model_makes_in_one_go_are_what_they_were(pipe, monkeypat
     ids=lambda value: str(value)[:30],
 )  # fmt: skip
 def test_lengths_and_sizes_that_do_not_fit(pipe, monkeypatch, task, clip, options, message):
-    monkeypatch.setattr(edit, "MOST", 50 * H * W)
+    monkeypatch.setattr(edit, "MAX_PIXELS", 50 * H * W)
     with pytest.raises(UsageError, match=message):
         pipe.edit(task, [] if clip is None else [clip], PROMPT, **options)
 
 
 def test_what_a_model_makes_by_itself_is_never_too_much(pipe, monkeypatch):
-    monkeypatch.setattr(edit, "MOST", 1)
-    assert pipe.edit("colorize", [film(9)], steps=1).frames.shape[1] == 9
+    monkeypatch.setattr(edit, "MAX_PIXELS", 1)
+    assert pipe.edit("colorize", [film(9)], num_inference_steps=1).frames.shape[1] == 9
 
 
 # --- the command ----------------------------------------------------------------------------------

@@ -9,8 +9,9 @@ import torch
 from editing.test_edit import MASK, PROMPT, H, W, film, grey
 
 from vidcm import VideoPipeline
-from vidcm.editing.edit import Known, canvas_of, tasks_of
+from vidcm.editing.edit import build_tasks, canvas_of
 from vidcm.editing.joins import drawn_to_given, drawn_to_start
+from vidcm.editing.observations import Observations
 from vidcm.editing.operators import FADE, Pixels, Ring
 from vidcm.editing.scene import compose
 from vidcm.evaluation.edit_cases import loop, loop_alone
@@ -23,8 +24,8 @@ B, T = 3, 7
 @pytest.fixture(scope="module")
 def pipe(tmp_path_factory) -> VideoPipeline:
     folder: Path = tiny.pipeline(tmp_path_factory.mktemp("loop"))
-    pipe = VideoPipeline.from_pretrained(folder, "cpu")
-    pipe.settings["frames"] = 9
+    pipe = VideoPipeline.from_pretrained(folder, device="cpu")
+    pipe.settings.num_frames = 9
     return pipe
 
 
@@ -101,7 +102,7 @@ def test_a_ring_s_blend_closes_at_the_end_that_is_kept(share, end):
 @pytest.mark.parametrize("teacher", [False, True], ids=["student", "teacher"])
 def test_loops_have_no_seam(pipe, given, teacher):
     case = loop(film(9))
-    how = {"seed": [3, 4], "teacher": teacher, "steps": 2}
+    how = {"seed": [3, 4], "use_teacher": teacher, "num_inference_steps": 2}
     made = pipe.edit({"name": "loop", "given": given}, case.clips, [PROMPT, "an orc"], **how).frames
     for frames in made:
         np.testing.assert_array_equal(frames[:5], case.clips[0])
@@ -126,8 +127,8 @@ def test_a_loop_of_other_tasks_keeps_what_they_know(pipe):
 def test_which_end_gives_way(pipe):
     """The end that is not known; of two the last, for the most part."""
     for names, clips, share in ((["loop"], [], 1 / 4), (["colorize", "loop"], [film(5)], 0)):
-        canvas, scene = compose(tasks_of(names), clips, canvas_of(pipe))
-        ring = Known(scene, pipe.codec, pipe.device).operators[-1]
+        canvas, scene = compose(build_tasks(names), clips, canvas_of(pipe.generation()))
+        ring = Observations(scene, pipe.codec, pipe.device).operators[-1]
         assert isinstance(ring, Ring) and (ring.share == share).all()
         assert scene.ring and not scene.closes
 

@@ -6,9 +6,10 @@ from oracle import PATHS, Gaussian, start
 
 from vidcm.diffusion import samplers
 from vidcm.diffusion.paths import TrigFlow
+from vidcm.diffusion.projection import Chain, ProjectedDenoiser
 from vidcm.diffusion.times import shifted_timesteps, student_timesteps, to_path_time
+from vidcm.editing.observations import LatentPrefix, ThroughPixels
 from vidcm.editing.operators import BlockMean, Pixels
-from vidcm.editing.projection import Chain, LatentPrefix, ProjectedDenoiser, ThroughPixels
 from vidcm.rng import SampleRng
 
 SHAPE = (3, 5, 4, 6)  # c t h w

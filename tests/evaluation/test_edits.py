@@ -59,8 +59,10 @@ def world(clips: np.ndarray) -> SimpleNamespace:
 
 @pytest.fixture(scope="module")
 def pipe(tmp_path_factory) -> VideoPipeline:
-    pipe = VideoPipeline.from_pretrained(tiny.pipeline(tmp_path_factory.mktemp("measured")), "cpu")
-    pipe.settings["frames"] = 9
+    pipe = VideoPipeline.from_pretrained(
+        tiny.pipeline(tmp_path_factory.mktemp("measured")), device="cpu"
+    )
+    pipe.settings.num_frames = 9
     return pipe
 
 

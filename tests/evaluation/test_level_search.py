@@ -1,6 +1,7 @@
 """The lowest noise level found by trial, written where the pipeline reads it."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -45,8 +46,8 @@ def test_trials_repeat_and_the_pipeline_generates_the_same_clips(puppets, folder
     assert trial != tuning_set(0.3, 2)
     save_level(pipe, 9.0)
     again = VideoPipeline.from_pretrained(folder)
-    assert again.settings["student"]["lowest_sigma"] == 9
-    clips = again(tuning_set.prompts, steps=2, seed=tuning_set.seeds)
+    assert again.settings.student.lowest_sigma == 9
+    clips = again(tuning_set.prompts, num_inference_steps=2, seed=tuning_set.seeds)
     same = tuning_set.clips(9.0, 2)
     assert int((torch.from_numpy(clips.frames).int() - same.int()).abs().max()) <= 1
 
@@ -56,8 +57,8 @@ def test_refusals(puppets, folder, capsys, monkeypatch):
     assert main(["--checkpoint", str(folder)]) == 2
     assert "LPC art" in capsys.readouterr().err
     pipe = VideoPipeline.from_pretrained(folder)
-    for fixed in ({"sampler": "flow_map"}, {"phases": 2}):
-        pipe.settings["student"] |= fixed
+    for name, value in {"sampler": "flow_map", "phases": 2}.items():
+        pipe.settings.student = replace(pipe.settings.student, **{name: value})
         with pytest.raises(UsageError, match="fixed by its training"):
             TuningSet(pipe, puppets, 2, 0, 2)
 
@@ -71,5 +72,5 @@ def test_the_command_writes_one_number_and_a_dry_run_none(puppets, folder, monke
     assert out.count(" dB\n") == 4 and "lowest sigma 30, 3 steps: adherence" in out
     assert (folder / "pipeline.json").read_text() == before
     assert main([*words, "--levels", "90"]) == 0
-    student = VideoPipeline.from_pretrained(folder).settings["student"]
-    assert student["lowest_sigma"] == 90
+    student = VideoPipeline.from_pretrained(folder).settings.student
+    assert student.lowest_sigma == 90

@@ -37,7 +37,7 @@ class Oracle:
 
     def __init__(self, folder: Path, truth: EvalSet):
         self.folder, self.truth, self.device = folder / "pipeline", truth, torch.device("cpu")
-        self.settings = {"frames": 5, "height": 64, "width": 64, "student": {}}
+        self.settings = tiny.settings()
         self.codec, self.overlap = SimpleNamespace(time_stride=4), 0
         self.folder.mkdir()
         (self.folder / "pipeline.json").write_text("{}")
@@ -48,10 +48,15 @@ class Oracle:
             self.said |= dict(zip(script.captions, combinations, strict=True))
             self.said |= dict(zip(script.open_prompts, combinations, strict=True))
 
-    def windowed(self, role):
-        return SimpleNamespace(window=(2, 8, 8), overlap=(self.overlap, 4, 4))
+    def generation(self):
+        windowed = SimpleNamespace(window=(2, 8, 8), overlap=(self.overlap, 4, 4))
+        return SimpleNamespace(denoiser=windowed)
 
-    def __call__(self, prompts, *, steps, seed, frames=5, height=64, width=64, then=()):
+    def __call__(
+        self, prompts, *, num_inference_steps, seed, num_frames=5, height=64, width=64,
+        prompt_schedule=(),
+    ):  # fmt: skip
+        frames, steps, then = num_frames, num_inference_steps, prompt_schedule
         self.calls.append((len(prompts), frames, steps))
         windows = (frames - 1) // SPAN
         pieces = []
@@ -63,7 +68,7 @@ class Oracle:
             made = self.truth.lpc.render([self.said[p] for p in said])
             pieces.append(made[:, min(k, 1) :])
         clips = torch.cat(pieces, 1).int()
-        if self.settings.get("trained"):
+        if self.settings.trained_shapes:
             clips = clips[:, :1].expand_as(clips)
         brighter = 2 * torch.tensor([s // SEED_STRIDE for s in seed]).view(-1, 1, 1, 1, 1)
         clips = (clips + brighter).clamp(max=255).to(torch.uint8).numpy()
@@ -146,7 +151,7 @@ def test_a_student_of_phases_takes_as_many_steps(pipe, tmp_path, monkeypatch):
     monkeypatch.setattr(
         long, "long_rows", lambda steps: [LongRow("windows", 1, n) for n in [*steps, 5]]
     )
-    pipe.settings["student"]["phases"] = 2
+    pipe.settings.student.phases = 2
     rows = measure_long(EvalJob(pipe, pipe.truth, tmp_path / "l.json", "fake"))["rows"]
     assert list(rows) == ["windows-1-2", "windows-1-5"]
 
@@ -182,7 +187,7 @@ def test_a_seam_is_the_step_between_stretches_over_those_inside():
 def test_the_pipeline_makes_what_the_ways_say(tmp_path):
     """Windows repeat where no prompt changes; at once all frames differ, and the models are the
     same; a wide clip is cut to its middle."""
-    pipe = VideoPipeline.from_pretrained(tiny.pipeline(tmp_path), "cpu")
+    pipe = VideoPipeline.from_pretrained(tiny.pipeline(tmp_path), device="cpu")
     frames, height, width = (tiny.SIZE[k] for k in ("frames", "height", "width"))
     generator = LongClipGenerator(pipe, SimpleNamespace(num_frames=frames), 2)
     prompts, seeds = [["a man walks", "an orc"], ["a man falls", "a skeleton"]], [3, 5]
@@ -198,14 +203,16 @@ def test_the_pipeline_makes_what_the_ways_say(tmp_path):
     whole = made(LongRow("at once", 4, 1))
     assert whole.shape == windows.shape and not torch.equal(whole, windows)
     assert generator.unwindowed.model("student") is pipe.model("student")
-    assert pipe.trained == [[frames, height, width]]
+    assert pipe.settings.shapes == [(frames, height, width)]
     twice = made(LongRow("one seed", 4, 1))
     assert torch.equal(twice[:, 9:13], short[:, 1:]) and torch.equal(twice[:, :frames], short)
     assert not torch.equal(made(LongRow("new seeds", 4, 1))[:, 9:13], short[:, 1:])
     changed = made(LongRow("windows", 4, 1, then=True))
     assert torch.equal(changed[:, :9], windows[:, :9])
     assert not torch.equal(changed[:, 9:], windows[:, 9:])
-    wide = pipe(prompts[0], seed=seeds, steps=1, height=height, width=2 * width).frames
+    wide = pipe(
+        prompts[0], seed=seeds, num_inference_steps=1, height=height, width=2 * width
+    ).frames
     middle = wide[:, :, :, width // 2 : width // 2 + width]
     np.testing.assert_array_equal(made(LongRow("wide", 1, 1)).numpy(), middle)
     assert generator.seconds > 0
@@ -217,7 +224,7 @@ def test_the_command_measures_into_a_file(pipe, puppets, measured, tmp_path, cap
     (tmp_path / "l.json").write_text(
         json.dumps(results | {"model": results["model"] | {"name": "lpc-64"}})
     )
-    loaded = SimpleNamespace(from_pretrained=lambda name, device: pipe)
+    loaded = SimpleNamespace(from_pretrained=lambda name, **options: pipe)
     monkeypatch.setattr("vidcm.pipeline.VideoPipeline", loaded)
     monkeypatch.setattr("vidcm.lpc.dataset.LPC", lambda art, num_frames: puppets)
     page = tmp_path / "page.md"

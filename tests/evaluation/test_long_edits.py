@@ -30,11 +30,12 @@ class Oracle:
 
     def __init__(self, folder: Path, truth: EvalSet):
         self.folder, self.truth, self.device = folder, truth, torch.device("cpu")
-        self.settings = {"frames": PIECE, "height": 64, "width": 64, "student": {"phases": 3}}
+        self.settings = tiny.settings(PIECE, phases=3)
         (folder / "pipeline.json").write_text("{}")
         self.at, self.calls, self.told = 0, [], set()
 
-    def edit(self, spec, clips, prompts, *, steps, seed):
+    def edit(self, spec, clips, prompts, *, num_inference_steps, seed):
+        steps = num_inference_steps
         (clip,), slow = clips, spec["name"] == "interpolate_frames"
         frames = 2 * len(clip) - 1 if slow else len(clip)
         if whole := frames == FRAMES:
@@ -47,7 +48,7 @@ class Oracle:
             self.at += frames - slow
         self.calls.append((spec["name"], frames, steps))
         self.told.add((spec["name"], prompts))
-        return SimpleNamespace(frames=made[None])
+        return made[None]
 
 
 @pytest.fixture
@@ -58,7 +59,7 @@ def pipe(puppets, tmp_path) -> Oracle:
 
 
 def test_both_ways_get_the_numbers_they_deserve(pipe, puppets, tmp_path, capsys, monkeypatch):
-    loaded = SimpleNamespace(from_pretrained=lambda name, device: pipe)
+    loaded = SimpleNamespace(from_pretrained=lambda name, **options: pipe)
     monkeypatch.setattr("vidcm.pipeline.VideoPipeline", loaded)
     monkeypatch.setattr("vidcm.lpc.dataset.LPC", lambda art, num_frames: puppets)
     path, page = tmp_path / "l.json", tmp_path / "page.md"
@@ -150,4 +151,6 @@ def test_the_pipeline_edits_what_pieces_are_given(task, pipeline):
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory) -> VideoPipeline:
-    return VideoPipeline.from_pretrained(tiny.pipeline(tmp_path_factory.mktemp("tiny")), "cpu")
+    return VideoPipeline.from_pretrained(
+        tiny.pipeline(tmp_path_factory.mktemp("tiny")), device="cpu"
+    )

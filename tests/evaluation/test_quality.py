@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from torch import Tensor
 
@@ -51,11 +52,19 @@ class Oracle:
     def __init__(self, folder: Path, answers: dict[str, Tensor]):
         (folder / "pipeline.json").write_text("{}")
         self.folder, self.answers, self.codec = folder, answers, Codec()
-        self.device, self.settings = torch.device("cpu"), {"frames": 5, "height": 64, "width": 64}
+        self.device, self.settings = torch.device("cpu"), tiny.settings()
         self.calls: list[tuple[int, bool]] = []
         self.breaks_at: int | None = None
 
-    def __call__(self, prompts: list[str], *, steps: int, teacher: bool, seed: Sequence[int]):
+    def __call__(
+        self,
+        prompts: list[str],
+        *,
+        num_inference_steps: int,
+        use_teacher: bool,
+        seed: Sequence[int],
+    ):
+        steps, teacher = num_inference_steps, use_teacher
         self.calls.append((steps, teacher))
         if steps == self.breaks_at:
             raise VidcmError("the power went off")
@@ -342,7 +351,7 @@ def world(monkeypatch, pipe, puppets, features, measure):
     import vidcm.lpc.dataset
     import vidcm.pipeline
 
-    loaded = SimpleNamespace(from_pretrained=lambda name, device: pipe)
+    loaded = SimpleNamespace(from_pretrained=lambda name, **options: pipe)
     monkeypatch.setattr(vidcm.pipeline, "VideoPipeline", loaded)
     monkeypatch.setattr(vidcm.lpc.dataset, "LPC", lambda art, num_frames: puppets)
     monkeypatch.setattr(EvalSet.__init__, "__defaults__", (features,))

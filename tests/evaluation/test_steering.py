@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tiny
 import torch
 
 from vidcm.cli import evaluate as command
@@ -17,7 +18,7 @@ from vidcm.evaluation.eval_set import EvalJob, EvalSet
 from vidcm.evaluation.steering_report import steering_table
 from vidcm.lpc.dataset import vocabulary
 from vidcm.pipeline import VideoPipeline
-from vidcm.rng import SampleRngs
+from vidcm.rng import SampleRng
 
 COUNT = 5
 PROMPTS = [
@@ -33,11 +34,14 @@ class Oracle:
 
     def __init__(self, folder: Path, truth: EvalSet):
         self.folder, self.truth, self.device = folder, truth, torch.device("cpu")
-        self.settings = {"frames": 5, "height": 64, "width": 64, "student": {"phases": 4}}
+        self.settings = tiny.settings(phases=4)
         (folder / "pipeline.json").write_text("{}")
         self.steps: set[tuple[bool, int]] = set()
 
-    def __call__(self, prompts, *, steps, guidance, negative_prompt, seed, teacher):
+    def __call__(
+        self, prompts, *, num_inference_steps, guidance_scale, negative_prompt, seed, use_teacher
+    ):
+        steps, guidance, teacher = num_inference_steps, guidance_scale, use_teacher
         self.steps.add((teacher, steps))
         combinations = [self.truth.combinations[s - self.truth.seed] for s in seed]
         words = self.truth.lpc.words["background"]
@@ -78,7 +82,7 @@ def test_movements_and_negatives_get_the_numbers_they_deserve(pipe, puppets, tmp
 
 
 def test_the_command_measures_into_a_file(pipe, puppets, tmp_path, capsys, monkeypatch):
-    loaded = SimpleNamespace(from_pretrained=lambda name, device: pipe)
+    loaded = SimpleNamespace(from_pretrained=lambda name, **options: pipe)
     monkeypatch.setattr("vidcm.pipeline.VideoPipeline", loaded)
     monkeypatch.setattr("vidcm.lpc.dataset.LPC", lambda art, num_frames: puppets)
     page = tmp_path / "page.md"
@@ -106,7 +110,7 @@ def test_the_command_measures_into_a_file(pipe, puppets, tmp_path, capsys, monke
 
 @pytest.fixture(scope="module")
 def bundled() -> VideoPipeline:
-    return VideoPipeline.from_pretrained("lpc-64", "cpu")
+    return VideoPipeline.from_pretrained("lpc-64", device="cpu")
 
 
 @torch.no_grad()
@@ -114,8 +118,10 @@ def test_guidance_moves_the_bundled_student_where_it_moves_its_teacher(bundled):
     """Both from the same noise; the student in one step, the teacher in six."""
     student, teacher = bundled.model("student"), bundled.model("teacher")
     count = len(PROMPTS)
-    size = (bundled.settings[k] for k in ("frames", "height", "width"))
-    noise = SampleRngs(range(count), bundled.device).normal(*bundled.codec.latent_shape(*size))
+    size = bundled.settings.size
+    noise = SampleRng.of_seeds(range(count), bundled.device).normal(
+        *bundled.codec.latent_shape(*size)
+    )
     times = to_path_time(teacher.path, shifted_timesteps(6, by=SHIFT)).tolist()
 
     def taught(scale: float) -> torch.Tensor:
@@ -124,7 +130,7 @@ def test_guidance_moves_the_bundled_student_where_it_moves_its_teacher(bundled):
 
     def learnt(scale: float) -> torch.Tensor:
         cond = student.encode(PROMPTS, torch.full((count,), scale))
-        rng = SampleRngs(range(count), bundled.device)
+        rng = SampleRng.of_seeds(range(count), bundled.device)
         return samplers.consistency(student, noise * T_START, [T_START], cond, rng)
 
     there, first = (taught(3.0) - taught(1.0)).flatten(1), learnt(1.0)
@@ -145,9 +151,13 @@ def test_negative_prompts_move_the_bundled_student_away(bundled):
 
     nearer = []
     for seed, prompt in enumerate(PROMPTS):
-        before = shown(bundled(prompt, steps=1, guidance=3.0, seed=seed).frames[0])
+        before = shown(
+            bundled(prompt, num_inference_steps=1, guidance_scale=3.0, seed=seed).frames[0]
+        )
         named = int(before.argmin())
         negative = f"{list(words.values())[named]['phrases'][0]} background"
-        steered = bundled(prompt, steps=1, guidance=3.0, seed=seed, negative_prompt=negative)
+        steered = bundled(
+            prompt, num_inference_steps=1, guidance_scale=3.0, seed=seed, negative_prompt=negative
+        )
         nearer.append(before[named] - shown(steered.frames[0])[named])
     assert np.mean(nearer) < 0 and sum(n < 0 for n in nearer) >= 2

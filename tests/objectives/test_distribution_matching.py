@@ -9,7 +9,7 @@ from vidcm.diffusion import samplers
 from vidcm.diffusion.base import Cond, Prediction
 from vidcm.diffusion.paths import RectifiedFlow
 from vidcm.diffusion.shapes import like
-from vidcm.diffusion.times import STEPS, to_path_time
+from vidcm.diffusion.times import student_timesteps, to_path_time
 from vidcm.errors import UsageError
 from vidcm.objectives.backward_simulation import backward_simulation, step_prefixes
 from vidcm.objectives.base import STUDENT
@@ -19,6 +19,7 @@ from vidcm.rng import SampleRng
 
 every_path = pytest.mark.parametrize("path", PATHS, ids=[type(p).__name__ for p in PATHS])
 PLACES = range(48)
+TIMES = [tuple(student_timesteps(n)) for n in (1, 2, 4)]
 
 
 def matching(path, fake=None, **options) -> DistributionMatching:
@@ -137,7 +138,7 @@ def test_the_fake_score_s_loss_is_least_at_the_exact_score(path):
 def test_a_rollout_is_what_the_sampler_makes(path):
     student, noise = Learnt(path, 0.1, 0.8), SampleRng(3, PLACES).normal(1, 1, 1, 5).double()
     prompts = PromptBatch(["up"] * len(PLACES), torch.full((len(PLACES),), 2.0))
-    for times in STEPS.values():
+    for times in TIMES:
         found = backward_simulation(student, [times], prompts, noise, SampleRng(1, PLACES))
         rng = SampleRng(1, PLACES)
         rng.uniform()  # which walk: there is one
@@ -179,12 +180,12 @@ def test_only_the_last_evaluation_takes_a_gradient_and_every_walk_is_taken():
     assert [grad for grad, *_ in seen] == [False] * 3 + [True]
     rows = [n for _, n, _ in seen]
     assert len(PLACES) > rows[0] > rows[1] > rows[2] > 0 and rows[3] == len(PLACES)
-    assert seen[-1][2] == {round(t, 3) for times in STEPS.values() for t in times}
+    assert seen[-1][2] == {round(t, 3) for times in TIMES for t in times}
 
 
 def test_walks_are_the_beginnings_of_the_sampler_s_times():
     assert step_prefixes([1]) == [(0.995,)]
-    assert step_prefixes([2, 1]) == [(0.995,), (0.995, 0.75)]
+    assert step_prefixes([2, 1]) == [(0.995,), (0.995, 0.9375)]
     assert len(step_prefixes([1, 2, 4])) == 5
 
 

@@ -10,12 +10,11 @@ from vidcm.data.batch import Batch
 from vidcm.diffusion import samplers
 from vidcm.diffusion.base import combine
 from vidcm.diffusion.denoiser import Denoiser
-from vidcm.diffusion.given_frames import GivenFrames, hold
+from vidcm.diffusion.given_frames import GivenFrames, GivenFramesDenoiser, GivenLatents, hold
 from vidcm.diffusion.paths import RectifiedFlow
+from vidcm.diffusion.projection import ProjectedDenoiser
 from vidcm.diffusion.shapes import like
 from vidcm.diffusion.times import student_timesteps, to_path_time
-from vidcm.editing.conditioned import GivenFramesDenoiser, GivenLatents
-from vidcm.editing.projection import ProjectedDenoiser
 from vidcm.errors import UsageError
 from vidcm.objectives.consistency_tuning import ConsistencyTuning
 from vidcm.objectives.flow_matching import FlowMatching

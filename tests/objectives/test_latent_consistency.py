@@ -11,7 +11,7 @@ from oracle import PATHS, Gaussian, start
 from vidcm.data.batch import Batch
 from vidcm.diffusion.paths import RectifiedFlow
 from vidcm.diffusion.samplers import consistency, flow_map, student_settings
-from vidcm.diffusion.times import SHIFT, shifted_timesteps, student_timesteps, to_path_time
+from vidcm.diffusion.times import SHIFT, shifted_timesteps, to_path_time
 from vidcm.errors import UsageError
 from vidcm.objectives.common import PromptBatch
 from vidcm.objectives.latent_consistency import LatentConsistency
@@ -196,7 +196,7 @@ def test_a_student_of_phases_is_sampled_at_their_edges():
     edges = shifted_timesteps(4, by=SHIFT).tolist()
     own = student_settings(PhasedConsistency(None, 4))
     assert own["sampler"] == "flow_map" and own["phases"] == 4
-    assert student_timesteps(4, own["times"]) == edges[:-1]
+    assert own["timesteps"] == edges[:-1]
     _, _, s = watched(PhasedConsistency(None, 4, intervals=24))
     grid = shifted_timesteps(24, by=SHIFT).flip(0)
     torch.testing.assert_close(grid[s.unique()], torch.tensor(edges[:0:-1]).double())
@@ -323,9 +323,7 @@ def test_training_in_phases_reaches_the_map_of_as_many_steps():
     objective = PhasedConsistency(world, 3, **TAUGHT)
     model = trained(student(), objective, 350)
     for told in (1.0, 2.0):
-        shift, ratio = drawn(
-            model, flow_map, student_timesteps(3, objective.sampling["times"]), told
-        )
+        shift, ratio = drawn(model, flow_map, objective.sampling["timesteps"], told)
         assert shift == pytest.approx(0, abs=0.15) and ratio == pytest.approx(1, abs=0.15)
 
 

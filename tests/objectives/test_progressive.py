@@ -12,7 +12,7 @@ from vidcm.diffusion.guidance import CFGDenoiser
 from vidcm.diffusion.paths import RectifiedFlow
 from vidcm.diffusion.samplers import euler, flow_map, student_settings
 from vidcm.diffusion.shapes import like
-from vidcm.diffusion.times import SHIFT, shift, shifted_timesteps, student_timesteps
+from vidcm.diffusion.times import SHIFT, shift, shifted_timesteps
 from vidcm.errors import UsageError
 from vidcm.objectives.base import Loss
 from vidcm.objectives.progressive_distillation import ProgressiveDistillation
@@ -138,7 +138,7 @@ def test_a_student_is_sampled_at_the_times_of_its_last_part():
     assert own["sampler"] == "flow_map" and own["phases"] == 3
     model, _ = watched(LAST, steps=3, halvings=2)
     ends = {round(float(t), 9) for t in model.seen[0][0]}
-    assert ends == {round(t, 9) for t in student_timesteps(3, own["times"])}
+    assert ends == {round(t, 9) for t in own["timesteps"]}
 
 
 def test_scales_and_empty_prompts_are_told_to_student_and_copy_and_only_one_learns():
@@ -188,7 +188,7 @@ def test_training_reaches_what_the_teacher_draws_in_its_many_steps():
     noise = rng.normal(1, 1, 1, 16)
     for told in (1.0, 2.0):
         cond = model.encode(["0.9"] * 200, torch.full((200,), told))
-        times = student_timesteps(2, objective.sampling["times"])
+        times = objective.sampling["timesteps"]
         x = flow_map(model, start(model.path, noise, times), times, cond)
         guided = CFGDenoiser(world, told, world.encode([""] * 200))
         many = euler(guided, noise, shifted_timesteps(8, by=3.0), world.encode(["0.9"] * 200))

@@ -54,16 +54,19 @@ def test_a_teacher_and_its_student_are_trained_with_given_frames(root):
     )
     student.teacher = student.init = teacher
     assert launch(student, "cpu") == 0
-    made = read_card(root / "taught" / "final")["metadata"]
-    assert made["config"]["objective"]["given_frames"] == GIVEN
+    card = read_card(root / "taught" / "final")
+    assert card["metadata"]["config"]["objective"]["given_frames"] == GIVEN
+    assert card["spec"]["given_frames"] == sorted(GIVEN)
 
     models = {"codec": root / "codec", "teacher": teacher, "student": root / "taught" / "final"}
     words = [*tiny.export_arguments(models, root / "pipeline"), "--frames", "9", "--allow-still"]
     assert export.main(words) == 0
-    pipe = VideoPipeline.from_pretrained(root / "pipeline", "cpu")
+    pipe = VideoPipeline.from_pretrained(root / "pipeline", device="cpu")
     for role in ("student", "teacher"):
         seen, backbone = [], pipe.model(role).backbone
         backbone.register_forward_hook(lambda _, inputs, out, seen=seen: seen.append(inputs[1]))
         picture = np.zeros((1, 16, 24, 3), np.uint8)
-        pipe.edit("animate", [picture], "a wall", steps=2, teacher=role == "teacher")
+        pipe.edit(
+            "animate", [picture], "a wall", num_inference_steps=2, use_teacher=role == "teacher"
+        )
         assert [(t[:, 0] == 0).all() and (t[:, 1:] > 0).all() for t in seen] == [True] * 2

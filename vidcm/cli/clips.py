@@ -3,28 +3,29 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from vidcm.conditioning.prompts import unknown_words
-
 if TYPE_CHECKING:
-    from vidcm.diffusion.denoiser import Denoiser
     from vidcm.media.clips import Clips
+    from vidcm.pipeline import StepCallback, VideoPipeline
 
 
 @contextmanager
-def progress_bar(args: argparse.Namespace) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(args: argparse.Namespace) -> Iterator["StepCallback"]:
     """A progress bar over denoising steps, for terminals and more than a few steps."""
     from tqdm import tqdm
 
     quiet = args.json or not sys.stderr.isatty() or (args.steps or 0) < 8 and not args.teacher
     with tqdm(unit="step", disable=quiet, leave=False) as bar:
 
-        def update(step: int, steps: int) -> None:
-            bar.total = steps
-            bar.update(step - bar.n)
+        def update(pipe: "VideoPipeline", step: int, time: float, state: dict) -> dict:
+            if step == 0:
+                own = pipe.settings.of("teacher" if args.teacher else "student")
+                bar.reset(args.steps or own.num_inference_steps)
+            bar.update()
+            return {}
 
         yield update
 
@@ -34,16 +35,10 @@ def note(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def warn_about_words(
-    settings: Mapping[str, Any], model: "Denoiser", prompts: Sequence[str]
-) -> None:
-    """Name the words of prompts that the model does not read, or has not met in training."""
-    for prompt in prompts:
-        if words := model.conditioner.dropped(prompt):
-            note(f"warning: too long, the end of a prompt is not read: {' '.join(words[:8])} ...")
-    known = set(settings.get("known_words", "").split())
-    if known and (words := unknown_words(prompts, known)):
-        note(f"warning: the model does not know: {', '.join(words[:8])}{' ...' * (len(words) > 8)}")
+def warn(sentences: Sequence[str]) -> None:
+    """Warnings on stderr, one a line."""
+    for sentence in sentences:
+        note(f"warning: {sentence}")
 
 
 def report(

@@ -198,7 +198,7 @@ def _generation() -> tuple[str, str, str]:
 
     pipe = VideoPipeline.from_pretrained("lpc-64")
     began = time.perf_counter()
-    clips = pipe("a woman walks left", steps=1)
+    clips = pipe("a woman walks left", num_inference_steps=1)
     with tempfile.TemporaryDirectory() as folder:
         (path,) = clips.save(Path(folder) / "clip.mp4")
         size = path.stat().st_size

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vidcm.cli.clips import note, progress_bar, report, warn_about_words
+from vidcm.cli.clips import note, progress_bar, report, warn
 from vidcm.cli.common import free_output, run
 from vidcm.cli.edit_options import SECONDS, TASK_OPTIONS, parser
 from vidcm.conditioning.prompts import check_prompts
@@ -59,11 +59,11 @@ def _edit(args: argparse.Namespace) -> None:
     from vidcm.media.sound import pass_sound
     from vidcm.pipeline import VideoPipeline
 
-    pipe = VideoPipeline.from_pretrained(args.checkpoint, args.device)
+    pipe = VideoPipeline.from_pretrained(args.checkpoint, device=args.device)
     height, width = args.size or (None, None)
     role = "teacher" if args.teacher else "student"
-    canvas = canvas_of(pipe, role, height, width)
-    warn_about_words(pipe.settings, pipe.model(role), prompts)
+    canvas = canvas_of(pipe.generation(role), height, width)
+    warn(pipe.warnings(prompts, num_inference_steps=args.steps, use_teacher=args.teacher))
     inputs = _read(args, pipe, specs, stand_ins, canvas)
     loaded = time.perf_counter()
     several = len(seeds) > 1 or "interpolate" in specs
@@ -72,14 +72,14 @@ def _edit(args: argparse.Namespace) -> None:
             list(specs.values()),
             inputs.clips,
             prompts,
-            steps=args.steps,
-            guidance=args.guidance,
+            num_inference_steps=args.steps,
+            guidance_scale=args.guidance,
             seed=seeds if several else seeds[0],
-            frames=args.frames,
+            num_frames=args.frames,
             height=height,
             width=width,
-            teacher=args.teacher,
-            progress=progress,
+            use_teacher=args.teacher,
+            callback_on_step_end=progress,
         )
     before = time.perf_counter()
     paths = clips.save(args.output, overwrite=args.overwrite, scale=args.scale)
@@ -152,13 +152,13 @@ def _read(
     from vidcm.editing.scene import grown, grows, input_size, most_frames, pace
     from vidcm.media.load import at_once, describe, fit, fit_mask, read_film, read_mask
 
-    fps, size, bound = pipe.settings["fps"] / pace(tasks), input_size(tasks, canvas), math.inf
+    fps, size, bound = pipe.settings.fps / pace(tasks), input_size(tasks, canvas), math.inf
     if not grows(tasks):
         canvas = grown(tasks, [], canvas, args.frames)
     elif args.frames is not None:
         canvas = replace(canvas, frames=args.frames)
     else:
-        seconds = round(SECONDS * pipe.settings["fps"])
+        seconds = round(SECONDS * pipe.settings.fps)
         canvas = replace(canvas, frames=max(canvas.frames, min(seconds, canvas.most)))
         bound = at_once(args.input[0])
     most = most_frames(tasks, canvas)

@@ -269,23 +269,21 @@ def _edit_tasks(args: argparse.Namespace, rows: list[Row]) -> Sequence[str]:
 
 def _model_and_truth(args: argparse.Namespace) -> tuple["VideoPipeline", "LPC"]:
     """The model and the true clips, after checks of everything else that would stop the command."""
-    from vidcm.diffusion.given_frames import trained_with
     from vidcm.lpc.dataset import CELL, LPC
     from vidcm.media.write import check_output
     from vidcm.pipeline import VideoPipeline
-    from vidcm.store import read_card
 
     if args.sheet:
         check_output(args.sheet, args.overwrite)
     art = art_of(args)
     pipe = VideoPipeline.from_pretrained(args.checkpoint, device=args.device)
-    frames, height, width = (pipe.settings[k] for k in ("frames", "height", "width"))
+    frames, height, width = pipe.settings.size
     if (height, width) != (CELL, CELL):
         raise UsageError(
             f"{args.checkpoint} makes clips of {height}x{width}, and evaluate scores on the LPC "
             f"task, whose clips are {CELL}x{CELL}; give a model of that task, or --frechet"
         )
-    if args.zero_shot and not trained_with(read_card(pipe.folder / "student")):
+    if args.zero_shot and not pipe.model("student").given_frames:
         raise UsageError(
             f"--zero-shot is for models trained with given frames, and {args.checkpoint} was "
             "not; leave it out"

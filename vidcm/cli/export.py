@@ -127,21 +127,20 @@ def _export(args: argparse.Namespace) -> None:
         refuse_still(args.student)
     settings = pipeline_settings(
         objective_of(args.student),
-        frames=args.frames,
+        num_frames=args.frames,
         height=args.height,
         width=args.width,
         fps=args.fps,
-        guidance=args.guidance,
-        steps=args.steps,
+        guidance_scale=args.guidance,
+        num_inference_steps=args.steps,
         teacher_steps=args.teacher_steps,
         teacher_guidance=args.teacher_guidance,
         shift=args.shift,
     )
     if args.bucket:
-        settings["trained"] = [[args.frames, args.height, args.width], *map(list, args.bucket)]
-    if words := known_words(args.student):
-        settings["known_words"] = words
-    phases = settings["student"].get("phases", args.steps)
+        settings.trained_shapes = [settings.size, *map(tuple, args.bucket)]
+    settings.known_words = known_words(args.student)
+    phases = settings.student.phases or args.steps
     if args.steps != phases:
         raise UsageError(
             f"--steps is {args.steps}, but {args.student} was trained in {phases} phases of one "

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vidcm.cli.clips import note, progress_bar, report, warn_about_words
+from vidcm.cli.clips import progress_bar, report, warn
 from vidcm.cli.common import (
     Parser,
     add_output,
@@ -25,8 +25,7 @@ from vidcm.limits import check_memory
 from vidcm.media.sizes import check_frames, check_size
 
 if TYPE_CHECKING:
-    from vidcm.diffusion.denoiser import Denoiser
-    from vidcm.pipeline import VideoPipeline
+    pass
 
 CODEC_STRIDE = 8  # sizes are multiples of it; of which ones, the model says
 STARTED = time.perf_counter()
@@ -119,27 +118,30 @@ def _generate(args: argparse.Namespace) -> None:
 
     from vidcm.pipeline import VideoPipeline
 
-    pipe = VideoPipeline.from_pretrained(args.checkpoint, args.device)
+    pipe = VideoPipeline.from_pretrained(args.checkpoint, device=args.device)
     role = "teacher" if args.teacher else "student"
-    pipe.latent_shape(role, args.frames, height, width)  # refused before it is warned about
-    _warn(args, pipe, pipe.model(role), every_prompt)
+    numbers = {
+        "num_inference_steps": args.steps,
+        "guidance_scale": args.guidance,
+        "num_frames": args.frames,
+        "height": height,
+        "width": width,
+        "use_teacher": args.teacher,
+    }
+    pipe.generation(role).latent_shape(args.frames, height, width)  # refused before warnings
+    warn(pipe.warnings(every_prompt, negative_prompt=args.negative_prompt, **numbers))
     loaded = time.perf_counter()
 
     with progress_bar(args) as progress:
         clips = pipe(
             prompts,
-            steps=args.steps,
-            guidance=args.guidance,
             negative_prompt=args.negative_prompt,
             seed=args.seed,
-            num_clips=args.num_clips,
-            frames=args.frames,
-            height=height,
-            width=width,
-            then=args.then,
-            teacher=args.teacher,
+            num_videos_per_prompt=args.num_clips,
+            prompt_schedule=args.then,
             solver=args.solver,
-            progress=progress,
+            **numbers,
+            callback_on_step_end=progress,
         )
     before = time.perf_counter()
     paths = clips.save(args.output, fps=args.fps, overwrite=args.overwrite, scale=args.scale)
@@ -179,27 +181,3 @@ def _lines(path: Path) -> list[str]:
     if not lines:
         raise UsageError(f"{path} holds no prompt; write one per line")
     return lines
-
-
-def _warn(
-    args: argparse.Namespace, pipe: "VideoPipeline", model: "Denoiser", prompts: list[str]
-) -> None:
-    """Name settings unlike the model's training, and words of prompts without effect."""
-    own = pipe.settings["teacher" if args.teacher else "student"]
-    values = args.frames, *(args.size or (None, None))
-    least = [min(axis) for axis in zip(*pipe.trained, strict=True)]
-    for name, value, low in zip(("frames", "height", "width"), values, least, strict=True):
-        if value is not None and value < low:
-            note(f"warning: the model was trained on {name} of {low} or more, not {value}")
-    low, high = own.get("guidance_range", (0, 100))
-    if args.guidance is not None and not low <= args.guidance <= high:
-        note(
-            f"warning: the model was trained with guidance {low:g} to {high:g}, not "
-            f"{args.guidance:g}"
-        )
-    most = own.get("max_steps")
-    if args.steps is not None and most and args.steps > most:
-        note(f"warning: the model was tuned for 1 to {most} steps, not {args.steps}")
-    if args.negative_prompt:
-        prompts = [*prompts, args.negative_prompt]
-    warn_about_words(pipe.settings, model, prompts)

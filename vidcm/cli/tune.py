@@ -64,7 +64,7 @@ def _tune(args: argparse.Namespace) -> None:
     from vidcm.pipeline import VideoPipeline
 
     pipe = VideoPipeline.from_pretrained(args.checkpoint, device=args.device)
-    lpc = LPC(art, num_frames=pipe.settings["frames"])
+    lpc = LPC(art, num_frames=pipe.settings.num_frames)
     tuning_set = TuningSet(pipe, lpc, args.count, args.seed, args.batch)
 
     def measure(lowest_sigma: float, steps: int) -> LevelTrial:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vidcm.config import TrainConfig
+from vidcm.diffusion.base import Cond, DenoiserBase, Prediction
 from vidcm.errors import UsageError
 from vidcm.rng import SampleRng
 from vidcm.schema import suggest
@@ -82,7 +83,8 @@ class GivenFrames:
             )
         if self and config.teacher is not None:
             kinds = {kind for kind, share in self.shares.items() if share}
-            if unknown := sorted(kinds - trained_with(read_card(config.teacher))):
+            known = read_card(config.teacher)["spec"].get("given_frames", ())
+            if unknown := sorted(kinds.difference(known)):
                 raise UsageError(
                     f"objective.given_frames asks for {', '.join(unknown)}, which the teacher "
                     f"{config.teacher} was not trained with; train one with the same given_frames, or go "
@@ -125,8 +127,46 @@ def kinds_of(given: Tensor) -> set[str]:
     return kinds
 
 
-def trained_with(card: Mapping[str, Any]) -> set[str]:
-    """The kinds that the model of a card (`model.json`) was trained with; none for most."""
-    objective = card.get("metadata", {}).get("config", {}).get("objective", {})
+def kinds_of_objective(objective: Mapping[str, Any]) -> list[str]:
+    """The kinds of given frames that an objective's spec trains with, sorted; none for most."""
     spec = objective.get("consistency") or objective  # the term of rcm that has them
-    return {kind for kind, share in (spec.get("given_frames") or {}).items() if share}
+    return sorted(kind for kind, share in (spec.get("given_frames") or {}).items() if share)
+
+
+class GivenLatents:
+    """Given latent frames of a clip, and the projection onto them.
+
+    Args:
+        latents: `(1, c, t, h, w)`; only given frames count.
+        given: bool `(t,)`, True where a frame is given.
+        complete: Whether they are all that is known of the clip, so that no other projection is
+            needed.
+    """
+
+    def __init__(self, latents: Tensor, given: Tensor, complete: bool = True):
+        self.latents, self.given, self.complete = latents, given, complete
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.where(self.given.view(-1, 1, 1), self.latents, x)
+
+    def times(self, t: Tensor) -> Tensor:
+        """Times `(b,)` per frame `(b, t)`: 0 where given."""
+        return hold(t, self.given.expand(len(t), -1))
+
+
+class GivenFramesDenoiser(DenoiserBase):
+    """A denoiser with given frames as input: they are clean and at time 0 in every evaluation.
+
+    Its output on them is undefined: wrap it in `ProjectedDenoiser` with the same `GivenLatents`.
+
+    Args:
+        denoiser: A denoiser trained with given frames.
+        frames: The given frames.
+    """
+
+    def __init__(self, denoiser: DenoiserBase, frames: GivenLatents):
+        self.denoiser, self.frames, self.path = denoiser, frames, denoiser.path
+
+    def predict(self, x_t: Tensor, t: Tensor, cond: Cond, s: Tensor | None = None) -> Prediction:
+        target = None if s is None else self.frames.times(s)
+        return self.denoiser.predict(self.frames(x_t), self.frames.times(t), cond, target)

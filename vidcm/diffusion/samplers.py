@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from vidcm.diffusion.base import Cond, DenoiserBase
-from vidcm.diffusion.times import STEPS
-from vidcm.rng import SampleRng
+from vidcm.rng import Noise
 
 # Called after each step as (step from 0, its time, latents); returns the latents to go on with, and
 # may raise to cancel.
@@ -51,7 +50,7 @@ class Sampler(Protocol):
         x: Tensor,
         times: Sequence[float] | Tensor,
         cond: Cond,
-        rng: SampleRng,
+        rng: Noise,
         on_step: OnStep = keep,
     ) -> Tensor: ...
 
@@ -62,7 +61,7 @@ def euler(
     x: Tensor,
     times: Sequence[float] | Tensor,
     cond: Cond,
-    rng: SampleRng | None = None,
+    rng: Noise | None = None,
     on_step: OnStep = keep,
 ) -> Tensor:
     """First order, one evaluation per interval: x_s = x_t + (s - t) v."""
@@ -77,7 +76,7 @@ def heun(
     x: Tensor,
     times: Sequence[float] | Tensor,
     cond: Cond,
-    rng: SampleRng | None = None,
+    rng: Noise | None = None,
     on_step: OnStep = keep,
 ) -> Tensor:
     """Second order (Karras et al. 2022, arXiv 2206.00364, algorithm 1): two evaluations per
@@ -98,7 +97,7 @@ def dpm(
     x: Tensor,
     times: Sequence[float] | Tensor,
     cond: Cond,
-    rng: SampleRng | None = None,
+    rng: Noise | None = None,
     on_step: OnStep = keep,
 ) -> Tensor:
     """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2): second order with one
@@ -129,7 +128,7 @@ def consistency(
     x: Tensor,
     times: Sequence[float] | Tensor,
     cond: Cond,
-    rng: SampleRng,
+    rng: Noise,
     on_step: OnStep = keep,
 ) -> Tensor:
     """Multistep consistency sampling (Song et al. 2023, arXiv 2303.01469, algorithm 1): predict the
@@ -147,7 +146,7 @@ def flow_map(
     x: Tensor,
     times: Sequence[float] | Tensor,
     cond: Cond,
-    rng: SampleRng | None = None,
+    rng: Noise | None = None,
     on_step: OnStep = keep,
 ) -> Tensor:
     """Deterministic sampling with a flow map or a phased student: jump from each time to the next
@@ -172,7 +171,7 @@ def _intervals(times: Sequence[float] | Tensor) -> Iterator[tuple[int, float, fl
 
 
 def student_settings(objective: object) -> dict[str, Any]:
-    """How students of an objective are sampled, as `pipeline.json` has it: `sampler`, a name among
-    SAMPLERS; `times`, rectified-flow times by number of steps; `phases`, where no other number of
-    steps makes sense. An objective says in its attribute `sampling` what differs from the usual."""
-    return {"sampler": "consistency", "times": STEPS} | getattr(objective, "sampling", {})
+    """Settings of `pipeline.json` for students of an objective: `sampler`, a name among SAMPLERS;
+    and where only one number of steps makes sense, `phases` and their `timesteps`. Objectives
+    override the usual ones in their attribute `sampling`."""
+    return {"sampler": "consistency"} | getattr(objective, "sampling", {})

@@ -1,7 +1,7 @@
-"""Laws of training times and grids of sampling times, in rectified-flow time unless said.
+"""Noise distributions of training and times of sampling, in rectified-flow time unless said.
 
-One clock serves all paths: ln(sigma / alpha). A resolution shift s multiplies that ratio by s
-(RECIPES: t' = s t / (1 + (s - 1) t)).
+All paths share one clock, ln(sigma / alpha). A resolution shift s multiplies that ratio by s:
+t' = s t / (1 + (s - 1) t).
 """
 
 from collections.abc import Sequence
@@ -13,10 +13,11 @@ from vidcm.diffusion.paths import ProbPath
 from vidcm.errors import UsageError
 from vidcm.rng import SampleRng
 
-SHIFT = 32.0  # of sampling grids: what a clip shows is settled at sigma / alpha far above 1
-RATIOS = (2e-3, 200.0)  # the noise levels, sigma / alpha, that students are trained at
-T_START = 0.995  # where few-step sampling starts: next to the last of them
-STEPS = {1: (T_START,), 2: (T_START, 0.75), 4: (T_START, 0.9375, 0.833, 0.625)}
+SHIFT = 32.0  # of teachers' times: the content of a clip is settled at sigma / alpha far above 1
+RATIOS = (2e-3, 200.0)  # sigma / alpha at which students are trained
+# Few-step sampling starts at sigma / alpha = 199, just inside RATIOS: at t = 1 it is infinite.
+T_START = 0.995
+DEFAULT_LOWEST_SIGMA = 15.0  # sigma / alpha of a student's last step
 
 
 def shift(t: Tensor, by: float) -> Tensor:
@@ -25,13 +26,12 @@ def shift(t: Tensor, by: float) -> Tensor:
 
 
 def log_normal(rng: SampleRng, mean: float, std: float) -> Tensor:
-    """Ratios sigma / alpha whose logarithm is N(mean, std), `(b,)`; the law known as logit-normal
-    when said of rectified-flow time."""
+    """Ratios sigma / alpha `(b,)` whose logarithm is N(mean, std): logit-normal times."""
     return torch.exp(mean + std * rng.normal())
 
 
 def sample_sigma(path: ProbPath, rng: SampleRng, mean: float, std: float) -> Tensor:
-    """Ratios as of `log_normal`, `(b,)`, kept within `RATIOS` and the end of the path's clock."""
+    """Ratios of `log_normal`, `(b,)`, clamped to `RATIOS` and to the end of the path."""
     low, high = RATIOS
     end = float(path.sigma_ratio(torch.tensor(path.t_max, dtype=torch.float64)))
     return log_normal(rng, mean, std).clamp(low, min(high, end))
@@ -50,10 +50,26 @@ def shifted_timesteps(steps: int, *, by: float = 1.0) -> Tensor:
     return shift(torch.linspace(1, 0, steps + 1, dtype=torch.float64), by)
 
 
-def student_timesteps(steps: int, table: dict[int, Sequence[float]] | None = None) -> list[float]:
-    """Times of the consistency sampler: a tuned list where there is one, else a shifted grid."""
-    known = table or STEPS
-    if steps in known:
-        return list(known[steps])
-    first = shift(torch.tensor(T_START, dtype=torch.float64), 1 / SHIFT)
-    return [T_START, *shift(first * shifted_timesteps(steps)[1:-1], SHIFT).tolist()]
+def student_timesteps(steps: int, lowest_sigma: float = DEFAULT_LOWEST_SIGMA) -> list[float]:
+    """Times of a student's steps: levels sigma / alpha in geometric progression.
+
+    Args:
+        steps: Number of evaluations.
+        lowest_sigma: sigma / alpha of the last one. The first is that of `T_START`, for any number
+            of steps.
+
+    Returns:
+        `steps` descending rectified-flow times; one step is at T_START alone.
+
+    Raises:
+        UsageError: Below one step, or a lowest level that is not between 0 and the first.
+    """
+    if steps < 1:
+        raise UsageError(f"{steps} steps cannot sample; use at least 1")
+    highest = T_START / (1 - T_START)
+    if not 0 < lowest_sigma < highest:
+        raise UsageError(
+            f"lowest_sigma is {lowest_sigma:g}; use a level above 0 and below {highest:.0f}"
+        )
+    ratios = [(lowest_sigma / highest) ** (i / (steps - 1)) for i in range(1, steps)]
+    return [T_START, *(highest * r / (1 + highest * r) for r in ratios)]

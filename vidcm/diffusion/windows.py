@@ -1,16 +1,16 @@
 """Clips longer or larger than a network was trained on, by overlapping windows that share one
 trajectory (MultiDiffusion, Bar-Tal et al. 2023, arXiv 2302.08113).
 
-At every step the noisy clip is cut into windows of the trained shape, all are denoised, and what
-overlaps is averaged with smooth weights. Samplers, guidance and projections see one denoiser.
+At every step the noisy clip is cut into windows of the trained shape, all are denoised, and their
+predictions are averaged with smooth weights. Samplers, guidance and projections see one denoiser.
 
 Along time a codec's latent frames are of two kinds: the first stands for one picture, each later
-one for several, and that is how the network knows them. In a long clip only latent frame 0 is of
-the first kind, so every window has it at its head and a stretch of later frames behind; what comes
-out there counts in the first window alone. It also holds windows together that do not overlap: all
-look at one picture (compare the attention sinks of Xiao et al. 2023, arXiv 2309.17453). For the
-same reason noise recurs along the clip (`Recurring`): what the prompt leaves open is settled by
-noise, and would change from window to window.
+one for several, and networks know them so. In a long clip only latent frame 0 is of the first kind,
+so every window has it at its head and a stretch of later frames behind; its prediction there counts
+in the first window alone. It also keeps windows consistent that do not overlap: all see one picture
+(compare the attention sinks of Xiao et al. 2023, arXiv 2309.17453). For the same reason noise
+repeats along the clip (`RepeatedNoise`): details that the prompt leaves open are settled by noise,
+and would change from window to window.
 """
 
 import math
@@ -23,14 +23,20 @@ from torch import Tensor
 
 from vidcm.diffusion.base import Cond, DenoiserBase, Prediction, batched
 from vidcm.errors import UsageError
-from vidcm.rng import SampleRng
+from vidcm.rng import Noise
 
 
 @dataclass(frozen=True)
 class Window:
-    """frames: the latent frames it reads, in order. rows, columns: where it lies in space.
-    weights: `(t h w)` of what it gives to each position; over all windows they sum to one.
-    place: the middle of its frames along the clip, the head left out."""
+    """One window of a clip.
+
+    Attributes:
+        frames: The latent frames it reads, in order.
+        rows: Its latents along the height.
+        columns: Its latents along the width.
+        weights: `(t, h, w)` of its prediction; over all windows they sum to one.
+        place: The middle of its frames along the clip, frame 0 left out.
+    """
 
     frames: list[int]
     rows: slice
@@ -39,11 +45,11 @@ class Window:
     place: float
 
     def of(self, x: Tensor) -> Tensor:
-        """Its part of `x (b c t h w)`."""
+        """Its part of `x (b, c, t, h, w)`."""
         return x[:, :, self.frames, self.rows, self.columns]
 
-    def give(self, total: Tensor, part: Tensor) -> None:
-        """Add its weighted part to `total (b c t h w)`."""
+    def add_to(self, total: Tensor, part: Tensor) -> None:
+        """Add its weighted part to `total (b, c, t, h, w)`."""
         at = torch.tensor(self.frames, device=total.device)
         weights = self.weights.to(part)
         total[..., self.rows, self.columns].index_add_(2, at, part * weights)
@@ -85,8 +91,8 @@ class Windowed(DenoiserBase):
         self.window, self.overlap, self.rows = tuple(window), tuple(overlap), rows
 
     def windows(self, frames: int, height: int, width: int) -> list[Window]:
-        """What covers a clip of so many latents. Raises UsageError for clips of a network that was
-        trained on single pictures."""
+        """The windows of a clip of so many latents. Raises UsageError for several frames of a model
+        of single pictures."""
         times = list(_along_time(frames, self.window[0], self.overlap[0]))
         down, across = (
             _cover(n, w, o)
@@ -94,25 +100,26 @@ class Windowed(DenoiserBase):
         )
         return [
             Window(
-                seen,
+                read,
                 slice(top, top + len(v)),
                 slice(left, left + len(h)),
                 weight.view(-1, 1, 1) * v.view(-1, 1) * h,
                 place,
             )
-            for (seen, weight, place), (top, v), (left, h) in product(times, down, across)
+            for (read, weight, place), (top, v), (left, h) in product(times, down, across)
         ]
 
-    def room(self, frames: int) -> int:
-        """The latent frames, `frames` or a few more, that windows fill without shifting the last
-        one back: it would blend two different moments of what windows show."""
+    def padded_frames(self, frames: int) -> int:
+        """Smallest number of latent frames, at least `frames`, that windows tile exactly.
+
+        Otherwise the last window would start early and average two phases of the motion."""
         length, step = self.window[0], self.window[0] - 1 - self.overlap[0]
         beyond = max(frames - length, 0)
         return length + math.ceil(beyond / step) * step if beyond and step else frames
 
-    def recurring(self, rng: SampleRng) -> "Recurring":
-        """Draws of whole clips that come round from window to window."""
-        return Recurring(rng, self.window[0], max(self.window[0] - 1 - self.overlap[0], 1))
+    def repeated_noise(self, rng: Noise) -> "RepeatedNoise":
+        """Noise of long clips that repeats from window to window."""
+        return RepeatedNoise(rng, self.window[0], max(self.window[0] - 1 - self.overlap[0], 1))
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Cond, s: Tensor | None = None) -> Prediction:
         windows = self.windows(*x_t.shape[2:])
@@ -123,50 +130,65 @@ class Windowed(DenoiserBase):
         for some in (windows[i : i + count] for i in range(0, len(windows), count)):
             found = self.denoiser.predict(
                 torch.cat([w.of(x_t) for w in some]),
-                torch.cat([_seen(t, w) for w in some]),
+                torch.cat([_times_of(w, t) for w in some]),
                 batched([cond.at(w.place) for w in some]),
-                None if s is None else torch.cat([_seen(s, w) for w in some]),
+                None if s is None else torch.cat([_times_of(w, s) for w in some]),
             )
             for total, parts in ((x0, found.x0), (eps, found.eps)):
                 for window, part in zip(some, parts.chunk(len(some)), strict=True):
-                    window.give(total, part)
+                    window.add_to(total, part)
         return Prediction(x0, eps, self.path.velocity(x0, eps, t))
 
 
 @dataclass(frozen=True)
-class Schedule(Cond):
-    """Prompts that change along a clip. later: (place, condition) in order; a window has the one
-    condition that holds at its middle, and where windows overlap, conditions cross-fade."""
+class PromptSchedule(Cond):
+    """Prompts that change along a clip.
+
+    A window has the one condition at its middle; where windows overlap, conditions cross-fade.
+
+    Attributes:
+        later: (place in latent frames, condition) of the prompts after the first, in order.
+    """
 
     later: tuple[tuple[float, Cond], ...] = field(default=())
 
     @classmethod
-    def of(cls, first: Cond, later: Sequence[tuple[float, Cond]]) -> "Schedule":
+    def of(cls, first: Cond, later: Sequence[tuple[float, Cond]]) -> "PromptSchedule":
+        """A schedule from its first condition and the later ones."""
         return cls(first.tokens, first.mask, first.guidance_scale, tuple(later))
 
-    def stack(self, other: Cond) -> "Schedule":
-        """Each with `other`, as one batch."""
-        return Schedule.of(super().stack(other), [(p, c.stack(other)) for p, c in self.later])
+    def stack(self, other: Cond) -> "PromptSchedule":
+        """Each condition with `other`, as one batch."""
+        return PromptSchedule.of(super().stack(other), [(p, c.stack(other)) for p, c in self.later])
 
     def at(self, place: float) -> Cond:
         first = Cond(self.tokens, self.mask, self.guidance_scale)
         return next((c for start, c in reversed(self.later) if start <= place), first)
 
+    def rows(self, part: slice) -> "PromptSchedule":
+        return PromptSchedule.of(super().rows(part), [(p, c.rows(part)) for p, c in self.later])
 
-class Recurring(SampleRng):
-    """Noise that recurs along a clip, for windows to agree on what no prompt says (noise in turn
-    for windows: FreeNoise, Qiu et al. 2023, arXiv 2310.15169). The first `length` latent frames are
-    drawn, those of a clip of that length by the same generators; from frame 1 on they come round
-    every `period` frames."""
 
-    def __init__(self, rng: SampleRng, length: int, period: int):
-        self.device, self.generators = rng.device, rng.generators
-        self.length, self.period = length, period
+class RepeatedNoise:
+    """Noise that repeats along a clip, so that windows agree on details no prompt names (FreeNoise,
+    Qiu et al. 2023, arXiv 2310.15169).
+
+    Args:
+        rng: Draws of the clips.
+        length: Latent frames that are drawn: those of a clip of that length.
+        period: From frame 1 on they repeat after so many frames.
+    """
+
+    def __init__(self, rng: Noise, length: int, period: int):
+        self.rng, self.length, self.period = rng, length, period
+
+    def __len__(self) -> int:
+        return len(self.rng)
 
     def normal(self, *shape: int) -> Tensor:
-        """Noise of whole clips `(b, c t h w)`."""
+        """Noise of clips `(b, c, t, h, w)`, from a shape `(c, t, h, w)`."""
         channels, frames, *size = shape
-        drawn = super().normal(channels, min(frames, self.length), *size)
+        drawn = self.rng.normal(channels, min(frames, self.length), *size)
         if frames <= self.length:
             return drawn
         return drawn[:, :, [0, *(1 + i % self.period for i in range(frames - 1))]]
@@ -199,19 +221,27 @@ def _cover(total: int, length: int, overlap: int) -> list[tuple[int, Tensor]]:
     return [(start, ramp / height[start : start + length]) for start in starts]
 
 
-def _seen(t: Tensor, window: Window) -> Tensor:
+def _times_of(window: Window, t: Tensor) -> Tensor:
     """Times `(b,)`, or those `(b, t)` of a window's frames."""
     return t if t.ndim == 1 else t[:, window.frames]
 
 
-def check_then(
-    then: Sequence[tuple[int, str]], places: Sequence[float], windows: Sequence[float]
+def check_schedule(
+    schedule: Sequence[tuple[int, str]], places: Sequence[float], windows: Sequence[float]
 ) -> None:
-    """Refuse prompts that no window of a clip would show, or in no order. places: of the prompts,
-    windows: the middles of the windows, both along the latents. Raises UsageError."""
-    if not then:
+    """Refuse prompts that no window of a clip has, or that are in no order.
+
+    Args:
+        schedule: (frame, prompt) of the prompts after the first.
+        places: Where they start, in latent frames.
+        windows: Middles of the windows, in latent frames.
+
+    Raises:
+        UsageError: A prompt would have no effect, or the frames do not ascend.
+    """
+    if not schedule:
         return
-    starts = [frame for frame, _ in then]
+    starts = [frame for frame, _ in schedule]
     if starts != sorted(set(starts)) or starts[0] < 1:
         raise UsageError(
             f"prompts take over at the frames {', '.join(map(str, starts))}; give frames from 1 "
@@ -220,8 +250,8 @@ def check_then(
     ends = [0.0, *places, math.inf]
     for i, (start, end) in enumerate(pairwise(ends)):
         if not any(start <= place < end for place in windows):
-            shown = f"the prompt from frame {starts[i - 1]} on" if i else "the first prompt"
+            which = f"the prompt from frame {starts[i - 1]} on" if i else "the first prompt"
             raise UsageError(
-                f"{shown} would show nowhere: a clip has one prompt per window, and this one has "
+                f"{which} would show nowhere: a clip has one prompt per window, and this one has "
                 f"{len(set(windows))}; ask for more frames, or let prompts take over further apart"
             )

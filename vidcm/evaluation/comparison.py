@@ -182,7 +182,7 @@ def measure_row(comparison: Comparison, job: RowJob, eval_set: EvalSet) -> dict[
     pipe = VideoPipeline.from_pretrained(_write_pipeline(comparison, job, eval_set.lpc))
     counts = comparison.evaluations
     if job.config is not None:
-        phases = pipe.settings["student"].get("phases")
+        phases = pipe.settings.student.phases
         rows = {n: Row("student", n) for n in counts if n == (phases or n)}
         if not rows:
             raise VidcmError(f"a student of {phases} phases needs evaluations to have {phases}")
@@ -190,7 +190,9 @@ def measure_row(comparison: Comparison, job: RowJob, eval_set: EvalSet) -> dict[
         rows = {2 * k - 1: Row("teacher", k) for k in ((n + 1) // 2 for n in counts)}
     else:
         rows = {n: Row("teacher", n) for n in counts}
-    protocol = json.dumps([pipe.settings, comparison.count, comparison.seed], sort_keys=True)
+    protocol = json.dumps(
+        [pipe.settings.to_dict(), comparison.count, comparison.seed], sort_keys=True
+    )
     digest = hashlib.sha256(protocol.encode()).hexdigest()[:12]
     output = job.run / f"measured-{digest}.json"
     eval_job = EvalJob(pipe, eval_set, output, job.key, comparison.batch)
@@ -209,11 +211,11 @@ def _write_pipeline(comparison: Comparison, job: RowJob, lpc: LPC) -> Path:
         objective = objective_of(models["student"])
     settings = pipeline_settings(
         objective,
-        frames=lpc.num_frames,
+        num_frames=lpc.num_frames,
         height=CELL,
         width=CELL,
         fps=FPS,
-        guidance=job.row.guidance,
+        guidance_scale=job.row.guidance,
         solver=job.row.solver,
         shift=job.row.shift,
     )
@@ -222,5 +224,5 @@ def _write_pipeline(comparison: Comparison, job: RowJob, lpc: LPC) -> Path:
     folder.mkdir()
     for role, source in models.items():
         shutil.copytree(source, folder / role)
-    write_text(folder / "pipeline.json", json.dumps(settings, indent=1) + "\n")
+    settings.save(folder)
     return folder

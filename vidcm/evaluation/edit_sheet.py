@@ -59,7 +59,7 @@ def write_examples(
     """
     targets = check_examples(folder, tasks, overwrite)
     for target, (_, case, result) in zip(targets, _edited(pipe, eval_set, tasks), strict=True):
-        _write_small(_side_by_side(case, result), target, pipe.settings["fps"])
+        _write_small(_side_by_side(case, result), target, pipe.settings.fps)
     return targets
 
 

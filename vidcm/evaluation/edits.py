@@ -63,8 +63,8 @@ def run_edit(
         case.clips,
         case.prompts or caption,
         seed=seed,
-        steps=row.num_inference_steps,
-        teacher=row.role == "teacher",
+        num_inference_steps=row.num_inference_steps,
+        use_teacher=row.role == "teacher",
         zero_shot=row.zero_shot,
     ).frames
     return frames.reshape(-1, *frames.shape[2:])

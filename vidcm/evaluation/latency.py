@@ -112,7 +112,7 @@ def measure_latency(
     if plan.threads:
         torch.set_num_threads(plan.threads)
         shell["OMP_NUM_THREADS"] = str(plan.threads)
-    pipe = VideoPipeline.from_pretrained(checkpoint, device)
+    pipe = VideoPipeline.from_pretrained(checkpoint, device=device)
     roles = sorted({row.role for row in rows})
     for role in roles:
         pipe.model(role)
@@ -124,8 +124,8 @@ def measure_latency(
         "device": pipe.device.type,
         "rows": [str(row) for row in rows],
         "models": {part: card["spec"] for part, card in cards.items()},
-        "clip": {k: pipe.settings[k] for k in ("frames", "height", "width", "fps")},
-        "guidance": {role: pipe.settings[role]["guidance"] for role in roles},
+        "clip": {k: getattr(pipe.settings, k) for k in ("num_frames", "height", "width", "fps")},
+        "guidance": {role: pipe.settings.of(role).guidance_scale for role in roles},
         "scale": SCALE,
         **{k: getattr(plan, k) for k in ("prompt", "batch", "seed", "warmup")},
     }
@@ -196,10 +196,11 @@ def _generate(pipe: VideoPipeline, row: Row, plan: LatencyPlan) -> Clips:
     teacher = row.role == "teacher"
     return pipe(
         plan.prompt,
-        steps=row.num_inference_steps,
+        num_inference_steps=row.num_inference_steps,
         seed=plan.seed,
-        num_clips=plan.batch,
-        teacher=teacher,
+        num_videos_per_prompt=plan.batch,
+        use_teacher=teacher,
+        batch_size=plan.batch,
     )
 
 
@@ -257,7 +258,7 @@ def _row_results(pipe: VideoPipeline, row: Row, plan: LatencyPlan, calls: list[d
     """A row of the results, from its calls."""
     kept, last, model = calls[plan.warmup :], calls[-1], pipe.model(row.role)
     seconds = summarize_calls([call["seconds"] for call in kept])
-    size = [pipe.settings[k] for k in ("frames", "height", "width")]
+    size = pipe.settings.size
     shape, words = pipe.codec.latent_shape(*size), len(model.encode([plan.prompt]).tokens[0])
     flops = flops_per_evaluation(model.backbone, shape, words)
     total, evaluations = seconds["end_to_end"]["p50"], last["evaluations"]
@@ -271,7 +272,7 @@ def _row_results(pipe: VideoPipeline, row: Row, plan: LatencyPlan, calls: list[d
         "parameters": sum(p.numel() for p in model.backbone.parameters()),
         "flops_per_evaluation": flops,
         "gflops_per_second": work / seconds["network"]["p50"] / 1e9,
-        "realtime_factor": plan.batch * size[0] / pipe.settings["fps"] / total,
+        "realtime_factor": plan.batch * size[0] / pipe.settings.fps / total,
         "clips_per_second": plan.batch / total,
         "seconds": seconds,
         "warmup": summarize_calls([call["seconds"] for call in calls[: plan.warmup]]),

@@ -4,10 +4,9 @@ The consistency sampler takes geometric noise levels down to a lowest one, the s
 number of steps (`times.student_timesteps`). Where it ends matters more than how often it stops.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor
@@ -16,7 +15,6 @@ from tqdm import tqdm
 from vidcm.errors import UsageError
 from vidcm.evaluation.row_clips import clip_generator
 from vidcm.evaluation.rows import Row
-from vidcm.files import write_text
 from vidcm.lpc import adherence
 from vidcm.lpc.dataset import LPC
 from vidcm.metrics import fidelity
@@ -65,8 +63,8 @@ class TuningSet:
     """
 
     def __init__(self, pipe: VideoPipeline, lpc: LPC, count: int, seed: int, batch_size: int):
-        student = pipe.settings["student"]
-        if student.get("sampler", "consistency") != "consistency" or "phases" in student:
+        student = pipe.settings.student
+        if student.sampler != "consistency" or student.phases is not None:
             raise UsageError(
                 f"the noise levels of the student of {pipe.folder} are fixed by its training; only "
                 "those of consistency students can be tuned"
@@ -90,13 +88,13 @@ class TuningSet:
     def clips(self, lowest_sigma: float, steps: int) -> Tensor:
         """uint8 `(count t h w c)`, as the pipeline generates them with this lowest level."""
         tried, settings = copy(self.pipe), self.pipe.settings
-        student = settings["student"] | {"lowest_sigma": lowest_sigma}
-        tried.settings = settings | {"student": student}
+        student = replace(settings.student, lowest_sigma=lowest_sigma)
+        tried.settings = replace(settings, student=student)
         generate = clip_generator(tried, Row("student", steps), self.batch_size)
         return generate(self.prompts, self.true_clips, self.seeds).frames
 
 
 def save_level(pipe: VideoPipeline, lowest_sigma: float) -> None:
     """Write the level to the folder's `pipeline.json`."""
-    pipe.settings["student"]["lowest_sigma"] = lowest_sigma
-    write_text(pipe.folder / "pipeline.json", json.dumps(pipe.settings, indent=1) + "\n")
+    pipe.settings.student.lowest_sigma = lowest_sigma
+    pipe.settings.save(pipe.folder)

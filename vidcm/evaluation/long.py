@@ -8,7 +8,7 @@ through the network at once, short clips end to end, and true clips end to end.
 
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -113,7 +113,11 @@ class LongClipGenerator:
     """
 
     def __init__(self, pipe: VideoPipeline, lpc: LPC, batch_size: int):
-        windowed, settings, self.span = pipe.windowed("student"), pipe.settings, lpc.num_frames - 1
+        windowed, settings, self.span = (
+            pipe.generation().denoiser,
+            pipe.settings,
+            lpc.num_frames - 1,
+        )
         added = (windowed.window[0] - 1) * pipe.codec.time_stride
         if windowed.overlap[0] or added != self.span:
             raise UsageError(
@@ -121,10 +125,10 @@ class LongClipGenerator:
                 f"of {pipe.folder} are of {added + 1} and overlap by {windowed.overlap[0]} latent "
                 "frames; give a model trained on shorter clips"
             )
-        self.height, self.width = settings["height"], settings["width"]
+        self.height, self.width = settings.height, settings.width
         self.pipe, self.batch_size, self.unwindowed = pipe, batch_size, copy(pipe)
-        longest = [1 + NUM_WINDOWS * self.span, self.height, self.width]
-        self.unwindowed.settings = settings | {"trained": [longest]}
+        longest = 1 + NUM_WINDOWS * self.span, self.height, self.width
+        self.unwindowed.settings = replace(settings, trained_shapes=[longest])
         self.seconds = 0.0
 
     def __call__(
@@ -153,10 +157,10 @@ class LongClipGenerator:
             return clips[:, :, :, left : left + self.width]
         length = 1 + row.windows * self.span
         if not row.then:
-            return self._sample(row, prompts[0], seeds, frames=length)
+            return self._sample(row, prompts[0], seeds, num_frames=length)
         start = 1 + row.windows // 2 * self.span
         clips = [
-            self._sample(row, [before], [seed], frames=length, then=[(start, after)])
+            self._sample(row, [before], [seed], num_frames=length, prompt_schedule=[(start, after)])
             for before, after, seed in zip(*prompts, seeds, strict=True)
         ]
         return torch.cat(clips)
@@ -185,7 +189,7 @@ class LongClipGenerator:
         for i in range(0, len(prompts), self.batch_size):
             part = slice(i, i + self.batch_size)
             steps = row.num_inference_steps
-            clips = pipe(prompts[part], steps=steps, seed=seeds[part], **options)
+            clips = pipe(prompts[part], num_inference_steps=steps, seed=seeds[part], **options)
             self.seconds += sum(clips.seconds.values())
             found.append(torch.from_numpy(clips.frames))
         return torch.cat(found)
@@ -202,7 +206,7 @@ def measure_long(job: EvalJob) -> dict:
     eval_set, lpc = job.eval_set, job.eval_set.lpc
     generator = LongClipGenerator(job.pipe, lpc, job.batch_size)
     results = job.results("long", {"version": VERSION, "open": OPEN})
-    phases = job.pipe.settings["student"].get("phases")
+    phases = job.pipe.settings.student.phases
     rows = long_rows([phases] if phases else STEPS)
     if missing := [row for row in rows if not results.has(row.name)]:
         later = [other_action(lpc, c) for c in eval_set.combinations]

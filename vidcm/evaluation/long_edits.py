@@ -62,7 +62,7 @@ def measure_long_edits(job: EvalJob) -> dict:
     the next frame where pieces join and something is filled in, over that of the true clip. Returns
     the content of the results file; errors as `quality.evaluate_rows`.
     """
-    steps, length = job.pipe.settings["student"].get("phases", STEPS), job.eval_set.lpc.num_frames
+    steps, length = job.pipe.settings.student.phases or STEPS, job.eval_set.lpc.num_frames
     protocol = {"version": VERSION, "steps": steps, "piece": length}
     frames = {"frames": 1 + NUM_WINDOWS * (length - 1)}
     results = job.results("long-edits", protocol | frames)
@@ -119,7 +119,7 @@ def edit_in_pieces(
         part, spec = slice(start, start + given), dict(case.spec)
         if "mask" in spec:
             spec["mask"] = spec["mask"][part]
-        edited = pipe.edit(spec, [clip[part]], prompt, steps=steps, seed=seed).frames[0]
+        edited = pipe.edit(spec, [clip[part]], prompt, num_inference_steps=steps, seed=seed)[0]
         found.append(edited[min(start, shared) :])
     return np.concatenate(found)
 

@@ -48,8 +48,8 @@ def clip_generator(pipe: VideoPipeline, row: Row, batch_size: int) -> ClipGenera
             return GeneratedClips(frames, None, {"codec": time.perf_counter() - start})
         clips = pipe(
             list(prompts),
-            steps=row.num_inference_steps,
-            teacher=row.role == "teacher",
+            num_inference_steps=row.num_inference_steps,
+            use_teacher=row.role == "teacher",
             seed=list(seeds),
         )
         return GeneratedClips(torch.from_numpy(clips.frames), clips.evaluations, clips.seconds)

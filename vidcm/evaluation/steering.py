@@ -32,7 +32,7 @@ def measure_steering(job: EvalJob) -> dict:
     the teacher's. Of negative prompts: the share of clips that keep the background they show
     without one. Returns the content of the results file; errors as `quality.evaluate_rows`.
     """
-    steps = {"student": job.pipe.settings["student"].get("phases", 1), "teacher": TEACHER_STEPS}
+    steps = {"student": job.pipe.settings.student.phases or 1, "teacher": TEACHER_STEPS}
     protocol = {"version": VERSION, "steps": steps, "negative_scale": NEGATIVE_SCALE, "open": OPEN}
     results = job.results("steering", protocol)
     samplers = {role: _RoleSampler(job.pipe, role, n, job.batch_size) for role, n in steps.items()}
@@ -60,11 +60,11 @@ class _RoleSampler:
             part = slice(i, i + self.batch_size)
             clips = self.pipe(
                 list(prompts[part]),
-                steps=self.steps,
-                guidance=guidance,
+                num_inference_steps=self.steps,
+                guidance_scale=guidance,
                 negative_prompt=negative,
                 seed=list(seeds[part]),
-                teacher=self.role == "teacher",
+                use_teacher=self.role == "teacher",
             )
             frames.append(torch.from_numpy(clips.frames))
         return torch.cat(frames)

@@ -1,36 +1,83 @@
-"""What a pipeline hands out: clips, how long each stage took, and the files they become."""
+"""Results of a pipeline: clips, the time of each stage, and the files they are written to."""
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 
+from vidcm.errors import UsageError
 from vidcm.media.write import numbered, write_clip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Clips:
-    """frames: uint8 `(n t h w c)`. prompts: those that clips begin with. evaluations: network
-    forwards per clip, guidance's second one and every window's counted. seconds: wall time of text,
-    denoise and decode for the whole call."""
+    """Clips of one call, in the order of prompts. `clips[0]` is the first clip's frames.
 
-    frames: np.ndarray
+    Attributes:
+        frames: By `output_type`: "np" uint8 array `(n, t, h, w, 3)`; "pt" the same as a tensor;
+            "pil" a list of lists of pictures; "latent" float32 latents `(n, c, t, h, w)`.
+        prompts: First prompt of each clip.
+        seeds: Seed of each clip.
+        fps: Frames per second.
+        evaluations: Network evaluations per clip, those of guidance and of every window counted.
+        seconds: Wall time of each stage of the call.
+        output_type: "np", "pt", "pil" or "latent".
+    """
+
+    frames: Any
     prompts: list[str]
     seeds: list[int]
     fps: float
     evaluations: int
     seconds: dict[str, float] = field(default_factory=dict)
+    output_type: str = "np"
 
     def __len__(self) -> int:
         return len(self.frames)
 
+    def __getitem__(self, index: int | slice) -> Any:
+        return self.frames[index]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.frames)
+
+    def __repr__(self) -> str:
+        if self.output_type == "pil":
+            shape = f"{len(self.frames[0])} frames of {self.frames[0][0].width}x{self.frames[0][0].height}"
+        elif self.output_type == "latent":
+            shape = f"latents {tuple(self.frames.shape[1:])}"
+        else:
+            _, t, h, w, _ = self.frames.shape
+            shape = f"{t} frames of {w}x{h}"
+        return (
+            f"Clips({len(self)} x {shape} at {self.fps:g} fps, output_type={self.output_type!r}, "
+            f"seeds={self.seeds}, evaluations={self.evaluations})"
+        )
+
     def save(
         self, path: str | Path, *, fps: float | None = None, overwrite: bool = False, scale: int = 1
     ) -> list[Path]:
-        """Write every clip (`name-1.mp4`, `name-2.mp4`, ... when there are several); the format is
-        the extension's. Returns the paths. Raises UsageError for an unknown or existing one."""
+        """Write every clip; the format is the extension's.
+
+        Args:
+            path: File or, ending in "/", folder; several clips get `name-1.mp4`, `name-2.mp4`, ...
+            fps: Frames per second (default: the pipeline's).
+            overwrite: Replace existing files.
+            scale: Enlarge pixels so many times.
+
+        Returns:
+            The paths.
+
+        Raises:
+            UsageError: An unknown format, an existing file, or clips that are not arrays.
+        """
+        if self.output_type != "np":
+            raise UsageError(
+                f"clips of output_type {self.output_type!r} cannot be written; use output_type='np'"
+            )
         return [
             write_clip(clip, target, fps=fps or self.fps, overwrite=overwrite, scale=scale)
             for clip, target in zip(self.frames, numbered(path, len(self)), strict=True)
@@ -38,14 +85,14 @@ class Clips:
 
 
 class Clock:
-    """Seconds by stage, the device drained at every mark."""
+    """Seconds by stage, summed over batches, the device drained at every mark."""
 
     def __init__(self, device: torch.device):
-        self.device, self.seconds, self.at = device, {}, time.perf_counter()
+        self.device, self.seconds, self.at = device, dict[str, float](), time.perf_counter()
 
     def __call__(self, stage: str) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         now = time.perf_counter()
-        self.seconds[stage] = now - self.at
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self.at
         self.at = now

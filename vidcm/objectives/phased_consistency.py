@@ -55,7 +55,7 @@ class PhasedConsistency(LatentConsistency):
             )
         self.phases = phases
         edges = shifted_timesteps(phases, by=shift)[:-1].tolist()
-        self.sampling = self.sampling | {"phases": phases, "times": {phases: edges}}
+        self.sampling = self.sampling | {"phases": phases, "timesteps": edges}
 
     def edge(self, index: Tensor) -> Tensor:
         """The lower edge of the phase whose upper edge or inside `index` is."""

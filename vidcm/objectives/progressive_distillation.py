@@ -53,7 +53,7 @@ class ProgressiveDistillation:
         )
         self.held = FrozenTarget(halvings)
         edges = shifted_timesteps(steps, by=shift)[:-1].tolist()
-        self.sampling = self.sampling | {"phases": steps, "times": {steps: edges}}
+        self.sampling = self.sampling | {"phases": steps, "timesteps": edges}
 
     def check(self, config: TrainConfig) -> None:
         """Raises UsageError without a teacher: there are no steps to halve."""

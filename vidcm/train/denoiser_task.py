@@ -91,7 +91,9 @@ def video_task(config: TrainConfig, model: Denoiser, data: Dataset, device: torc
             own = samplers.student_settings(objective)
             sampler = samplers.SAMPLERS[own["sampler"]]
             for steps in [own["phases"]] if "phases" in own else STUDENT_STEPS:
-                times = to_path_time(copy.path, student_timesteps(steps, own["times"])).tolist()
+                times = to_path_time(
+                    copy.path, own.get("timesteps") or student_timesteps(steps)
+                ).tolist()
                 start = noise * copy.path.sigma(torch.tensor(times[0])).float()
                 x = sampler(copy, start, times, cond, rng)
                 frames = draw(f"student, {steps} steps", x, reference)

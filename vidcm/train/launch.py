@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vidcm.config import TrainConfig
 from vidcm.data.loader import positions
+from vidcm.diffusion.given_frames import kinds_of_objective
 from vidcm.errors import UsageError
 from vidcm.runtime import fast_cpu, pick_device
 from vidcm.store import save_model
@@ -43,7 +44,9 @@ def launch(config: TrainConfig, device_name: str = "auto") -> int:
     engine = assemble(task.model, task.objective, config, device, start)
 
     def export(weights: dict[str, Tensor], folder: Path, metadata: dict) -> None:
-        save_model(folder, config.model, weights, metadata=metadata)
+        kinds = kinds_of_objective(config.objective)
+        spec = config.model | ({"given_frames": kinds} if kinds else {})
+        save_model(folder, spec, weights, metadata=metadata)
 
     code = train(config, task, engine, export)
     if distributed:

@@ -1,0 +1,147 @@
+"""`pipeline.json`: clip shapes of a pipeline and the sampling settings of its student and teacher.
+
+Needs no torch, so that commands can answer at once.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from vidcm.errors import UsageError, VidcmError
+from vidcm.files import write_text
+from vidcm.schema import from_dict
+
+FILE = "pipeline.json"
+MAX_STEPS = 1000
+MAX_GUIDANCE = 100.0
+MAX_FRAMES = 100_000
+MAX_CLIPS = 10**9  # of a call; memory bounds it earlier
+MAX_SIDE = 2**16
+
+
+@dataclass
+class StudentSettings:
+    """How a student is sampled.
+
+    Attributes:
+        num_inference_steps: Default number of steps.
+        guidance_scale: Default scale.
+        guidance_range: Scales it was trained with.
+        max_inference_steps: Beyond, more steps rarely help.
+        sampler: "consistency" or "flow_map".
+        lowest_sigma: sigma / alpha of the last step (default: `times.DEFAULT_LOWEST_SIGMA`).
+        phases: The only number of steps of a phased or progressive student.
+        timesteps: Rectified-flow times of those steps, descending.
+    """
+
+    num_inference_steps: int
+    guidance_scale: float
+    guidance_range: tuple[float, float] = (1.0, 1.0)
+    max_inference_steps: int = 8
+    sampler: str = "consistency"
+    lowest_sigma: float | None = None
+    phases: int | None = None
+    timesteps: list[float] = field(default_factory=list)
+
+
+@dataclass
+class TeacherSettings:
+    """How a teacher is sampled.
+
+    Attributes:
+        num_inference_steps: Default number of intervals.
+        guidance_scale: Default scale.
+        shift: Resolution shift of its times.
+        solver: "euler", "heun" or "dpm".
+    """
+
+    num_inference_steps: int
+    guidance_scale: float
+    shift: float = 1.0
+    solver: str = "euler"
+
+
+@dataclass
+class PipelineSettings:
+    """The content of `pipeline.json`.
+
+    Attributes:
+        num_frames: Default frames of a clip.
+        height: Default height in pixels.
+        width: Default width in pixels.
+        fps: Frames per second.
+        student: Sampling of the student.
+        teacher: Sampling of the teacher.
+        trained_shapes: (frames, height, width) of every shape the models were trained on (default:
+            the one above).
+        known_words: Words of the training captions, separated by spaces; "" if not known.
+    """
+
+    num_frames: int
+    height: int
+    width: int
+    fps: float
+    student: StudentSettings
+    teacher: TeacherSettings
+    trained_shapes: list[tuple[int, int, int]] = field(default_factory=list)
+    known_words: str = ""
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Default frames, height and width."""
+        return self.num_frames, self.height, self.width
+
+    @property
+    def shapes(self) -> list[tuple[int, int, int]]:
+        """Frames, height and width of every shape the models were trained on."""
+        return self.trained_shapes or [self.size]
+
+    def of(self, role: str) -> StudentSettings | TeacherSettings:
+        """The settings of "student" or "teacher"."""
+        return self.teacher if role == "teacher" else self.student
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data, without what is unset."""
+        data = asdict(self)
+        for part in (data["student"], data["teacher"], data):
+            for key in [k for k, v in part.items() if v in (None, [], "")]:
+                del part[key]
+        return data
+
+    def save(self, folder: Path) -> None:
+        """Write `pipeline.json` into a folder."""
+        write_text(folder / FILE, json.dumps(self.to_dict(), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read the `pipeline.json` of a folder.
+
+        Raises:
+            FileNotFoundError: There is none.
+            VidcmError: It cannot be read, a key is missing or unknown, or a value is of no use.
+        """
+        path = folder / FILE
+        try:
+            data = json.loads(path.read_text("utf-8"))
+            if not isinstance(data, dict):
+                raise VidcmError(f"{path} is damaged: expected an object with the key num_frames")
+            found = from_dict(cls, data, str(path))
+        except FileNotFoundError:
+            raise
+        except (OSError, ValueError) as error:
+            raise VidcmError(f"cannot read {path}: {error}") from None
+        except UsageError as error:
+            raise VidcmError(f"{error}; export it again") from None
+        numbers = {
+            "num_frames": found.num_frames,
+            "height": found.height,
+            "width": found.width,
+            "fps": found.fps,
+            "student.num_inference_steps": found.student.num_inference_steps,
+            "teacher.num_inference_steps": found.teacher.num_inference_steps,
+        }
+        for key, value in numbers.items():
+            if value <= 0:
+                raise VidcmError(f"{path}: {key} is {value}; expected a number above 0")
+        return found

@@ -159,7 +159,7 @@ def test_clips_are_the_same_in_any_batch(pipe, options):
         rows.clear()
         clips = pipe(prompts, num_videos_per_prompt=3, seed=2, batch_size=batch, **options)
         assert apart(clips.frames, whole.frames) <= 1 and clips.evaluations == whole.evaluations
-        assert max(rows) < most
+        assert max(rows) <= most
     hook.remove()
 
 

@@ -264,15 +264,15 @@ class VideoPipeline:
         per_prompt = whole_number("num_videos_per_prompt", num_videos_per_prompt, 1, MAX_CLIPS)
         prompts = self._check_prompt(prompt, prompt_embeds, prompt_schedule)
         count = len(prompts) * per_prompt
-        window = generation.denoiser
-        padded = window.padded_frames(size[0])
-        shape = (channels, padded, *size[1:])
-        self._check_schedule(generation, prompt_schedule, shape[1:])
         clip_shape = generation.pixel_shape(size)
         batch = max(BATCH_PIXELS // math.prod(clip_shape), 1)
         if batch_size is not None:
             batch = whole_number("batch_size", batch_size, 1, MAX_CLIPS)
         check_memory(count, *clip_shape, batch)
+        window = generation.denoiser
+        padded = window.padded_frames(size[0])
+        shape = (channels, padded, *size[1:])
+        self._check_schedule(generation, prompt_schedule, shape[1:])
         clip_seeds = _draw_seeds(generator, seed, count)
         if latents is not None:
             latents = _check_latents(latents, (count, *shape))

@@ -1,10 +1,6 @@
 """The Gaussian world for students that jump: the exact flow map, and small networks of two times."""
 
-import ast
 from collections.abc import Callable, Sequence
-from importlib import import_module
-from pathlib import Path as File
-from types import ModuleType
 
 import torch
 from oracle import Gaussian, Said
@@ -15,7 +11,8 @@ from vidcm.diffusion.base import Cond
 from vidcm.diffusion.denoiser import Denoiser
 from vidcm.diffusion.paths import RectifiedFlow
 from vidcm.diffusion.times import T_START
-from vidcm.objectives.base import Objective, target_network_of
+from vidcm.objectives.base import Objective
+from vidcm.objectives.common import PromptBatch, StudentObjective
 from vidcm.rng import SampleRng
 
 MEANS = {"": 0.2, "up": 0.9}
@@ -81,11 +78,10 @@ def trained(
     """Adam over fresh batches of data whose prompt is "0.9"."""
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    if held := target_network_of(objective):
-        held.start(model)
+    if objective.target:
+        objective.target.start(model)
     for step in range(steps):
-        if held:
-            held.before_step(model, step / steps)
+        objective.before_step(model, step / steps)
         places = range(step * 32, step * 32 + 32)
         drawn = Batch(["0.9"] * 32, latents=data(places))
         total = objective(model, drawn, step / steps, SampleRng(1, places)).total
@@ -116,17 +112,15 @@ def loss(model, objective: Objective, places: Sequence[int] = PLACES, width: int
     return objective(model, batch(places, width=width), 0.0, SampleRng(1, places)).total
 
 
-def mutant(kind: type, *swaps: tuple[str, str]) -> type:
-    """A class with a mistake planted in one of its module's formulas.
+# --- planted mistakes: methods to put into a subclass of an objective -----------------------------
 
-    Formulas are written out where they are used, so that a mistake in one is a change of its text
-    rather than an override. The text is Python's own rendering of it, whatever the formatter does.
-    """
-    module = import_module(kind.__module__)
-    source = ast.unparse(ast.parse(File(module.__file__ or "").read_text("utf-8")))
-    for old, new in swaps:
-        assert source.count(old) == 1, f"{old!r} is not in the source: plant the mistake anew"
-        source = source.replace(old, new)
-    changed = ModuleType("mutant")
-    exec(compile(source, "mutant", "exec"), changed.__dict__)
-    return getattr(changed, kind.__name__)
+
+def scale_off_by_one(self, prompts, x_t, t):
+    """`teacher_velocity` at guidance scales as the paper of latent consistency counts them."""
+    wrong = PromptBatch(prompts.prompts, prompts.scale + 1)
+    return StudentObjective.teacher_velocity(self, wrong, x_t, t)
+
+
+def other_noise(self, path, x0, eps, r):
+    """`data_step` that does not share the noise of x_t."""
+    return path.add_noise(x0, SampleRng(99, range(len(x0))).normal(*x0.shape[1:]), r)

@@ -155,7 +155,7 @@ def test_overrides(file, overrides, name, value):
         ("optimizer.lr=fast", "optimizer: lr: 'fast' is not float"),
         ("optimizer.max_grad_norm=0", "optimizer.max_grad_norm is 0.0; it must be above 0"),
         ("ema_decay=1", r"ema_decay is 1.0; it must be in \[0, 1\)"),
-        ("precision=fp16", "precision is 'fp16'; use fp32 or bf16"),
+        ("precision=fp16", "precision is 'fp16'; use fp32, bf16 or auto"),
         ("zero=4", "zero is 4;.*0, 1, 2 and 3"),
         ("lora=3", "lora: 3 is not LoraConfig"),
         ("lora={ranks: 3}", "lora: unknown key 'ranks'; did you mean 'rank'"),

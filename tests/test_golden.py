@@ -18,7 +18,7 @@ from vidcm.data.batch import Batch, MicroBatch
 from vidcm.objectives.base import Objective
 from vidcm.registry import build
 from vidcm.rng import SampleRng
-from vidcm.train.launch import start_alone
+from vidcm.train.engine import LocalEngine
 from vidcm.train.roles import assemble
 
 FOLDER = Path(__file__).parent / "golden"
@@ -43,7 +43,7 @@ def curve(spec: dict, objective: Objective, data: Callable[[range], Batch]) -> l
     torch.manual_seed(0)
     config = TrainConfig(model={}, objective={}, data={}, output="", steps=STEPS, ema_decay=0.9)
     model, device = build("model", spec), torch.device("cpu")
-    engine = assemble(model, objective, config, device, start_alone)
+    engine = assemble(model, objective, config, device, LocalEngine)
     losses = []
     for step in range(STEPS):
         places = range(step * BATCH, step * BATCH + BATCH)

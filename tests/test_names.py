@@ -26,18 +26,7 @@ TO_DO = frozenset(
     media/load.py
     media/read.py
     media/sound.py
-    objectives/flow_map.py
-    objectives/latent_consistency.py
-    objectives/progressive_distillation.py
-    objectives/rcm.py
     pipeline.py
-    train/checkpoint.py
-    train/deepspeed.py
-    train/denoiser_task.py
-    train/holding.py
-    train/loop.py
-    train/roles.py
-    train/tasks.py
     """.split()
 )
 

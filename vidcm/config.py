@@ -1,6 +1,7 @@
 """The keys of a training config, and how it is read."""
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +17,19 @@ Spec = dict[str, Any]  # {"name": registered name, **options of its constructor}
 
 @dataclass
 class OptimizerConfig:
-    """AdamW with linear warm-up and a cosine to `final_lr_ratio * lr`; `max_grad_norm` bounds the gradient norm."""
+    """The optimizer and its learning rate: linear warm-up, then a cosine.
 
+    Attributes:
+        name: adamw, or the name of an optimizer of `timm.optim` (extra timm).
+        lr: Learning rate after the warm-up.
+        betas: Of the moments, in [0, 1).
+        weight_decay: Of weights of linear layers, convolutions and embeddings.
+        warmup_steps: Steps of the warm-up.
+        final_lr_ratio: The last learning rate over `lr`, in [0, 1].
+        max_grad_norm: Gradients of a larger norm are scaled down to it.
+    """
+
+    name: str = "adamw"
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.01
@@ -42,9 +54,15 @@ class OptimizerConfig:
 
 @dataclass
 class LoraConfig:
-    """Low-rank updates of a frozen network: W + alpha / rank B A (Hu et al. 2021, arXiv
-    2106.09685). targets: which linear layers of its blocks, by the ends of their names; all of
-    them if not given."""
+    """Low-rank updates of a frozen network: W + alpha / rank B A.
+
+    Hu et al. 2021, arXiv 2106.09685.
+
+    Attributes:
+        rank: Of the updates.
+        alpha: See the formula.
+        targets: Linear layers of the blocks, by the ends of their names; None for all.
+    """
 
     rank: int = 16
     alpha: int = 16
@@ -60,7 +78,37 @@ class LoraConfig:
 
 @dataclass
 class TrainConfig:
-    """Everything `tools/train.py` needs to know; `batch_size` is global, per optimiser step."""
+    """The keys of a training config.
+
+    Attributes:
+        model: Spec of the model that is trained and exported.
+        objective: Spec of the objective.
+        data: Spec of the data set.
+        output: Folder of the run.
+        steps: Optimizer steps, those of further networks included.
+        seed: Of the data's order, of noise and of fresh weights.
+        batch_size: Samples per optimizer step, of all ranks together.
+        gradient_accumulation_steps: Parts that each rank's share of a batch is computed in.
+        init: Model folder of the first weights.
+        init_text: Model folder of a caption reader, for the first weights of the text tower.
+        teacher: Model folder of the teacher.
+        lora: Train low-rank updates of `init` (or of `teacher`).
+        codec: Model folder; it encodes frames and decodes previews.
+        optimizer: See `OptimizerConfig`.
+        ema_decay: Of the average of the weights that is exported, in [0, 1).
+        precision: fp32; bf16, which is autocast over fp32 weights; or auto, which is bf16 where the
+            device has instructions for it.
+        zero: ZeRO stage, 0 to 3, under the deepspeed launcher.
+        activation_checkpointing: Compute blocks again in the backward pass to save memory.
+        compile: Compile the trained networks with `torch.compile`.
+        num_workers: Threads that prepare batches; 0 for none.
+        max_skipped: Steps in a row with a loss or gradient that is not finite before the run stops.
+        log_every: Steps between lines of metrics.jsonl.
+        sample_every: Steps between previews.
+        save_every: Steps between checkpoints.
+        keep_checkpoints: How many of the newest stay.
+        preview_prompts: Of the previews; the first captions of the data by default.
+    """
 
     model: Spec
     objective: Spec
@@ -70,19 +118,17 @@ class TrainConfig:
     seed: int = 0
     batch_size: int = 32
     gradient_accumulation_steps: int = 1
-    init: str | None = None  # a model folder whose weights to start from
-    init_text: str | None = None  # a caption reader's model folder: what the text tower starts as
-    teacher: str | None = None  # a model folder, for objectives that distil
-    lora: LoraConfig | None = None  # train low-rank updates of `init` (or else of `teacher`)
-    codec: str | None = None  # a model folder; encodes frames and decodes the sample sheets
+    init: str | None = None
+    init_text: str | None = None
+    teacher: str | None = None
+    lora: LoraConfig | None = None
+    codec: str | None = None
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema_decay: float = 0.999
     precision: str = "fp32"
     zero: int = 0
-    activation_checkpointing: bool = (
-        False  # compute blocks twice rather than keep what is inside them
-    )
-    compile: bool = False  # torch.compile for the networks that are trained
+    activation_checkpointing: bool = False
+    compile: bool = False
     num_workers: int = 1
     max_skipped: int = 10
     log_every: int = 20
@@ -107,8 +153,8 @@ class TrainConfig:
             raise UsageError(f"seed is {self.seed}; it must be below 2^63")
         if not 0 <= self.ema_decay < 1:
             raise UsageError(f"ema_decay is {self.ema_decay}; it must be in [0, 1)")
-        if self.precision not in ("fp32", "bf16"):
-            raise UsageError(f"precision is {self.precision!r}; use fp32 or bf16")
+        if self.precision not in ("fp32", "bf16", "auto"):
+            raise UsageError(f"precision is {self.precision!r}; use fp32, bf16 or auto")
         if self.zero not in (0, 1, 2, 3):
             raise UsageError(f"zero is {self.zero}; DeepSpeed's ZeRO stages are 0, 1, 2 and 3")
         if self.compile and self.zero == 3:
@@ -116,6 +162,9 @@ class TrainConfig:
                 "compile=true cannot look past the hooks by which zero=3 gathers the weights of every "
                 "layer; use zero=2, or compile=false"
             )
+        for name in ("output", "init", "init_text", "teacher", "codec"):
+            if (path := getattr(self, name)) is not None:
+                setattr(self, name, os.path.expanduser(path))
         if self.lora and not self.start:
             raise UsageError(
                 "lora updates a network that is there already; set init (or teacher) to its folder"

@@ -9,13 +9,11 @@ import torch
 
 from vidcm.conditioning.prompts import words_of
 from vidcm.data.latents import INDEX, stored_captions
-from vidcm.diffusion.samplers import student_settings
 from vidcm.diffusion.times import SHIFT
 from vidcm.errors import UsageError
 from vidcm.files import replacing
-from vidcm.objectives.common import guidance_of
 from vidcm.pipeline import VideoPipeline
-from vidcm.registry import build, lookup
+from vidcm.registry import lookup
 from vidcm.settings import PipelineSettings, StudentSettings, TeacherSettings
 from vidcm.store import read_card, read_weights, save_model
 from vidcm.train.health import LEAST_MOTION, logged_motion
@@ -26,9 +24,11 @@ MOST_WORDS = 20_000
 MOST_STEPS = 8  # beyond, more steps of a consistency student rarely help
 
 
-def objective_of(student: str | Path) -> dict:
-    """The spec of the objective that made a model folder; {} where its card has none."""
-    return read_card(student)["metadata"].get("config", {}).get("objective", {})
+def student_facts(student: str | Path | None) -> dict[str, Any]:
+    """How a student is sampled, from its card: sampler, guidance range, levels or phases."""
+    facts: dict[str, Any] = {"guidance_range": (1.0, 5.0), "sampler": "consistency"}
+    found = {} if student is None else read_card(student)["metadata"].get("student", {})
+    return facts | {k: tuple(v) if k == "guidance_range" else v for k, v in found.items() if v}
 
 
 def known_words(student: str | Path) -> str:
@@ -44,14 +44,8 @@ def known_words(student: str | Path) -> str:
     return " ".join(w for w in words if w[0].isalnum()) if len(words) <= MOST_WORDS else ""
 
 
-def sampling_of(objective: dict) -> dict[str, Any]:
-    """The settings that say how a student of an objective is sampled."""
-    special = objective and hasattr(lookup("objective", objective["name"]), "sampling")
-    return student_settings(build("objective", objective, teacher=None) if special else None)
-
-
 def pipeline_settings(
-    objective: dict,
+    facts: dict[str, Any],
     *,
     num_frames: int,
     height: int,
@@ -67,7 +61,7 @@ def pipeline_settings(
     """The content of `pipeline.json` for a student and its teacher.
 
     Args:
-        objective: Spec of the student's objective.
+        facts: How the student is sampled, of `student_facts`.
         num_frames: Default frames of a clip.
         height: Default height in pixels.
         width: Default width in pixels.
@@ -79,9 +73,8 @@ def pipeline_settings(
         shift: Resolution shift of the teacher's times.
         solver: The teacher's ODE solver.
     """
-    low, high = guidance_of(objective)
     student = StudentSettings(
-        num_inference_steps, guidance_scale, (low, high), MOST_STEPS, **sampling_of(objective)
+        num_inference_steps, guidance_scale, max_inference_steps=MOST_STEPS, **facts
     )
     own = guidance_scale if teacher_guidance is None else teacher_guidance
     times = SHIFT if shift is None else shift
@@ -110,8 +103,8 @@ def export(
         if not issubclass(lookup("model", holds), lookup("model", kind)):
             raise UsageError(f"{models[role]} is not a {role}: it holds a {holds}, not a {kind}")
     for role in ("teacher", "student"):
-        told = cards[role]["spec"].get("backbone", {}).get("guidance_embed", False)
-        if told != (role == "student"):
+        guided = cards[role]["spec"].get("backbone", {}).get("guidance_embed", False)
+        if guided != (role == "student"):
             raise UsageError(
                 f"{models[role]} is not a {role}: a student takes a guidance scale as an input "
                 "(backbone.guidance_embed), a teacher does not"

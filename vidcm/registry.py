@@ -18,6 +18,12 @@ TABLE: dict[str, dict[str, str]] = {
         "attribute_net": "vidcm.lpc.attribute_net:AttributeNet",
         "caption_reader": "vidcm.lpc.caption_reader:CaptionReader",
     },
+    "task_builder": {  # of training, by the name of the model
+        "causal_vae": "vidcm.train.codec_task:codec_task",
+        "denoiser": "vidcm.train.denoiser_task:denoiser_task",
+        "attribute_net": "vidcm.lpc.naming_task:naming_task",
+        "caption_reader": "vidcm.lpc.naming_task:caption_task",
+    },
     "backbone": {"dit": "vidcm.models.dit:DiT"},
     "conditioner": {"hashed_words": "vidcm.conditioning.text:HashedWords"},
     "path": {

@@ -25,8 +25,8 @@ from vidcm.registry import build
 from vidcm.store import read_card
 from vidcm.train import loop
 from vidcm.train.checkpoint import folder_of
-from vidcm.train.denoiser_task import video_task
-from vidcm.train.launch import start_alone
+from vidcm.train.denoiser_task import denoiser_task
+from vidcm.train.engine import LocalEngine
 from vidcm.train.roles import assemble
 
 CPU = torch.device("cpu")
@@ -224,8 +224,8 @@ def test_a_run_on_buckets_resumes_exactly(tmp_path):
         data = build("data", config.data, batch_size=config.batch_size)
         used = {len(data.batch(0, range(4 * s, 4 * s + 4)).latents[0, 0]) for s in range(6)}
         assert used == {2, 3}  # frames
-        made = video_task(config, build("model", config.model), data, CPU)
-        engine = assemble(made.model, made.objective, config, CPU, start_alone)
+        made = denoiser_task(config, build("model", config.model), data, CPU)
+        engine = assemble(made.model, made.objective, config, CPU, LocalEngine)
         assert loop.train(config, made, engine, lambda *_: None) == 0
         lines = (output / "metrics.jsonl").read_text("utf-8").splitlines()
         losses = [json.loads(line).get("loss") for line in lines]

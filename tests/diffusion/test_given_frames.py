@@ -12,7 +12,6 @@ from vidcm.diffusion.given_frames import (
     free_mean,
     hold,
     kinds_of,
-    kinds_of_objective,
 )
 from vidcm.errors import UsageError
 from vidcm.registry import build
@@ -182,16 +181,3 @@ def test_runs_in_which_given_frames_go_unseen_are_refused(tmp_path):
     with pytest.raises(UsageError, match="first, last, which the teacher .* was not trained with"):
         frames.check(config(teacher=teacher))
     GivenFrames(None).check(config(teacher=teacher, model=tiny.denoiser(patch_size=[2, 1, 1])))
-
-
-@pytest.mark.parametrize(
-    "objective, kinds",
-    [
-        ({"name": "flow_matching"}, []),
-        ({"name": "flow_matching", "given_frames": None}, []),
-        ({"name": "flow_matching", "given_frames": {"first": 0.3, "last": 0}}, ["first"]),
-        ({"name": "rcm", "consistency": {"given_frames": {"both": 0.3}}}, ["both"]),
-    ],
-)
-def test_an_objective_names_the_kinds_it_trains_with(objective, kinds):
-    assert kinds_of_objective(objective) == kinds

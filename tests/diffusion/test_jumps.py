@@ -13,13 +13,14 @@ from vidcm import VideoPipeline
 from vidcm.cli import export
 from vidcm.config import TrainConfig
 from vidcm.diffusion.denoiser import Denoiser
-from vidcm.diffusion.samplers import euler, flow_map, student_settings
+from vidcm.diffusion.samplers import euler, flow_map
 from vidcm.diffusion.times import student_timesteps
 from vidcm.errors import UsageError, VidcmError
 from vidcm.registry import build
 from vidcm.rng import SampleRng
 from vidcm.schema import from_dict
 from vidcm.store import read_card, read_weights, save_model
+from vidcm.train.launch import student_facts
 
 NAMES = ["rectified_flow", "trig_flow", "variance_exploding"]
 PROMPTS = ["a woman walks left", "an orc"]
@@ -142,7 +143,7 @@ def exported(models: dict[str, Path], name: str, folder: Path, steps: int = 2) -
     """Export a student whose card says that it was trained by an objective."""
     spec = tiny.denoiser(guidance_embed=True, **({"two_times": True} if name == "flow_map" else {}))
     shaken = tiny.save(folder / "shaken", spec, seed=5)
-    made = {"config": {"objective": OBJECTIVES[name]}}
+    made = student_facts(build("objective", OBJECTIVES[name], teacher=None))
     save_model(folder / "student", spec, read_weights(shaken), metadata=made)
     words = tiny.export_arguments(models | {"student": folder / "student"}, folder / "pipeline")
     words[words.index("--steps") + 1] = str(steps)
@@ -253,8 +254,3 @@ def test_a_student_of_one_time_cannot_learn_a_flow_map(models, clips, tmp_path):
         UsageError, match="two times, but model.backbone.two_times is False; set it"
     ):
         launch(config("flow_map", models, clips, tmp_path / "run"), "cpu")
-
-
-def test_settings_of_objectives_that_say_nothing_are_the_usual():
-    assert student_settings(None)["sampler"] == "consistency"
-    assert "phases" not in student_settings(object())

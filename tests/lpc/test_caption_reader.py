@@ -47,7 +47,7 @@ def test_a_denoiser_starts_with_the_tower(tmp_path):
     save_model(tmp_path / "text", READER, reader.state_dict())
     config = TrainConfig(
         model=denoiser(), objective={"name": "flow_matching"}, data={"name": "lpc", "art": "x"},
-        output="x", steps=1, text=str(tmp_path / "text"),
+        output="x", steps=1, init_text=str(tmp_path / "text"),
     )  # fmt: skip
     seen = {}
 
@@ -55,7 +55,7 @@ def test_a_denoiser_starts_with_the_tower(tmp_path):
         seen.update(model.conditioner.state_dict())
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vidcm.train.denoiser_task.video_task", spy)
+        patch.setattr("vidcm.train.denoiser_task.denoiser_task", spy)
         patch.setattr("vidcm.lpc.dataset.Sheets", lambda art: None)
         make_task(config, torch.device("cpu"))
     for name, value in reader.conditioner.state_dict().items():
@@ -67,9 +67,9 @@ def test_refusals(tmp_path):
         CaptionNaming()(build("model", READER), Batch(["a"]), 0.0, SampleRng(0, [0]))
     config = TrainConfig(
         model=CODEC, objective={"name": "autoencoding"}, data={"name": "lpc", "art": str(tmp_path)},
-        output="x", steps=1, text="anywhere",
+        output="x", steps=1, init_text="anywhere",
     )  # fmt: skip
-    with pytest.raises(UsageError, match="text is for denoisers"):
+    with pytest.raises(UsageError, match="init_text is for denoisers"):
         make_task(config, torch.device("cpu"))
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from flows import mutant, one_step, student, trained
+from flows import one_step, other_noise, scale_off_by_one, student, trained
 from oracle import PATHS, Gaussian
 
 from vidcm.data.batch import Batch
@@ -27,16 +27,32 @@ def loss(model, objective, progress: float = 0.0, places=PLACES) -> torch.Tensor
     return objective(model, batch(places), progress, SampleRng(1, places)).total
 
 
-WRONG_CLOCK = ("/ (sigma - lower)", "/ (t - r)")
-GUIDANCE_OFF_BY_ONE = (
-    "x_r = prompts.step(",
-    "x_r = PromptBatch(prompts.prompts, prompts.scale + 1).step(",
-)
-BACKWARD_STEP = ("x_t, t, r, 'euler')", "x_t, t, 2 * t - r, 'euler')")
-OTHER_NOISE = (
-    "x_r = path.add_noise(x0, eps, r)",
-    "x_r = path.add_noise(x0, rng.normal(*x0.shape[1:]), r)",
-)
+# Planted mistakes.
+
+
+def wrong_clock(path) -> type[ConsistencyTuning]:
+    """The weight is of the gap in the path's time."""
+
+    class WrongClock(ConsistencyTuning):
+        def weight(self, sigma, lower):
+            t, r = path.t_from_sigma(sigma), path.t_from_sigma(lower)
+            gap = super().weight(sigma, lower) * (sigma - lower) / (t - r)
+            return gap.clamp(max=self.max_weight)
+
+    return WrongClock
+
+
+class GuidanceOffByOne(ConsistencyTuning):
+    teacher_velocity = scale_off_by_one
+
+
+class BackwardStep(ConsistencyTuning):
+    def teacher_step(self, prompts, x_t, t, r, solver="euler"):
+        return super().teacher_step(prompts, x_t, t, 2 * t - r, solver)
+
+
+class OtherNoise(ConsistencyTuning):
+    data_step = other_noise
 
 
 # --- with a teacher -------------------------------------------------------------------------------
@@ -58,10 +74,10 @@ def test_the_exact_map_is_left_alone_but_for_the_euler_step(path):
     assert losses[-2] / losses[-1] == pytest.approx(2, rel=0.1)
 
 
-@pytest.mark.parametrize("planted", [GUIDANCE_OFF_BY_ONE, BACKWARD_STEP], ids=["guidance", "sign"])
-def test_planted_mistakes_do_not_vanish(planted):
+@pytest.mark.parametrize("wrong", [GuidanceOffByOne, BackwardStep])
+def test_planted_mistakes_do_not_vanish(wrong):
     path = RectifiedFlow()
-    assert distilled(path, mutant(ConsistencyTuning, planted))[-1] > 20 * distilled(path)[-1]
+    assert distilled(path, wrong)[-1] > 20 * distilled(path)[-1]
 
 
 def test_a_student_deaf_to_guidance_is_not_left_alone():
@@ -89,7 +105,7 @@ def test_the_scales_told_fill_the_range_and_empty_prompts_are_told_too():
         Listening(world.path, means=MEANS),
         ConsistencyTuning(world, guidance_range=[2.0, 3.0], prompt_dropout=0.3),
     )
-    assert told[0].equal(told[1]) and 2 <= told[0].min() < 2.1 and 2.9 < told[0].max() < 3
+    assert len(told) == 1 and 2 <= told[0].min() < 2.1 and 2.9 < told[0].max() < 3
     assert 0.15 < said.count("") / len(said) < 0.45
 
 
@@ -114,8 +130,8 @@ def test_straight_steps_end_at_the_mean_that_the_guided_teacher_calls_clean():
 def test_steps_are_straight_below_the_level_alone():
     plain, straight = (ConsistencyTuning(None, stages=2, min_sigma=s) for s in (0.0, 4.0))
     sigma = torch.tensor([0.5, 4.0, 7.9, 8.2, 15.0, 17.0, 100.0])
-    before = plain.lower(sigma, 0.9)
-    after = straight.lower(sigma, 0.9)
+    before = plain.lower_sigma(sigma, 0.9)
+    after = straight.lower_sigma(sigma, 0.9)
     assert after.equal(torch.where(before < 4, 0, before))
     assert 0 < int((after == 0).sum()) < len(sigma)
 
@@ -129,12 +145,14 @@ def test_the_gap_has_its_closed_form_and_shrinks_by_stage():
         expected = (sigma * (1 - n / 3.0 ** (stage + 1))).clamp(min=0)
         for progress in (stage / 4, (stage + 0.99) / 4):
             torch.testing.assert_close(
-                objective.lower(sigma, progress), expected, atol=1e-6, rtol=1e-5
+                objective.lower_sigma(sigma, progress), expected, atol=1e-6, rtol=1e-5
             )
         assert (expected < sigma).all() and (expected >= last).all()
         last = expected
-    torch.testing.assert_close(objective.lower(sigma, 1.0), last)
-    assert ConsistencyTuning(None).lower(torch.tensor([0.01]), 0.0) == 0  # starts as denoising
+    torch.testing.assert_close(objective.lower_sigma(sigma, 1.0), last)
+    assert (
+        ConsistencyTuning(None).lower_sigma(torch.tensor([0.01]), 0.0) == 0
+    )  # starts as denoising
 
 
 class Constant(Gaussian):
@@ -145,13 +163,12 @@ class Constant(Gaussian):
 
 
 @every_path
-@pytest.mark.parametrize(
-    "kind, right", [(ConsistencyTuning, True), (mutant(ConsistencyTuning, WRONG_CLOCK), False)]
-)
-def test_the_weight_is_one_over_the_gap_in_sigma(path, kind, right):
+@pytest.mark.parametrize("right", [True, False])
+def test_the_weight_is_one_over_the_gap_in_sigma(path, right):
+    kind = ConsistencyTuning if right else wrong_clock(path)
     objective = kind(None, q=4.0, stages=1, huber_c=0.0, max_weight=1e9, p_mean=2.0, p_std=0.5)
     sigma = torch.exp(2.0 + 0.5 * SampleRng(1, PLACES).normal())
-    lower = objective.lower(sigma, 0.0)
+    lower = objective.lower_sigma(sigma, 0.0)
     assert (lower > 0).all()
     # |f(x_t, t) - f(x_r, r)| is sigma - r here, so that every sample's loss is one.
     found = float(loss(Constant(path, means=MEANS), objective))
@@ -175,7 +192,7 @@ def test_weights_are_bounded_and_huber_is_smooth_at_zero():
         None, q=1e3, stages=1, max_weight=0.01, p_mean=3.0, p_std=0.1, huber_c=0.0
     )
     sigma = torch.exp(3.0 + 0.1 * SampleRng(1, PLACES).normal())
-    gap = sigma - objective.lower(sigma, 0.0)
+    gap = sigma - objective.lower_sigma(sigma, 0.0)
     assert float(loss(Constant(RectifiedFlow(), means=MEANS), objective)) == pytest.approx(
         float((0.01 * gap).mean()), rel=1e-2
     )
@@ -195,7 +212,7 @@ def test_at_r_zero_it_is_denoising():
     objective = ConsistencyTuning(None, p_mean=-2.0, p_std=0.5, huber_c=0.0, prompt_dropout=0.0)
     rng = SampleRng(1, PLACES)
     sigma = torch.exp(-2.0 + 0.5 * rng.normal())
-    assert (objective.lower(sigma, 0.0) == 0).all()
+    assert (objective.lower_sigma(sigma, 0.0) == 0).all()
     given = batch()
     t = world.path.t_from_sigma(sigma)
     x_t = world.path.add_noise(given.latents, rng.normal(2, 3, 2, 2), t)
@@ -218,8 +235,7 @@ def test_both_points_share_their_noise():
     world = Gaussian(RectifiedFlow(), means=MEANS)
     options = {"q": 4.0, "stages": 6, "huber_c": 0.0}
     near = [
-        float(loss(world, kind(None, **options), 0.99))
-        for kind in (ConsistencyTuning, mutant(ConsistencyTuning, OTHER_NOISE))
+        float(loss(world, kind(None, **options), 0.99)) for kind in (ConsistencyTuning, OtherNoise)
     ]
     assert near[0] < near[1] / 50
 
@@ -233,7 +249,7 @@ def test_the_scale_is_not_told_without_a_teacher():
             return super().encode(prompts, guidance_scale)
 
     loss(Listening(RectifiedFlow(), means=MEANS), ConsistencyTuning(None, stages=9), 0.99)
-    assert told == [None, None]
+    assert told == [None]
 
 
 @pytest.mark.parametrize("taught", [True, False])
@@ -274,9 +290,8 @@ def test_training_reaches_the_exact_one_step_map(taught):
 
 
 def test_training_by_the_wrong_clock_does_not():
-    shift, ratio = one_step(
-        trained(student(), mutant(ConsistencyTuning, WRONG_CLOCK)(None, **OPTIONS), 150), None
-    )
+    wrong = wrong_clock(RectifiedFlow())(None, **OPTIONS)
+    shift, ratio = one_step(trained(student(), wrong, 150), None)
     assert abs(shift) > 0.5 or abs(ratio - 1) > 0.5
 
 

@@ -5,6 +5,7 @@ import torch
 from objectives.learnt import MEANS, TRUE, Learnt, batch
 from oracle import PATHS, Gaussian, start
 
+from vidcm.config import TrainConfig
 from vidcm.diffusion import samplers
 from vidcm.diffusion.base import Cond, Prediction
 from vidcm.diffusion.paths import RectifiedFlow
@@ -15,6 +16,7 @@ from vidcm.objectives.backward_simulation import backward_simulation, step_prefi
 from vidcm.objectives.base import STUDENT
 from vidcm.objectives.common import PromptBatch
 from vidcm.objectives.distribution_matching import DistributionMatching
+from vidcm.registry import build
 from vidcm.rng import SampleRng
 
 every_path = pytest.mark.parametrize("path", PATHS, ids=[type(p).__name__ for p in PATHS])
@@ -158,7 +160,7 @@ def test_samples_of_a_rollout_go_their_own_ways():
     for place in PLACES:
         rng, row = SampleRng(1, [place]), torch.tensor([place])
         times = choices[int(rng.uniform() * len(choices))]
-        own = prompts.of(row)
+        own = prompts.select(row)
         assert own.prompts == [texts[place]] and own.scale.equal(prompts.scale[row])
         cond = student.encode([texts[place]], prompts.scale[row])
         x = start(path, noise[row], times)
@@ -235,7 +237,7 @@ def test_training_reaches_the_mean_and_the_spread():
     }
     for step in range(400):
         places, role = range(step * 16, step * 16 + 16), objective.turn(step, step / 400)
-        act = objective if role == STUDENT else objective.roles[role].objective
+        act = objective if role == STUDENT else objective.roles[role].loss
         optimizers[role].zero_grad()
         act(student, batch(places), step / 400, SampleRng(1, places)).total.backward()
         optimizers[role].step()
@@ -255,7 +257,7 @@ def test_turns_have_a_period_and_the_fake_score_goes_first():
         ({"steps": []}, "not numbers of sampling steps"),
         ({"steps": [0, 2]}, "not numbers of sampling steps"),
         ({"guidance_range": [5.0, 1.5]}, r"not a range \[low, high\]"),
-        ({"prompt_dropout": 1.1}, "prompt_dropout 1.1 is not in"),
+        ({"prompt_dropout": 1.1}, "prompt_dropout is 1.1; it must be in"),
         ({"lr_scale": 0.0}, "lr_scale is 0.0; it must be above 0"),
         ({"betas": [0.9]}, "not two numbers"),
         ({"betas": [0.9, 1.0]}, "not two numbers"),
@@ -266,6 +268,17 @@ def test_senseless_options_are_refused(options, message):
         DistributionMatching(None, **options)
 
 
-def test_without_a_teacher_there_are_no_roles():
-    with pytest.raises(UsageError, match="distribution_matching needs a teacher: set teacher"):
-        _ = DistributionMatching(None).roles
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"name": "distribution_matching"},
+        {"name": "adversarial"},
+        {"name": "progressive_distillation"},
+        {"name": "rcm", "matching": {}},
+    ],
+    ids=lambda spec: spec["name"],
+)
+def test_a_run_without_a_teacher_is_refused(spec):
+    config = TrainConfig(model={}, objective=spec, data={}, output="", steps=1)
+    with pytest.raises(UsageError, match=f"objective {spec['name']} needs a teacher: set teacher"):
+        build("objective", spec, teacher=None).check(config)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vidcm.data.batch import Batch
 from vidcm.errors import UsageError
-from vidcm.objectives.base import STUDENT, roles_of
+from vidcm.objectives.base import STUDENT
 from vidcm.objectives.rcm import RegularisedConsistency
 from vidcm.objectives.target_network import EmaTarget
 from vidcm.registry import build
@@ -48,7 +48,7 @@ def assert_same(found, expected):
 def test_weight_0_is_consistency_to_the_bit(context, spec):
     silent = {"matching": {"weight": 0.0}, "adversarial": {"weight": 0, "blocks": [0]}}
     rcm = RegularisedConsistency(**context, consistency=spec, **silent)
-    assert roles_of(rcm) == {} and rcm.turn(0, 0.0) == STUDENT == rcm.turn(4, 0.9)
+    assert rcm.roles == {} and rcm.turn(0, 0.0) == STUDENT == rcm.turn(4, 0.9)
     assert_same(outcome(rcm), outcome(build("objective", spec, **context)))
 
 
@@ -85,7 +85,9 @@ def test_it_is_the_sum_of_its_terms(context):
         0.5,
         SampleRng(1, PLACES),
     ).logs
-    assert {"consistency_error", "matching", "score_gap", "adversarial", "verdict"} <= set(logs)
+    assert {"consistency_error", "matching", "score_gap", "adversarial", "critic_score"} <= set(
+        logs
+    )
     assert not any(v.requires_grad for v in logs.values())
 
 
@@ -129,9 +131,9 @@ def test_what_makes_no_sense_is_refused(options, message):
         RegularisedConsistency(None, **options)
 
 
-def test_what_the_consistency_term_holds_is_held():
+def test_the_target_is_the_consistency_term_s():
     spec = {"name": "latent_consistency", "target_decay": 0.9}
-    held = RegularisedConsistency(None, consistency=spec, adversarial={}).held
-    assert isinstance(held, EmaTarget) and held.decay == 0.9
-    assert RegularisedConsistency(None, consistency=TUNING, adversarial={}).held is None
-    assert RegularisedConsistency(None, adversarial={}).held is None
+    target = RegularisedConsistency(None, consistency=spec, adversarial={}).target
+    assert isinstance(target, EmaTarget) and target.decay == 0.9
+    assert RegularisedConsistency(None, consistency=TUNING, adversarial={}).target is None
+    assert RegularisedConsistency(None, adversarial={}).target is None

@@ -23,12 +23,11 @@ from vidcm.data.batch import Batch, MicroBatch
 from vidcm.data.loader import positions
 from vidcm.diffusion.denoiser import Denoiser
 from vidcm.errors import UsageError
-from vidcm.objectives.base import Objective, roles_of
+from vidcm.objectives.base import Objective
 from vidcm.registry import build
 from vidcm.rng import SampleRng
 from vidcm.store import load_model
-from vidcm.train.engine import Engine
-from vidcm.train.launch import start_alone
+from vidcm.train.engine import Engine, LocalEngine
 from vidcm.train.lora import adapt
 from vidcm.train.roles import Start, assemble
 from vidcm.train.setup import apply_memory_options, init_from
@@ -99,7 +98,7 @@ class Cell:
         student = build("model", config.model)
         init_from(student, config.start)
         if config.lora:
-            adapt(student, config.lora, config.start)
+            adapt(student, config.lora)
         apply_memory_options(tiny.shaken(student, 0.05, seed=3), config)
 
         def make_fake() -> Denoiser:
@@ -109,17 +108,16 @@ class Cell:
 
         spec = config.objective
         self.objective: Objective = build("objective", spec, teacher=teacher, make_fake=make_fake)
-        if check := getattr(self.objective, "check", None):
-            check(config)
+        self.objective.check(config)
         self.lr = config.optimizer.lr
         self.engine: Engine = assemble(student, self.objective, config, CPU, start)
-        others = [role.module for role in roles_of(self.objective).values()]
+        others = [role.module for role in self.objective.roles.values()]
         self.networks: list[nn.Module] = [student, *others]
 
     def run(self, *, again: bool) -> Steps:
         """Two turns of every network, in the first and the second half of a run; again: the second
         ones with checkpointing."""
-        found, period = [], getattr(self.objective, "every", 1)
+        found, period = [], self.objective.student_update_freq
         for step in range(2 * period):
             for network in self.networks:
                 if backbone := getattr(network, "backbone", None):
@@ -136,7 +134,7 @@ class Cell:
 def refusal(row: str, folder: Path, zero: int, lora: bool, **changes: Any) -> str | None:
     """Why such a run is refused before it starts, or None."""
     try:
-        Cell(settings(row, folder, zero, lora, **changes), start_alone)
+        Cell(settings(row, folder, zero, lora, **changes), LocalEngine)
     except UsageError as error:
         return str(error)
     return None

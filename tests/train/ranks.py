@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from vidcm.config import OptimizerConfig, TrainConfig
 from vidcm.data.batch import Batch
 from vidcm.data.loader import batches
-from vidcm.objectives.base import Loss, Objective, Role, whose_turn
+from vidcm.objectives.base import Loss, Objective, Role
 from vidcm.objectives.target_network import EmaTarget, FrozenTarget, TargetNetwork
 from vidcm.rng import SampleRng, mix
 from vidcm.train.engine import Engine, LocalEngine, TrainStep
 from vidcm.train.loop import Task
 from vidcm.train.lr_schedule import learning_rate
-from vidcm.train.roles import Start, assemble
+from vidcm.train.roles import Ensemble, Start, assemble
 
 CPU = torch.device("cpu")
 BATCH, STEPS, HALF = 8, 6, 3
@@ -89,9 +89,23 @@ def config(output: str = "", **changes: Any) -> TrainConfig:
     return TrainConfig(**named, **{"output": output, **plain, **changes})
 
 
-class Trio:
-    """A toy objective of three networks: the fake one follows the student, which is held back by
-    what it says; the critic goes by its gradients' sign."""
+class Plain(Objective):
+    """A loss function as an objective."""
+
+    def __init__(self, loss: Callable[[nn.Module, Batch, float, SampleRng], Loss]) -> None:
+        self.loss = loss
+
+    def __call__(self, model: nn.Module, batch: Batch, progress: float, rng: SampleRng) -> Loss:
+        return self.loss(model, batch, progress, rng)
+
+
+class Trio(Objective):
+    """A toy objective of three networks: the fake one follows the student, which is pulled to the
+    fake one's output; the critic goes by its gradients' sign."""
+
+    role_names = ("fake", "critic")
+    student_update_freq = 3
+    roles: dict[str, Role] = {}
 
     def __init__(self) -> None:
         self.fake, self.critic = Tiny(), nn.Linear(5, 1)
@@ -100,52 +114,51 @@ class Trio:
             "critic": Role(self.critic, self.judge, betas=(0.0, 0.9)),
         }
 
-    def turn(self, step: int, progress: float) -> str:
-        return whose_turn(step, 3, list(self.roles))
-
     def __call__(self, model: nn.Module, batch: Batch, progress: float, rng: SampleRng) -> Loss:
         assert batch.latents is not None
         loss, x = regression(model, batch, progress, rng), batch.latents.flatten(1)
         with torch.no_grad():
-            said = self.fake(x)
-        return Loss(loss.total + 0.3 * (model(x).float() - said).square().mean(), loss.logs)
+            output = self.fake(x)
+        return Loss(loss.total + 0.3 * (model(x).float() - output).square().mean(), loss.logs)
 
     def follow(self, model: nn.Module, batch: Batch, progress: float, rng: SampleRng) -> Loss:
         assert batch.latents is not None
         x = batch.latents.flatten(1)
         with torch.no_grad():
-            said = model(x)
-        error = self.fake(x + 0.1 * rng.normal(7)).float() - said
+            output = model(x)
+        error = self.fake(x + 0.1 * rng.normal(7)).float() - output
         return Loss(error.square().mean(), {"absolute": error.detach().abs().mean()})
 
     def judge(self, model: nn.Module, batch: Batch, progress: float, rng: SampleRng) -> Loss:
         assert batch.latents is not None
         x = batch.latents.flatten(1)
         with torch.no_grad():
-            said = model(x)
-        error = self.critic(said).float() - x.sum(1, keepdim=True)
+            output = model(x)
+        error = self.critic(output).float() - x.sum(1, keepdim=True)
         return Loss(error.square().mean(), {"absolute": error.detach().abs().mean()})
 
 
-class Holder:
-    """A toy objective whose student is held back by a copy of it."""
+class WithTarget(Objective):
+    """A toy objective whose student is pulled to a copy of it."""
 
-    def __init__(self, held: TargetNetwork) -> None:
-        self.held = held
+    target: TargetNetwork
+
+    def __init__(self, target: TargetNetwork) -> None:
+        self.target = target
 
     def __call__(self, model: nn.Module, batch: Batch, progress: float, rng: SampleRng) -> Loss:
         assert batch.latents is not None
         loss, x = regression(model, batch, progress, rng), batch.latents.flatten(1)
         with torch.no_grad():
-            said = self.held.network(x)
-        return Loss(loss.total + 0.3 * (model(x).float() - said).square().mean(), loss.logs)
+            output = self.target.network(x)
+        return Loss(loss.total + 0.3 * (model(x).float() - output).square().mean(), loss.logs)
 
 
 def task(data: Points, *, trio: bool = False) -> Task:
     """A fresh toy task, always from the same weights; its preview is a fact about the weights.
     trio: with the objective of three networks."""
     torch.manual_seed(0)
-    objective: Objective = Trio() if trio else regression
+    objective: Objective = Trio() if trio else Plain(regression)
     return Task(
         Tiny(), objective, data, lambda weights, _: {"total": float(weights["scale"].sum())}, dict
     )
@@ -153,8 +166,7 @@ def task(data: Points, *, trio: bool = False) -> Task:
 
 def local(config: TrainConfig) -> LocalEngine:
     """A fresh engine of one process."""
-    step = TrainStep(task(Points()).model, regression, CPU)
-    return LocalEngine(step, config.optimizer, ema_decay=config.ema_decay)
+    return LocalEngine(TrainStep(task(Points()).model, Plain(regression), CPU), config)
 
 
 def together(config: TrainConfig, start: Start) -> Engine:
@@ -163,14 +175,14 @@ def together(config: TrainConfig, start: Start) -> Engine:
     return assemble(work.model, work.objective, config, CPU, start)
 
 
-def holder(kind: str) -> Holder:
-    """The toy objective with an "average" or a "snapshot"."""
-    return Holder(EmaTarget(0.7) if kind == "average" else FrozenTarget(3))
+def with_target(kind: str) -> WithTarget:
+    """The toy objective with a target that is an "average" or "frozen"."""
+    return WithTarget(EmaTarget(0.7) if kind == "average" else FrozenTarget(3))
 
 
-def holding(kind: str, config: TrainConfig, start: Start) -> Engine:
-    """A fresh engine of a student and such a copy."""
-    return assemble(task(Points()).model, holder(kind), config, CPU, start)
+def targeting(kind: str, config: TrainConfig, start: Start) -> Engine:
+    """A fresh engine of a student with such a target."""
+    return assemble(task(Points()).model, with_target(kind), config, CPU, start)
 
 
 def run(engine: Engine, config: TrainConfig, start: int = 0, stop: int = STEPS) -> list[tuple]:
@@ -190,14 +202,18 @@ def run(engine: Engine, config: TrainConfig, start: int = 0, stop: int = STEPS) 
     for step, parts in enumerate(stream, start=start):
         lr = learning_rate(config.optimizer, step, config.steps)
         report = engine.step(parts, step / config.steps, lr, step)
-        reports.append((report.loss, report.logs["absolute"], report.grad_norm, report.applied))
+        absolute = float(report.logs["absolute"])
+        reports.append((report.loss, absolute, report.grad_norm, report.applied))
     return reports
 
 
 def ends(engine: Engine) -> dict[str, Any]:
-    """What a finished run holds."""
+    """The state of a finished run; `module` are this rank's own weights (its shards, at stage 3)."""
     weights, average = engine.weights(ema=False), engine.weights(ema=True)
-    return {"weights": weights, "average": average, "state": engine.state()}
+    student = engine.student if isinstance(engine, Ensemble) else engine
+    named = student.module.model.named_parameters()  # type: ignore[attr-defined]
+    module = {n: p.detach().clone() for n, p in named}
+    return {"weights": weights, "average": average, "state": engine.state(), "module": module}
 
 
 def parity(folder: Path) -> None:
@@ -207,7 +223,7 @@ def parity(folder: Path) -> None:
 
     def start(**changes: Any) -> tuple[Engine, TrainConfig]:
         chosen = config(**changes)
-        step = TrainStep(task(Points()).model, regression, CPU)
+        step = TrainStep(task(Points()).model, Plain(regression), CPU)
         return ours.DeepSpeedEngine(step, chosen), chosen
 
     results: dict[tuple, dict] = {}
@@ -222,7 +238,7 @@ def parity(folder: Path) -> None:
         state = engine.state()
         if engine.rank == 0:
             torch.save(state, path)
-        engine.agree(0)
+        engine.all_reduce_max(0)
         reports += run(engine, chosen, HALF, STEPS)
         whole = {"reports": reports, **ends(engine)}
         found = results[stage, accumulation, precision] = {"whole": whole}
@@ -250,7 +266,7 @@ def roles(folder: Path) -> None:
         state = engine.state()
         if engine.rank == 0:
             torch.save(state, path)
-        engine.agree(0)
+        engine.all_reduce_max(0)
         reports += run(engine, chosen, UNEVEN, STEPS)
         found = results[key] = {"whole": {"reports": reports, **ends(engine)}}
         engine = together(chosen, start_on_ranks)
@@ -260,28 +276,27 @@ def roles(folder: Path) -> None:
     dist.destroy_process_group()
 
 
-def held(folder: Path) -> None:
-    """A student and its copy: the same six steps at stages 0 to 2, and in bf16 at 2, through and
+def target(folder: Path) -> None:
+    """A student and its target: the same six steps at stages 0 to 2, and in bf16 at 2, through and
     resumed."""
     import torch.distributed as dist
 
-    from vidcm.train.holding import Holding
     from vidcm.train.launch import start_on_ranks
 
     results: dict[tuple, tuple] = {}
     places = [*((stage, "fp32") for stage in STAGES[:3]), (2, "bf16")]
-    for kind, (stage, precision) in product(("average", "snapshot"), places):
+    for kind, (stage, precision) in product(("average", "frozen"), places):
         chosen = config(zero=stage, precision=precision)
-        engine = holding(kind, chosen, start_on_ranks)
-        assert isinstance(engine, Holding)
+        engine = targeting(kind, chosen, start_on_ranks)
         reports = run(engine, chosen, 0, HALF)
         path, state = folder / f"{kind}-{stage}-{precision}.pt", engine.state()
         if engine.rank == 0:
             torch.save(state, path)
-        engine.agree(0)
+        engine.all_reduce_max(0)
         reports += run(engine, chosen, HALF, STEPS)
-        whole = {"reports": reports, "copy": engine.held.network.state_dict(), **ends(engine)}
-        engine = holding(kind, chosen, start_on_ranks)
+        network = engine.module.objective.target.network  # type: ignore[attr-defined]
+        whole = {"reports": reports, "target": network.state_dict(), **ends(engine)}
+        engine = targeting(kind, chosen, start_on_ranks)
         engine.load(torch.load(path, weights_only=True))
         again = {"reports": run(engine, chosen, HALF), **ends(engine)}
         results[kind, stage, precision] = whole, again
@@ -323,5 +338,5 @@ SHORT: dict[str, Any] = dict(
 
 if __name__ == "__main__":
     names = [a for a in sys.argv[1:] if not a.startswith("--local_rank")]
-    modes = {"parity": parity, "roles": roles, "held": held, "train": train, "killed": killed}
+    modes = {"parity": parity, "roles": roles, "target": target, "train": train, "killed": killed}
     sys.exit(modes[names[0]](Path(names[1])))

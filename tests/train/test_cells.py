@@ -19,7 +19,7 @@ from train import cells
 from train.test_deepspeed import free_port
 
 from vidcm.registry import TABLE
-from vidcm.train.launch import start_alone
+from vidcm.train.engine import LocalEngine
 
 REPO = Path(__file__).resolve().parents[2]
 DOCS = REPO / "docs" / "training.md"
@@ -85,7 +85,7 @@ def alone(folder: Path):
     @cache
     def run(row: str, lora: bool) -> cells.Steps:
         config = cells.settings(row, folder / "teacher", 0, lora)
-        return cells.Cell(config, start_alone).run(again=False)
+        return cells.Cell(config, LocalEngine).run(again=False)
 
     return run
 

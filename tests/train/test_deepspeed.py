@@ -1,6 +1,5 @@
 """The DeepSpeed engine does what the one of one process does: real launches of two CPU ranks."""
 
-import copy
 import importlib.util
 import os
 import signal
@@ -175,7 +174,7 @@ def test_its_checkpoint_goes_on_in_one_process(parity: list[dict], key: tuple, a
     chosen = ranks.config()
     here, there = ranks.local(chosen), ranks.local(chosen)
     for engine, state in ((here, parity[0][key]["whole"]["state"]), (there, alone["state"])):
-        engine.load(copy.deepcopy(state))  # an optimizer works on in the tensors it is handed
+        engine.load(state)
         ranks.run(engine, chosen, ranks.HALF)
     for ema in (False, True):
         assert_close(here.weights(ema=ema), there.weights(ema=ema), rtol=1e-6)
@@ -185,9 +184,10 @@ def test_its_checkpoint_goes_on_in_one_process(parity: list[dict], key: tuple, a
 def test_ranks_agree(parity: list[dict], key: tuple) -> None:
     first, second = (rank[key]["whole"] for rank in parity)
     assert outcome(first["reports"]) == outcome(second["reports"])
-    for part in ("weights", "average"):
-        assert_close(second[part], first[part], rtol=0)
-    assert second["state"] == {}, "only rank 0 holds what is saved"
+    assert_close(second["module"], first["module"], rtol=0) if key[0] < 3 else None
+    assert second["weights"] == second["average"] == second["state"] == {}, (
+        "only rank 0 holds what is saved"
+    )
 
 
 @pytest.mark.parametrize("key", BF16)

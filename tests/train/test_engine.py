@@ -12,7 +12,8 @@ from vidcm.config import OptimizerConfig
 from vidcm.data.batch import Batch, MicroBatch
 from vidcm.objectives.base import Loss
 from vidcm.rng import SampleRng
-from vidcm.train.engine import LocalEngine, TrainStep, make_optimizer
+from vidcm.train.engine import LocalEngine, TrainStep
+from vidcm.train.optimizers import make_optimizer
 
 
 @pytest.mark.parametrize("spoilt", ["loss", "gradient"])
@@ -23,7 +24,7 @@ def test_a_step_is_bad_by_its_loss_or_its_gradient_alone(spoilt: str) -> None:
         return Loss(total + math.inf if spoilt == "loss" else total + root)
 
     chosen, model = ranks.config(), ranks.Tiny()
-    engine = LocalEngine(TrainStep(model, objective, ranks.CPU), chosen.optimizer, ema_decay=0.7)
+    engine = LocalEngine(TrainStep(model, ranks.Plain(objective), ranks.CPU), chosen)
     before = copy.deepcopy(engine.weights(ema=False))
     part = MicroBatch(ranks.Points().batch(5, range(8)), 5, list(range(8)))
     report = engine.step([part], 0.0, 0.1, 0)
@@ -40,11 +41,8 @@ def test_what_ran_without_gradients_first_still_learns_in_bf16() -> None:
         loss = ranks.regression(model, batch, progress, rng)
         return Loss(loss.total + (target - target).sum())
 
-    model = ranks.Tiny()
-    options = {"ema_decay": None, "precision": "bf16"}
-    engine = LocalEngine(
-        TrainStep(model, objective, ranks.CPU), ranks.config().optimizer, **options
-    )
+    step = TrainStep(ranks.Tiny(), ranks.Plain(objective), ranks.CPU)
+    engine = LocalEngine(step, ranks.config(precision="bf16"))
     part = MicroBatch(ranks.Points().batch(5, range(8)), 5, list(range(8)))
     assert engine.step([part], 0.0, 0.1, 0).applied
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in engine.parameters.values())
@@ -103,8 +101,9 @@ def test_bf16_is_for_the_objective_alone(precision: str) -> None:
         seen.append(torch.is_autocast_enabled("cpu"))
         return ranks.regression(model, batch, progress, rng)
 
-    chosen, step = ranks.config(), TrainStep(ranks.Tiny(), objective, ranks.CPU)
-    engine = LocalEngine(step, chosen.optimizer, ema_decay=None, precision=precision)
+    chosen = ranks.config(precision=precision)
+    step = TrainStep(ranks.Tiny(), ranks.Plain(objective), ranks.CPU)
+    engine = LocalEngine(step, chosen, averaged=False)
     assert ranks.run(engine, chosen, 0, 1)[0][-1]
     assert seen == [precision == "bf16"] and not torch.is_autocast_enabled("cpu")
     assert {v.dtype for v in engine.weights(ema=False).values()} == {torch.float32}

@@ -16,7 +16,8 @@ from vidcm.errors import VidcmError
 from vidcm.registry import build
 from vidcm.store import read_weights, save_model
 from vidcm.train import loop
-from vidcm.train.denoiser_task import video_task
+from vidcm.train.denoiser_task import denoiser_task
+from vidcm.train.engine import LocalEngine
 from vidcm.train.health import (
     ALIKE,
     FLAT,
@@ -29,7 +30,6 @@ from vidcm.train.health import (
     logged_motion,
     vitals,
 )
-from vidcm.train.launch import start_alone
 from vidcm.train.roles import assemble
 
 CPU = torch.device("cpu")
@@ -255,8 +255,8 @@ def ran(models: dict[str, Path], output: Path, **changes: Any) -> dict:
         output=str(output),
         **{**keys, **changes},
     )
-    made = video_task(config, build("model", config.model), tiny.Clips(), CPU)  # type: ignore[arg-type]
-    engine = assemble(made.model, made.objective, config, CPU, start_alone)
+    made = denoiser_task(config, build("model", config.model), tiny.Clips(), CPU)  # type: ignore[arg-type]
+    engine = assemble(made.model, made.objective, config, CPU, LocalEngine)
     assert loop.train(config, made, engine, lambda *_: None) == 0
     return json.loads((output / "metrics.jsonl").read_text("utf-8").splitlines()[-1])
 
@@ -296,7 +296,7 @@ def test_a_teacher_s_preview_is_looked_at_too(models, tmp_path):
         steps=1,
         codec=str(models["codec"]),
     )
-    made = video_task(config, build("model", config.model), tiny.Clips(), CPU)  # type: ignore[arg-type]
+    made = denoiser_task(config, build("model", config.model), tiny.Clips(), CPU)  # type: ignore[arg-type]
     weights, sheet = made.model.state_dict(), tmp_path / "sheet.png"
     assert made.preview(weights, sheet).keys() == {"preview/motion", "preview/healthy"}
     sheet.unlink()

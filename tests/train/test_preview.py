@@ -8,6 +8,7 @@ from vidcm.config import TrainConfig
 from vidcm.diffusion.denoiser import Denoiser
 from vidcm.registry import build
 from vidcm.train import denoiser_task as module
+from vidcm.train import preview as sheets
 
 
 @pytest.mark.parametrize(
@@ -27,11 +28,11 @@ def test_previews_stay_inside_the_range_of_scales(tmp_path, monkeypatch, options
         codec=str(models["codec"]),
         preview_prompts=["an orc", "a lady"],
     )
-    made = module.video_task(
+    made = module.denoiser_task(
         config, build("model", config.model), tiny.Clips(), torch.device("cpu")
     )
     told, walked = [], []
-    encode, guided = Denoiser.encode, module.CFGDenoiser
+    encode, guided = Denoiser.encode, sheets.CFGDenoiser
 
     def heard(self, prompts, guidance=None):
         told.extend([] if guidance is None else guidance.tolist())
@@ -42,6 +43,6 @@ def test_previews_stay_inside_the_range_of_scales(tmp_path, monkeypatch, options
         return guided(flow, by, negative)
 
     monkeypatch.setattr(Denoiser, "encode", heard)
-    monkeypatch.setattr(module, "CFGDenoiser", walks)
+    monkeypatch.setattr(sheets, "CFGDenoiser", walks)
     made.preview(made.model.state_dict(), tmp_path / "sheet.png")
     assert told == [scale, scale] and walked == [scale]

@@ -69,7 +69,7 @@ def test_what_fits_is_made(folder: Path) -> None:
             {"init_text": "codec"},
             "init_text .*codec holds no text tower; give a caption reader's folder",
         ),
-        ({"objective": {"name": "flow_matching"}}, "flow_matching asks no teacher; leave out"),
+        ({"objective": {"name": "flow_matching"}}, "flow_matching takes no teacher; leave out"),
         ({"objective": {"name": "autoencoding"}}, "autoencoding trains a CausalVAE, and model den"),
         ({"objective": {"name": "caption_naming"}}, "caption_naming trains a CaptionReader"),
         (
@@ -126,7 +126,7 @@ def test_a_state_that_is_no_plain_data_is_refused_and_not_run(tmp_path: Path) ->
     mark = tmp_path / "mark"
     checkpoint.save(tmp_path, 3, {"model": Harmful(mark)}, {}, keep=2)
     with pytest.raises(VidcmError, match="state.pt holds no state of a run .*; delete .*step-0000"):
-        checkpoint.load(checkpoint.folder_of(tmp_path, 3))
+        checkpoint.read(checkpoint.folder_of(tmp_path, 3))
     assert not mark.exists()
 
 

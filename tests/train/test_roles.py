@@ -20,7 +20,6 @@ from vidcm.objectives.base import STUDENT, Loss
 from vidcm.rng import SampleRng
 from vidcm.train import checkpoint, loop
 from vidcm.train.engine import LocalEngine
-from vidcm.train.launch import start_alone
 from vidcm.train.roles import Ensemble, assemble
 
 KEYS = [(s, a) for s in ranks.STAGES[:3] for a in ranks.ACCUMULATIONS]
@@ -29,7 +28,7 @@ TURNS = ["fake", "critic", STUDENT] * 2
 
 def start() -> tuple[Ensemble, Any]:
     chosen = ranks.config()
-    engine = ranks.together(chosen, start_alone)
+    engine = ranks.together(chosen, LocalEngine)
     assert isinstance(engine, Ensemble)
     return engine, chosen
 
@@ -44,7 +43,7 @@ def assert_equal(found: Any, expected: Any) -> None:
     assert_close(found, expected, rtol=0)
 
 
-def test_a_step_moves_its_own_networkstart_alone() -> None:
+def test_a_step_moves_its_own_network_alone() -> None:
     engine, chosen = start()
     for step, role in enumerate(TURNS):
         before = snapshot(engine)
@@ -62,7 +61,7 @@ def same(a: dict, b: dict) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-def test_rate_and_betas_are_the_role_s() -> None:
+def test_lr_scale_and_betas_are_the_role_s() -> None:
     engine, chosen = start()
     ranks.run(engine, chosen, 0, 6)
     groups = {n: s["optimizer"]["param_groups"][0] for n, s in snapshot(engine).items()}
@@ -75,7 +74,7 @@ def test_rate_and_betas_are_the_role_s() -> None:
 
 def test_one_role_has_its_engine_bare_and_only_the_student_s_weights_go_out() -> None:
     work, chosen = ranks.task(ranks.Points()), ranks.config()
-    bare = assemble(work.model, work.objective, chosen, ranks.CPU, start_alone)
+    bare = assemble(work.model, work.objective, chosen, ranks.CPU, LocalEngine)
     assert isinstance(bare, LocalEngine) and "roles" not in bare.state()
     engine, _ = start()
     assert engine.weights(ema=True).keys() == ranks.Tiny().state_dict().keys()
@@ -83,7 +82,7 @@ def test_one_role_has_its_engine_bare_and_only_the_student_s_weights_go_out() ->
 
 def test_zero_3_is_refused() -> None:
     with pytest.raises(UsageError, match="trains fake, critic too; use zero=2"):
-        ranks.together(ranks.config(zero=3), start_alone)
+        ranks.together(ranks.config(zero=3), LocalEngine)
 
 
 # --- in the loop ----------------------------------------------------------------------------------
@@ -95,7 +94,7 @@ def train(folder: Path, stop: int | None = None, **changes: Any) -> int:
     chosen = ranks.config(str(folder), **{**ranks.SHORT, **changes})
     data = Interrupting(stop * ranks.BATCH) if stop else ranks.Points({ranks.BAD})
     work = ranks.task(data, trio=True)
-    engine = assemble(work.model, work.objective, chosen, ranks.CPU, start_alone)
+    engine = assemble(work.model, work.objective, chosen, ranks.CPU, LocalEngine)
     return loop.train(chosen, work, engine, lambda *_: None)
 
 
@@ -105,7 +104,7 @@ def test_a_run_stops_and_resumes_at_the_right_turn(tmp_path: Path) -> None:
     assert train(tmp_path / "b") == 0
     states, logs = [], []
     for folder in (tmp_path / "a", tmp_path / "b"):
-        states.append(checkpoint.load(checkpoint.folder_of(folder, 20))[0])
+        states.append(checkpoint.read(checkpoint.folder_of(folder, 20))[0])
         lines = (folder / "metrics.jsonl").read_text("utf-8").splitlines()
         logs.append([json.loads(x) for x in lines])
         for line in logs[-1]:
@@ -127,8 +126,8 @@ def test_one_network_s_bad_steps_in_a_row_stop_the_run(tmp_path: Path) -> None:
         assert batch.latents is not None
         return Loss(roles["critic"].module(model(batch.latents.flatten(1))).sum() * torch.nan)
 
-    roles["critic"] = replace(roles["critic"], objective=lost)
-    engine = assemble(work.model, work.objective, chosen, ranks.CPU, start_alone)
+    roles["critic"] = replace(roles["critic"], loss=lost)
+    engine = assemble(work.model, work.objective, chosen, ranks.CPU, LocalEngine)
     with pytest.raises(VidcmError, match="3 steps in a row were not finite, up to step 7"):
         loop.train(chosen, work, engine, lambda *_: None)
 
@@ -181,6 +180,7 @@ def test_ranks_resume_to_the_bit(parity: list[dict], key: tuple) -> None:
 def test_ranks_agree(parity: list[dict], key: tuple) -> None:
     first, second = (rank[key]["whole"] for rank in parity)
     assert outcome(first["reports"]) == outcome(second["reports"])
-    for part in ("weights", "average"):
-        assert_equal(second[part], first[part])
-    assert second["state"] == {}, "only rank 0 holds what is saved"
+    assert_equal(second["module"], first["module"])
+    assert second["weights"] == second["average"] == second["state"] == {}, (
+        "only rank 0 holds what is saved"
+    )

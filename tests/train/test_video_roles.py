@@ -13,8 +13,8 @@ from vidcm.errors import UsageError
 from vidcm.registry import build
 from vidcm.rng import SampleRng
 from vidcm.train import checkpoint, loop
-from vidcm.train.denoiser_task import video_task
-from vidcm.train.launch import start_alone
+from vidcm.train.denoiser_task import denoiser_task
+from vidcm.train.engine import LocalEngine
 from vidcm.train.roles import assemble
 
 CPU = torch.device("cpu")
@@ -38,7 +38,7 @@ def task(models: dict[str, str], objective: dict, output: str = "", **changes: A
         **{**keys, "teacher": models["teacher"], "codec": models["codec"], **changes},
     )
     torch.manual_seed(0)
-    return config, video_task(config, build("model", config.model), tiny.Clips(), CPU)
+    return config, denoiser_task(config, build("model", config.model), tiny.Clips(), CPU)
 
 
 def test_the_fake_score_starts_as_the_teacher_and_is_told_scales(models: dict[str, str]) -> None:
@@ -60,11 +60,11 @@ def test_a_run_of_three_networks_exports_the_student_alone(
 ) -> None:
     spec = {"name": "rcm", "student_update_freq": 3, "consistency": CONSISTENCY, **EXTRAS}
     config, made = task(models, spec, str(tmp_path))
-    engine = assemble(made.model, made.objective, config, CPU, start_alone)
+    engine = assemble(made.model, made.objective, config, CPU, LocalEngine)
     final: list[dict] = []
     assert loop.train(config, made, engine, lambda weights, *_: final.append(weights)) == 0
     assert final[0].keys() == build("model", config.model).state_dict().keys()
-    state = checkpoint.load(checkpoint.folder_of(tmp_path, 6))[0]
+    state = checkpoint.read(checkpoint.folder_of(tmp_path, 6))[0]
     assert set(state["roles"]) == {"fake", "critic"}
     lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text("utf-8").splitlines()]
     kinds = ["fake/loss", "critic/loss", "loss"] * 2
@@ -75,6 +75,5 @@ def test_a_run_of_three_networks_exports_the_student_alone(
 
 def test_without_a_teacher_it_is_refused(models: dict[str, str]) -> None:
     for name in ("distribution_matching", "adversarial"):
-        config, made = task(models, {"name": name}, teacher=None)
         with pytest.raises(UsageError, match=f"{name} needs a teacher"):
-            assemble(made.model, made.objective, config, CPU, start_alone)
+            task(models, {"name": name}, teacher=None)

@@ -121,12 +121,12 @@ def _export(args: argparse.Namespace) -> None:
         check_frames(frames)
         check_size(height, width, 8)
 
-    from vidcm.export import export, known_words, objective_of, pipeline_settings, refuse_still
+    from vidcm.export import export, known_words, pipeline_settings, refuse_still, student_facts
 
     if not args.allow_still:
         refuse_still(args.student)
     settings = pipeline_settings(
-        objective_of(args.student),
+        student_facts(args.student),
         num_frames=args.frames,
         height=args.height,
         width=args.width,

@@ -33,7 +33,14 @@ class Batch:
 
 
 class Dataset(Protocol):
-    """A pure function of seed and position, so that loaders have no state and runs resume."""
+    """A pure function of seed and position, so that loaders have no state and runs resume.
+
+    Attributes:
+        size: Number of different samples; None where they are composed.
+    """
+
+    @property
+    def size(self) -> int | None: ...
 
     def batch(self, seed: int, positions: Iterable[int]) -> Batch:
         """The samples at these positions of the endless sequence of `seed`."""

@@ -20,6 +20,10 @@ class Encoded:
     def __init__(self, data: Dataset, codec: CausalVAE, device: torch.device):
         self.data, self.codec, self.device = data, codec, device
 
+    @property
+    def size(self) -> int | None:
+        return self.data.size
+
     @torch.no_grad()
     def batch(self, seed: int, positions) -> Batch:
         batch = self.data.batch(seed, positions)

@@ -187,6 +187,10 @@ class VideoFolder:
         empty = torch.empty((0, *shape, 3), dtype=torch.uint8)
         return torch.stack(frames) if frames else empty, [self.caption(i) for i in kept], kept
 
+    @property
+    def size(self) -> int:
+        return len(self)
+
     def batch(self, seed: int, positions: Iterable[int]) -> Batch:
         """Clips at positions of the endless sequence of shuffled epochs, start and crop random.
 

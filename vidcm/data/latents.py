@@ -87,6 +87,10 @@ class LatentShards:
                 f"{fingerprint[:12]}; encode again or name the codec they were made with"
             )
 
+    @property
+    def size(self) -> int:
+        return len(self)
+
     def batch(self, seed: int, positions: Iterable[int]) -> Batch:
         """Clips at positions of the endless sequence of shuffled epochs.
 

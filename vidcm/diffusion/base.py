@@ -36,7 +36,7 @@ class Cond:
         """The condition at a place along the clip, in latent frames; here the same everywhere."""
         return self
 
-    def rows(self, part: slice) -> "Cond":
+    def rows(self, part: slice | Tensor) -> "Cond":
         """Some samples of the batch."""
         scale = None if self.guidance_scale is None else self.guidance_scale[part]
         return Cond(self.tokens[part], self.mask[part], scale)

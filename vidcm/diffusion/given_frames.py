@@ -6,7 +6,6 @@ A mask is bool, True where a frame is given; None stands for no frame of any sam
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,8 +46,13 @@ class GivenFrames:
                 f"the shares of given_frames add up to {total:g}; they must not exceed 1"
             )
 
+    @property
+    def kinds(self) -> set[str]:
+        """The kinds that are drawn at all."""
+        return {kind for kind, share in self.shares.items() if share}
+
     def __bool__(self) -> bool:
-        return any(self.shares.values())
+        return bool(self.kinds)
 
     def draw(self, rng: SampleRng, frames: int) -> Tensor | None:
         """A mask `(b, frames)`; None, and nothing drawn, without shares."""
@@ -82,9 +86,8 @@ class GivenFrames:
                 f"{list(patch)}; let it begin with 1"
             )
         if self and config.teacher is not None:
-            kinds = {kind for kind, share in self.shares.items() if share}
             known = read_card(config.teacher)["spec"].get("given_frames", ())
-            if unknown := sorted(kinds.difference(known)):
+            if unknown := sorted(self.kinds.difference(known)):
                 raise UsageError(
                     f"objective.given_frames asks for {', '.join(unknown)}, which the teacher "
                     f"{config.teacher} was not trained with; train one with the same given_frames, or go "
@@ -125,12 +128,6 @@ def kinds_of(given: Tensor) -> set[str]:
     elif whole:
         kinds.add("both")
     return kinds
-
-
-def kinds_of_objective(objective: Mapping[str, Any]) -> list[str]:
-    """The kinds of given frames that an objective's spec trains with, sorted; none for most."""
-    spec = objective.get("consistency") or objective  # the term of rcm that has them
-    return sorted(kind for kind, share in (spec.get("given_frames") or {}).items() if share)
 
 
 class GivenLatents:

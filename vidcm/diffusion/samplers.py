@@ -13,7 +13,7 @@ and x0, eps, v the denoiser's prediction at (x_t, t):
 import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -168,10 +168,3 @@ def _intervals(times: Sequence[float] | Tensor) -> Iterator[tuple[int, float, fl
     """(step, t, s) of neighbouring times."""
     for step, (t, s) in enumerate(pairwise(map(float, times))):
         yield step, t, s
-
-
-def student_settings(objective: object) -> dict[str, Any]:
-    """Settings of `pipeline.json` for students of an objective: `sampler`, a name among SAMPLERS;
-    and where only one number of steps makes sense, `phases` and their `timesteps`. Objectives
-    override the usual ones in their attribute `sampling`."""
-    return {"sampler": "consistency"} | getattr(objective, "sampling", {})

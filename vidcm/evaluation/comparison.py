@@ -24,7 +24,7 @@ from vidcm.evaluation.quality import evaluate_rows
 from vidcm.evaluation.results import Results, first_difference
 from vidcm.evaluation.rows import Row
 from vidcm.evaluation.timed_training import identifying_settings, train_for_seconds
-from vidcm.export import objective_of, pipeline_settings
+from vidcm.export import pipeline_settings, student_facts
 from vidcm.files import write_text
 from vidcm.lpc.dataset import CELL, FPS, LPC
 from vidcm.pipeline import VideoPipeline
@@ -205,12 +205,10 @@ def _write_pipeline(comparison: Comparison, job: RowJob, lpc: LPC) -> Path:
     """Write a pipeline folder of a row; weights keep their precision."""
     assert job.row.guidance is not None
     models = {"codec": Path(comparison.codec), "teacher": Path(comparison.teacher)}
-    objective = {}
     if job.config is not None:
         models["student"] = job.run / "student" / "final"
-        objective = objective_of(models["student"])
     settings = pipeline_settings(
-        objective,
+        student_facts(models.get("student")),
         num_frames=lpc.num_frames,
         height=CELL,
         width=CELL,

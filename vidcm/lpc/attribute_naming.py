@@ -1,4 +1,4 @@
-"""Training the feature network: name the attributes of a clip, and how it was played."""
+"""Training the feature network: name the attributes of a clip, and how it is played."""
 
 import torch
 import torch.nn.functional as F
@@ -8,20 +8,22 @@ from vidcm.data.batch import Batch
 from vidcm.errors import UsageError
 from vidcm.lpc.attribute_net import PLAYBACK, AttributeNet
 from vidcm.media.pixels import to_video
-from vidcm.objectives.base import Loss
+from vidcm.objectives.base import Loss, Objective
 from vidcm.rng import SampleRng
 
 
-class AttributeNaming:
-    """Cross entropy, mean over the attributes and the playback.
+class AttributeNaming(Objective):
+    """Mean cross entropy over attributes and the playback.
 
     Args:
         altered: Share of clips whose frames are reversed, frozen or shuffled.
         shift: Largest move of the picture in pixels, each way.
 
     Raises:
-        UsageError: An option is out of its range.
+        UsageError: An option is out of range.
     """
+
+    trains = AttributeNet
 
     def __init__(self, altered: float = 0.3, shift: int = 2):
         if not 0 <= altered <= 1:

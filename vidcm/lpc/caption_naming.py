@@ -9,12 +9,14 @@ import torch.nn.functional as F
 from vidcm.data.batch import Batch
 from vidcm.errors import UsageError
 from vidcm.lpc.caption_reader import CaptionReader
-from vidcm.objectives.base import Loss
+from vidcm.objectives.base import Loss, Objective
 from vidcm.rng import SampleRng
 
 
-class CaptionNaming:
+class CaptionNaming(Objective):
     """Mean cross entropy over the attributes."""
+
+    trains = CaptionReader
 
     def __call__(self, model: CaptionReader, batch: Batch, progress: float, rng: SampleRng) -> Loss:
         if batch.labels is None or batch.labels.shape[1] != len(model.classes):

@@ -169,6 +169,8 @@ class LPC:
         chosen = (torch.tensor(part, device=self.device) for part in (layers, rows, colors))
         return self.wardrobe.compose(*chosen)
 
+    size = None  # samples are composed
+
     def batch(self, seed: int, positions: Iterable[int]) -> Batch:
         """Clips, captions and labels at positions of the endless sequence of `seed`."""
         combinations, captions = self._draw(seed, positions)

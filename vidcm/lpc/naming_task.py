@@ -1,11 +1,12 @@
-"""Runs that name attributes, of clips (the feature network) and of captions (a text tower)."""
+"""Training networks that name attributes: of clips (the feature network), of captions (a text tower)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.optim.swa_utils import update_bn
 
 from vidcm.config import TrainConfig
 from vidcm.errors import UsageError
@@ -14,13 +15,17 @@ from vidcm.lpc.caption_reader import CaptionReader
 from vidcm.lpc.dataset import LPC, LPCCaptions
 from vidcm.media.pixels import to_video
 from vidcm.registry import build
-from vidcm.train.loop import Task
+from vidcm.train.loop import Task, Weights
 
-HELD_SEED = 2**31 + 7
+HELDOUT_SEED = 2**31 + 7
 
 
-def naming_task(config: TrainConfig, model: AttributeNet, data: LPC) -> Task:
-    """Raises UsageError when the data cannot give the labels that the model names."""
+def naming_task(config: TrainConfig, model: AttributeNet, data: LPC, device: torch.device) -> Task:
+    """Build the task of the feature network.
+
+    Raises:
+        UsageError: The data do not have the labels that the model names.
+    """
     if not isinstance(data, LPC):
         raise UsageError(
             f"attribute_net needs labels; use the data lpc, not {config.data.get('name')!r}"
@@ -29,74 +34,68 @@ def naming_task(config: TrainConfig, model: AttributeNet, data: LPC) -> Task:
     if {**counts, "playback": model.classes["playback"]} != model.classes:
         raise UsageError(f"model.classes does not fit the data; it must be {counts}")
 
-    def train_frames(start: int) -> Tensor:
-        frames = data.batch(HELD_SEED, range(start, start + 32)).frames
-        assert frames is not None
-        return frames
-
-    def filled(weights: dict[str, Tensor]) -> AttributeNet:
-        copy = build("model", config.model)
+    def copy_with(weights: Weights) -> AttributeNet:
+        copy: AttributeNet = build("model", config.model)
         copy.load_state_dict(weights)
-        renew(copy, [train_frames(start) for start in range(0, 256, 32)])
-        return copy
+        return renew_statistics(copy, data)
 
-    def preview(weights: dict[str, Tensor], path: Path) -> dict[str, float]:
-        marks = accuracy(filled(weights), data, 128)
+    def preview(weights: Weights, path: Path) -> dict[str, float]:
+        marks = accuracy(copy_with(weights), data, 128)
         return {"heldout/accuracy": float(np.mean(list(marks.values())))}
 
     @torch.no_grad()
-    def finish(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    def finish(weights: Weights) -> Weights:
         """Store the features' mean and deviation, so that every feature has unit variance."""
-        net, raw = filled(weights), []
-        for start in range(0, 1024, 32):
-            raw.append(net.embed(to_video(train_frames(start))))
-        features = torch.cat(raw)
+        net = copy_with(weights)
+        features = torch.cat([net.embed(video) for video in _videos(data, 1024)])
         return net.state_dict() | {"mean": features.mean(0), "std": features.std(0)}
 
     return Task(model, build("objective", config.objective), data, preview, finish)
 
 
-def caption_task(config: TrainConfig, model: CaptionReader, data: LPCCaptions) -> Task:
-    """A caption reader's run: accuracy on full captions of held-out combinations."""
+def caption_task(
+    config: TrainConfig, model: CaptionReader, data: LPCCaptions, device: torch.device
+) -> Task:
+    """Build the task of a caption reader; previews are on full captions of held-out combinations."""
 
     @torch.no_grad()
-    def preview(weights: dict[str, Tensor], path: Path) -> dict[str, float]:
+    def preview(weights: Weights, path: Path) -> dict[str, float]:
         copy = build("model", config.model)
         copy.load_state_dict(weights)
-        rngs = [np.random.default_rng([HELD_SEED, p]) for p in range(256)]
-        held = [data.sample(rng, "heldout") for rng in rngs]
-        captions = [data.caption(c, rng, full=True) for c, rng in zip(held, rngs, strict=True)]
-        answers, labels = copy(captions).values(), data.labels(held).unbind(1)
+        rngs = [np.random.default_rng([HELDOUT_SEED, p]) for p in range(256)]
+        heldout = [data.sample(rng, "heldout") for rng in rngs]
+        captions = [data.caption(c, rng, full=True) for c, rng in zip(heldout, rngs, strict=True)]
+        answers, labels = copy(captions).values(), data.labels(heldout).unbind(1)
         marks = [(a.argmax(1) == y).float().mean() for a, y in zip(answers, labels, strict=True)]
         return {"heldout/accuracy": float(torch.stack(marks).mean())}
 
     objective = build("objective", config.objective)
-    return Task(model, objective, data, preview, finish=lambda weights: weights)
+    return Task(model, objective, data, preview)
 
 
-@torch.no_grad()
-def renew(net: AttributeNet, clips: Sequence[Tensor]) -> None:
-    """Batch statistics of the network's own, from training clips uint8 `(b t h w c)`: averaged
-    weights have none, for the running ones are of the weights before averaging (Izmailov et al.
-    2018, arXiv 1803.05407, 3.2). Leaves the network in evaluation mode."""
-    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain mean over the batches
-    net.train()
-    for frames in clips:
-        net(to_video(frames))
+def renew_statistics(net: AttributeNet, data: LPC) -> AttributeNet:
+    """Measure the batch statistics of averaged weights; the running ones are of those before."""
     net.eval()
+    update_bn(_videos(data, 256), net)
+    return net
+
+
+def _videos(data: LPC, count: int) -> Iterator[Tensor]:
+    """Training clips in batches of 32."""
+    for start in range(0, count, 32):
+        frames = data.batch(HELDOUT_SEED, range(start, start + 32)).frames
+        assert frames is not None
+        yield to_video(frames)
 
 
 @torch.no_grad()
 def accuracy(net: AttributeNet, data: LPC, count: int, batch: int = 32) -> dict[str, float]:
-    """Share of `count` held-out clips whose attribute is named rightly, by attribute."""
+    """Return the share of `count` held-out clips whose attribute is named rightly, by attribute."""
     right: dict[str, int] = dict.fromkeys(data.attributes, 0)
     for start in range(0, count, batch):
         places = range(start, min(start + batch, count))
         combinations = [
-            data.sample(np.random.default_rng([HELD_SEED, p]), "heldout") for p in places
+            data.sample(np.random.default_rng([HELDOUT_SEED, p]), "heldout") for p in places
         ]
         logits = net(to_video(data.render(combinations)))
         for name, label in zip(data.attributes, data.labels(combinations).unbind(1), strict=True):

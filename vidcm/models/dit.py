@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from vidcm.diffusion.base import Cond
 from vidcm.errors import UsageError
 from vidcm.models.attention import Attention
+from vidcm.models.backbone import TransformerBackbone
 from vidcm.models.embed import ScalarEmbedding
 from vidcm.models.rope import rotary
 
@@ -57,7 +58,7 @@ class Block(nn.Module):
         return x
 
 
-class DiT(nn.Module):
+class DiT(TransformerBackbone):
     """channels: of the latents; context: width of the text tokens (both given by the denoiser).
     patch_size: `(t, h, w)` latents per token. guidance_embed: takes a guidance scale as an input (a student).
     two_times: takes a second time, that which a jump ends at; starts deaf to it. The attribute
@@ -67,7 +68,7 @@ class DiT(nn.Module):
     a multiple of 16, or a shape does not divide into patches.
     """
 
-    activation_checkpointing = False
+    student_inputs = ("guidance", "span")
 
     def __init__(
         self,

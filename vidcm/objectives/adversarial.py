@@ -1,8 +1,8 @@
-"""An adversarial term in latent space: LADD (Sauer et al. 2024, arXiv 2403.12015), as SANA-Sprint
-adds it to consistency (Chen et al. 2025, arXiv 2503.09641, section 3.3; RECIPES B.7).
+"""An adversarial term in latent space: LADD (Sauer et al. 2024, arXiv 2403.12015).
 
-Small heads on the frozen teacher's tokens, at a few of its blocks, tell noised data from noised
-samples of the student's, by hinge losses. Alone, and from noise, it is a one-step GAN.
+As SANA-Sprint adds it to consistency (Chen et al. 2025, arXiv 2503.09641, section 3.3; RECIPES
+B.7): small heads on the frozen teacher's tokens, at a few of its blocks, tell noised data from
+noised samples of the student, by hinge losses. Alone, and from noise, it is a one-step GAN.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,43 +18,57 @@ from vidcm.data.batch import Batch
 from vidcm.diffusion.denoiser import Denoiser
 from vidcm.diffusion.times import T_START, to_path_time
 from vidcm.errors import UsageError
+from vidcm.models.backbone import TransformerBackbone
 from vidcm.objectives.backward_simulation import sample_timesteps
-from vidcm.objectives.base import Loss, Role, check_period, role_settings, whose_turn
-from vidcm.objectives.common import PromptBatch, check_dropout, check_guidance, check_log_normal
+from vidcm.objectives.base import Loss, Role, check_period, role_settings
+from vidcm.objectives.common import PromptBatch, StudentObjective, check_log_normal, check_share
 from vidcm.rng import SampleRng
 
 
 class Critic(nn.Module):
-    """One head per block: tokens `(b, n, width)` each to a verdict per token, `(b, heads * n)`."""
+    """One head per block: tokens `(b, n, width)` each to a score per token, `(b, heads * n)`."""
 
-    def __init__(self, widths: Sequence[int], hidden: int):
+    def __init__(self, widths: Sequence[int], hidden_size: int):
         super().__init__()
         self.heads = nn.ModuleList(
-            nn.Sequential(nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, 1))
+            nn.Sequential(nn.Linear(width, hidden_size), nn.SiLU(), nn.Linear(hidden_size, 1))
             for width in widths
         )
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        seen = [F.layer_norm(x, x.shape[-1:]) for x in features]
-        return torch.cat([h(x).squeeze(-1) for h, x in zip(self.heads, seen, strict=True)], dim=1)
+        tokens = [F.layer_norm(x, x.shape[-1:]) for x in features]
+        return torch.cat([h(x).squeeze(-1) for h, x in zip(self.heads, tokens, strict=True)], dim=1)
 
 
-class Adversarial:
-    """teacher: a frozen denoiser whose backbone has `blocks` of tokens. blocks: which of them the
-    critic sees. hidden: width of its heads. mean, std: of the ln sigma from which the student jumps
-    to data, but for the share `from_noise`, which starts as sampling does. noise: mean and std of
-    the ln sigma at which the critic looks. guidance: range of the scales the student is told; data
-    are samples at scale 1. dropout: share of empty prompts. every: the student has one turn in so
-    many, the critic the others. rate, betas: of the critic's AdamW, over the student's.
+class Adversarial(StudentObjective):
+    """Fool a critic that sees the frozen teacher's tokens.
 
-    Raises UsageError for options that make no sense; without a teacher when its roles are asked for.
+    Args:
+        teacher: A frozen denoiser whose backbone has blocks of tokens.
+        blocks: Indices of the teacher's blocks that the critic sees.
+        hidden_size: Of the critic's heads.
+        p_mean: Mean of the ln sigma from which the student jumps to data.
+        p_std: Deviation of that ln sigma.
+        from_noise: Share of samples that start where sampling does instead.
+        noise: Mean and deviation of the ln sigma at which the critic looks.
+        guidance_range: Scales of the student; data are samples at scale 1.
+        prompt_dropout: Share of empty prompts.
+        student_update_freq: The student has one step in so many, the critic the others.
+        lr_scale: Of the critic, on the student's learning rate.
+        betas: Of the critic's AdamW; the student's by default.
+
+    Raises:
+        UsageError: An option makes no sense.
     """
+
+    needs_teacher = True
+    role_names = ("critic",)
 
     def __init__(
         self,
         teacher: Denoiser | None,
         blocks: Sequence[int] = (1, 3, 5),
-        hidden: int = 64,
+        hidden_size: int = 64,
         p_mean: float = 0.2,
         p_std: float = 1.8,
         from_noise: float = 0.5,
@@ -65,67 +79,63 @@ class Adversarial:
         lr_scale: float = 1.0,
         betas: tuple[float, float] | list[float] | None = None,
     ):
+        super().__init__(teacher, guidance_range, prompt_dropout)
         check_period(student_update_freq, 1)
-        if not 0 <= from_noise <= 1:
-            raise UsageError(f"from_noise {from_noise} is not in [0, 1]")
         if len(noise) != 2 or noise[1] < 0:
             raise UsageError(f"noise {noise} is not a mean and a deviation of ln sigma")
-        if not blocks or hidden < 1:
+        if not blocks or hidden_size < 1:
             raise UsageError(
-                f"blocks {list(blocks)}, hidden {hidden}: the critic would see nothing"
+                f"blocks {list(blocks)}, hidden_size {hidden_size}: the critic would see nothing"
             )
-        self.teacher, self.blocks, self.hidden = teacher, list(blocks), hidden
+        self.blocks, self.hidden_size, self.noise = list(blocks), hidden_size, tuple(noise)
         self.p_mean, self.p_std = check_log_normal(p_mean, p_std)
-        self.from_noise, self.noise = from_noise, tuple(noise)
-        self.guidance_range = check_guidance(guidance_range)
-        self.prompt_dropout = check_dropout(prompt_dropout, all_empty=True)
+        self.from_noise = check_share("from_noise", from_noise)
         self.student_update_freq = student_update_freq
         self.lr_scale, self.betas = lr_scale, role_settings(lr_scale, betas)
 
     @cached_property
     def critic(self) -> Critic:
         """The heads, of the width of the teacher's tokens."""
-        if self.teacher is None:
-            raise UsageError(
-                "adversarial needs a teacher: set teacher to a teacher's `final` folder"
-            )
-        depth = len(_blocks(self.teacher))
-        if not all(0 <= i < depth for i in self.blocks):
-            raise UsageError(f"blocks {self.blocks}: the teacher's are 0 to {depth - 1}")
-        width: int = self.teacher.backbone.hidden_size
-        return Critic([width] * len(self.blocks), self.hidden)
+        backbone = self._backbone()
+        count = len(backbone.blocks)
+        if not all(0 <= i < count for i in self.blocks):
+            raise UsageError(f"blocks {self.blocks}: the teacher's are 0 to {count - 1}")
+        return Critic([backbone.hidden_size] * len(self.blocks), self.hidden_size)
+
+    def _backbone(self) -> TransformerBackbone:
+        assert self.teacher is not None
+        if not isinstance(self.teacher.backbone, TransformerBackbone):
+            raise UsageError("adversarial needs a teacher whose backbone has blocks, such as dit")
+        return self.teacher.backbone
 
     @property
     def roles(self) -> dict[str, Role]:
         return {"critic": Role(self.critic, self.critic_loss, self.lr_scale, self.betas)}
 
-    def turn(self, step: int, progress: float) -> str:
-        return whose_turn(step, self.student_update_freq, ["critic"])
-
     def __call__(self, model: Denoiser, batch: Batch, progress: float, rng: SampleRng) -> Loss:
-        """The student's: its samples should pass for data."""
+        """Compute the student's loss: its samples should pass for data."""
         prompts, x0 = self._samples(model, batch, rng)
-        # The critic judges here and does not learn: its gradients are not even computed.
-        still = {name: p.detach() for name, p in self.critic.named_parameters()}
-        verdict = functional_call(self.critic, still, (self._features(model, x0, prompts, rng),))
-        return Loss(-verdict.mean(), {"verdict": verdict.detach().mean()})
+        # The critic does not learn here: its gradients are not even computed.
+        frozen = {name: p.detach() for name, p in self.critic.named_parameters()}
+        score = functional_call(self.critic, frozen, (self._features(prompts, x0, rng),))
+        return Loss(-score.mean(), {"critic_score": score.detach().mean()})
 
     def critic_loss(self, model: Denoiser, batch: Batch, progress: float, rng: SampleRng) -> Loss:
-        """Hinge: data above 1, samples below -1."""
+        """Compute the hinge loss: data above 1, samples below -1."""
         assert batch.latents is not None
         with torch.no_grad():
             prompts, x0 = self._samples(model, batch, rng)
-            made = self._features(model, x0, prompts, rng)
-            data = self._features(model, batch.latents, prompts, rng)
-        real, fake = self.critic(data), self.critic(made)
+            samples = self._features(prompts, x0, rng)
+            data = self._features(prompts, batch.latents, rng)
+        real, fake = self.critic(data), self.critic(samples)
         right = ((real.detach() > 0).float().mean() + (fake.detach() < 0).float().mean()) / 2
-        return Loss(F.relu(1 - real).mean() + F.relu(1 + fake).mean(), {"right": right})
+        return Loss(F.relu(1 - real).mean() + F.relu(1 + fake).mean(), {"accuracy": right})
 
-    def _samples(self, model: Denoiser, batch: Batch, rng: SampleRng) -> tuple[list[str], Tensor]:
-        """Prompts, and what the student makes of them in one step."""
+    def _samples(self, model: Denoiser, batch: Batch, rng: SampleRng) -> tuple[PromptBatch, Tensor]:
+        """Prompts, and the student's samples of them in one step."""
         assert batch.latents is not None
         data, path = batch.latents, model.path
-        prompts = PromptBatch.draw(batch, rng, self.prompt_dropout, self.guidance_range)
+        prompts = self.draw_prompts(batch, rng)
         t = sample_timesteps(path, rng, self.p_mean, self.p_std).to(data)
         eps = rng.normal(*data.shape[1:]).to(data)
         alone = rng.uniform() < self.from_noise
@@ -133,42 +143,33 @@ class Adversarial:
         from_noise = path.add_noise(torch.zeros_like(data), eps, start)
         some = alone.view(-1, *[1] * (data.ndim - 1))
         x_t = torch.where(some, from_noise, path.add_noise(data, eps, t))
-        x0 = model.predict_x0(
-            x_t, torch.where(alone, start, t), prompts.encode(model, with_guidance=True)
-        )
-        return prompts.prompts, x0
+        cond = self.encode(prompts, model)
+        return prompts, model.predict_x0(x_t, torch.where(alone, start, t), cond)
 
-    def _features(
-        self, model: Denoiser, x0: Tensor, prompts: list[str], rng: SampleRng
-    ) -> list[Tensor]:
-        """The teacher's tokens after the chosen blocks, of latents it sees through noise."""
+    def _features(self, prompts: PromptBatch, x0: Tensor, rng: SampleRng) -> list[Tensor]:
+        """The teacher's tokens after the chosen blocks, of latents with noise."""
         assert self.teacher is not None
         path = self.teacher.path
         t = sample_timesteps(path, rng, *self.noise).to(x0)
         x_t = path.add_noise(x0, rng.normal(*x0.shape[1:]).to(x0), t)
-        with _watching([_blocks(self.teacher)[i] for i in self.blocks]) as seen:
-            self.teacher.predict(x_t, t, self.teacher.encode(prompts))
-        return [x.float() for x in seen]
-
-
-def _blocks(teacher: Denoiser) -> nn.ModuleList:
-    blocks = getattr(teacher.backbone, "blocks", None)
-    if not isinstance(blocks, nn.ModuleList):
-        raise UsageError("adversarial needs a teacher whose backbone has blocks, such as dit")
-    return blocks
+        cond = prompts.encode(self.teacher, with_guidance=False)
+        blocks = self._backbone().blocks
+        with _outputs([blocks[i] for i in self.blocks]) as tokens:
+            self.teacher.predict(x_t, t, cond)
+        return [x.float() for x in tokens]
 
 
 @contextmanager
-def _watching(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
-    """Collects what the modules put out, in the order in which they run."""
-    seen: list[Tensor] = []
+def _outputs(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
+    """Collects what the modules return, in the order in which they run."""
+    outputs: list[Tensor] = []
 
-    def keep(module: nn.Module, args: tuple, out: Tensor) -> None:
-        seen.append(out)
+    def keep(module: nn.Module, args: tuple, output: Tensor) -> None:
+        outputs.append(output)
 
     handles = [m.register_forward_hook(keep) for m in modules]
     try:
-        yield seen
+        yield outputs
     finally:
         for handle in handles:
             handle.remove()

@@ -5,20 +5,32 @@ from torch import Tensor
 
 from vidcm.codecs.causal_vae import CausalVAE
 from vidcm.codecs.losses import charbonnier, kl_to_unit_normal, ssim_loss
+from vidcm.config import TrainConfig
 from vidcm.data.batch import Batch
 from vidcm.errors import UsageError
 from vidcm.media.pixels import to_video
 from vidcm.metrics.fidelity import psnr
-from vidcm.objectives.base import Loss
+from vidcm.objectives.base import Loss, Objective
 from vidcm.rng import SampleRng
 
 
-class Autoencoding:
-    """crop: side in pixels of the windows trained on (0: whole frames), multiples of 8; windows:
-    how many a clip gives, each the one with most contrast of `tries` random places.
-    perceptual, motion, kl: weights beside the reconstruction's 1. decoder_only: leave the encoder
-    as it is, so latents already cached stay true. Raises UsageError for another crop, no window or
-    try, or a negative weight."""
+class Autoencoding(Objective):
+    """Reconstruction, structure and motion losses with a KL term.
+
+    Args:
+        crop: Side in pixels of the windows trained on, a multiple of 8; 0 for entire frames.
+        windows: How many of each clip.
+        perceptual: Weight of the structural loss beside the reconstruction's 1.
+        motion: Weight of the loss of frame differences.
+        kl: Weight of the KL divergence from unit latents.
+        tries: Random places per window, of which the one with most contrast is taken.
+        decoder_only: Freeze the encoder of `init`, so that cached latents stay valid.
+
+    Raises:
+        UsageError: An option makes no sense.
+    """
+
+    trains = CausalVAE
 
     def __init__(
         self,
@@ -43,6 +55,13 @@ class Autoencoding:
         self.crop, self.windows, self.tries = crop, windows, tries
         self.decoder_only = decoder_only
         self.perceptual, self.motion, self.kl = perceptual, motion, kl
+
+    def check(self, config: TrainConfig) -> None:
+        super().check(config)
+        if self.decoder_only and not config.init:
+            raise UsageError(
+                "objective.decoder_only keeps the encoder of init; set init to a codec's `final` folder"
+            )
 
     def __call__(self, model: CausalVAE, batch: Batch, progress: float, rng: SampleRng) -> Loss:
         assert batch.frames is not None

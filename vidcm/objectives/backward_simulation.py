@@ -14,14 +14,16 @@ from vidcm.rng import SampleRng
 
 
 def sample_timesteps(path: ProbPath, rng: SampleRng, p_mean: float, p_std: float) -> Tensor:
-    """Times `(b,)` on `path` whose ln(sigma / alpha) is N(mean, std), kept as `sample_sigma`."""
+    """Draw times `(b,)` on `path` whose ln(sigma / alpha) is N(p_mean, p_std), clamped."""
     return path.t_from_sigma(sample_sigma(path, rng, p_mean, p_std)).clamp(max=path.t_max)
 
 
 def step_prefixes(steps: Sequence[int]) -> list[tuple[float, ...]]:
-    """Every beginning of the consistency sampler's lists of times for these numbers of steps.
+    """Return every beginning of the consistency sampler's times for these numbers of steps.
 
-    Raises UsageError for no number, or one below 1."""
+    Raises:
+        UsageError: There is no number, or one below 1.
+    """
     if not steps or min(steps) < 1:
         raise UsageError(
             f"steps {list(steps)} are not numbers of sampling steps, such as [1, 2, 4]"
@@ -37,11 +39,21 @@ def backward_simulation(
     noise: Tensor,
     rng: SampleRng,
 ) -> Tensor:
-    """Clean latents as the sampler makes them, gradient through the last evaluation only: backward
-    simulation (Yin et al. 2024, DMD2, arXiv 2405.14867, section 4.5).
+    """Sample clean latents as the consistency sampler does, differentiable in the last evaluation.
 
-    choices: lists of rectified-flow times, each sample draws one. noise: `(b c t h w)`, the first;
-    what is added later comes from `rng`."""
+    Backward simulation (Yin et al. 2024, DMD2, arXiv 2405.14867, section 4.5).
+
+    Args:
+        student: The student; it gets the guidance scales of the prompts.
+        choices: Lists of rectified-flow times, of which each sample draws one.
+        prompts: One for each sample.
+        noise: The initial noise `(b c t h w)`.
+        rng: Of the choices, and of the noise that is added later.
+
+    Returns:
+        Clean latents `(b c t h w)`.
+    """
+    cond = prompts.encode(student, with_guidance=True)  # with the gradient of the last evaluation
     drawn = (rng.uniform() * len(choices)).long().tolist()
     chosen = [choices[i] for i in drawn]
     longest = max(map(len, choices))
@@ -54,9 +66,7 @@ def backward_simulation(
         on = (last >= i).nonzero().squeeze(1)
         if len(on):
             with torch.no_grad():
-                cond = prompts.of(on).encode(student, with_guidance=True)
-                x0 = student.predict_x0(x_t[on], grid[on, i - 1], cond)
+                own = prompts.select(on).encode(student, with_guidance=True)
+                x0 = student.predict_x0(x_t[on], grid[on, i - 1], own)
             x_t = x_t.index_copy(0, on, student.path.add_noise(x0, fresh[on], grid[on, i]))
-    return student.predict_x0(
-        x_t, grid.gather(1, last[:, None])[:, 0], prompts.encode(student, with_guidance=True)
-    )
+    return student.predict_x0(x_t, grid.gather(1, last[:, None])[:, 0], cond)

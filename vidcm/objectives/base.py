@@ -1,88 +1,132 @@
-"""What an objective is: a callable that turns a batch into a loss, and knows nothing of training."""
+"""What an objective is: a callable from a batch to a loss, and the facts that a run needs of it."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from vidcm.config import TrainConfig
 from vidcm.data.batch import Batch
+from vidcm.diffusion.given_frames import GivenFrames
 from vidcm.errors import UsageError
 from vidcm.objectives.target_network import TargetNetwork
 from vidcm.rng import SampleRng
 
-STUDENT = "student"  # the role of the model that a run is about
+STUDENT = "student"  # the role of the model that is trained and exported
 
 
 @dataclass
 class Loss:
-    """total: the scalar to descend. logs: detached scalars for the training log."""
+    """A scalar to descend, and detached scalars for the training log."""
 
     total: Tensor
     logs: dict[str, Tensor] = field(default_factory=dict)
 
 
-class Objective(Protocol):
-    """One file per method. progress runs from 0 to 1 over the training run; `rng` gives every
-    sample its own draws, so a loss does not depend on how a batch is split over ranks."""
-
-    def __call__(self, model: nn.Module, batch: Batch, progress: float, rng: SampleRng) -> Loss: ...
-
-
 @dataclass
 class Role:
-    """A further network that an objective trains, and that ends with the run.
+    """A further network that an objective trains; it ends with the run.
 
-    objective: the loss of its turns; like every objective it is handed the student, which it must
-    not pull on. rate: its learning rate over the student's. betas: of its AdamW, if other."""
+    Args:
+        module: The network.
+        loss: The loss of its turns. It gets the student, like every objective, and gives it no
+            gradient.
+        lr_scale: Factor on the student's learning rate.
+        betas: Of its AdamW; the student's by default.
+    """
 
     module: nn.Module
-    objective: Callable[[Any, Batch, float, SampleRng], Loss]
+    loss: Callable[[Any, Batch, float, SampleRng], Loss]
     lr_scale: float = 1.0
     betas: tuple[float, float] | None = None
 
 
-class Joint(Objective, Protocol):
-    """An objective that trains further networks beside the student: they take turns, one optimiser
-    step each. The student's own turns call the objective; it must not pull on the others."""
+class Objective(ABC):
+    """A method of training. Subclasses state facts as attributes; the loop knows no method.
+
+    Attributes:
+        trains: The class of models it is for.
+        uses_teacher: Whether its constructor takes a frozen teacher.
+        target: A copy of the student that it compares the student with, or None.
+        guidance_range: Guidance scales that its students take as an input, or None.
+        given_frames: Which latent frames of a sample the network sees clean.
+        role_names: Names of the further networks that it trains; `roles` has them.
+        student_update_freq: With further networks, the student has one step in so many.
+        sampling: How its students are sampled, as keys of `pipeline.json`: `sampler`, and where
+            they apply `phases`, `timesteps` and `lowest_sigma`. None for models that are sampled
+            by solvers of their ODE, and for those that are not sampled.
+    """
+
+    trains: ClassVar[type[nn.Module]] = nn.Module
+    uses_teacher: ClassVar[bool] = False
+    target: TargetNetwork | None = None
+    guidance_range: tuple[float, float] | None = None
+    given_frames: GivenFrames = GivenFrames()
+    role_names: tuple[str, ...] = ()
+    student_update_freq: int = 1
 
     @property
-    def roles(self) -> dict[str, Role]: ...
+    def sampling(self) -> dict[str, Any] | None:
+        return None
+
+    @property
+    def roles(self) -> dict[str, Role]:
+        """Further networks that take turns with the student, one optimizer step each."""
+        return {}
 
     def turn(self, step: int, progress: float) -> str:
-        """Whose the step is: STUDENT or a name among `roles`; a pure function, so that a resumed
-        run goes on with the right one."""
-        ...
+        """Return the role that trains in a step: STUDENT or one of `role_names`.
 
+        A pure function, so that a resumed run continues with the right role.
+        """
+        return whose_turn(step, self.student_update_freq, self.role_names)
 
-def roles_of(objective: object) -> dict[str, Role]:
-    """The further roles of an objective; most have none."""
-    return getattr(objective, "roles", {})
+    def check(self, config: TrainConfig) -> None:
+        """Refuse a run that the objective is unsound in.
 
+        Raises:
+            UsageError: The config contradicts the objective.
+        """
+        self.given_frames.check(config)
 
-def target_network_of(objective: object) -> TargetNetwork | None:
-    """The copy of the student that an objective holds; most hold none."""
-    return getattr(objective, "held", None)
+    def before_step(self, student: nn.Module, progress: float) -> None:
+        """Run right before each of the student's steps."""
+        if self.target:
+            self.target.before_step(student, progress)
+
+    @abstractmethod
+    def __call__(self, model: Any, batch: Batch, progress: float, rng: SampleRng) -> Loss:
+        """Compute the loss of a batch.
+
+        Args:
+            model: The model that is trained, an instance of `trains`.
+            batch: Latents `(b c t h w)` or frames, with captions.
+            progress: Share of the training run that is over, in [0, 1).
+            rng: Draws per sample, so that the loss does not depend on how a batch is split over
+                ranks.
+        """
 
 
 def whose_turn(step: int, student_update_freq: int, others: Sequence[str]) -> str:
-    """In every period of `every` steps the others go first, in rotation, and the student last."""
+    """Return the role of a step: in every period the others rotate, and the student comes last."""
     place = step % student_update_freq
-    return (
-        STUDENT if place == student_update_freq - 1 or not others else others[place % len(others)]
-    )
+    last = place == student_update_freq - 1
+    return STUDENT if last or not others else others[place % len(others)]
 
 
 def check_period(student_update_freq: int, others: int) -> None:
-    """Raises UsageError when a period of `every` steps has no turn for one of the roles."""
+    """Raises UsageError when a period has no turn for one of the roles."""
     if student_update_freq < 1 + others:
         raise UsageError(
-            f"student_update_freq is {student_update_freq}; {others + 1} networks need at least {others + 1} turns"
+            f"student_update_freq is {student_update_freq}; {others + 1} networks need at least "
+            f"{others + 1} turns"
         )
 
 
 def role_settings(lr_scale: float, betas: Sequence[float] | None) -> tuple[float, float] | None:
-    """The betas as a pair. Raises UsageError for a rate or betas that make no sense."""
+    """Return betas as a pair. Raises UsageError for a factor or betas out of range."""
     if lr_scale <= 0:
         raise UsageError(f"lr_scale is {lr_scale}; it must be above 0")
     if betas is None:

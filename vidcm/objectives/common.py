@@ -1,12 +1,12 @@
-"""What objectives share: the question put to teacher and student, and a guided step.
+"""What objectives of students share: prompts with guidance scales, and the guided teacher.
 
-Guidance scales are the ordinary ones, v_u + w (v_c - v_u); the scale that the paper and scripts of
-latent consistency models speak of is w - 1 (RECIPES B.2).
+Guidance scales are the ordinary ones, v_u + w (v_c - v_u); the scale of the paper and scripts of
+latent consistency models is w - 1 (RECIPES B.2).
 """
 
-import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,105 +17,166 @@ from vidcm.diffusion.base import Cond
 from vidcm.diffusion.denoiser import Denoiser
 from vidcm.diffusion.derivative import Derivative, Exact
 from vidcm.diffusion.guidance import CFGDenoiser
+from vidcm.diffusion.paths import ProbPath
 from vidcm.diffusion.shapes import like
 from vidcm.errors import UsageError
-from vidcm.registry import lookup
+from vidcm.objectives.base import Objective
+from vidcm.registry import build
 from vidcm.rng import SampleRng
 
 SOLVERS = ("euler", "heun")
+Range = tuple[float, float]
 
 
-def draw_prompts(batch: Batch, rng: SampleRng, dropout: float) -> list[str]:
-    """The captions, a share `dropout` of them replaced by the empty one."""
-    dropped = (rng.uniform() < dropout).tolist()
+def draw_prompts(batch: Batch, rng: SampleRng, prompt_dropout: float) -> list[str]:
+    """Return the captions, a share of them replaced by the empty prompt."""
+    dropped = (rng.uniform() < prompt_dropout).tolist()
     return ["" if d else p for d, p in zip(dropped, batch.captions, strict=True)]
-
-
-def guided_velocity(
-    teacher: Denoiser, x_t: Tensor, t: Tensor, prompts: list[str], scale: Tensor
-) -> Tensor:
-    """The teacher's guided velocity, without gradients, one guidance scale per sample."""
-    with torch.no_grad():
-        guided = CFGDenoiser(teacher, scale, teacher.encode([""] * len(prompts)))
-        return guided.velocity(x_t, t, teacher.encode(prompts))
 
 
 @dataclass(frozen=True)
 class PromptBatch:
-    """prompts: those of the batch, some replaced by the empty one. scale: guidance `(b,)`."""
+    """The prompts of a batch and their guidance scales, encoded once by each network.
+
+    Args:
+        prompts: One for each sample.
+        scale: Guidance scales `(b,)`.
+    """
 
     prompts: list[str]
     scale: Tensor
+    _encoded: dict[tuple[Any, bool], tuple[Cond, bool]] = field(default_factory=dict, repr=False)
 
-    @staticmethod
-    def draw(
-        batch: Batch, rng: SampleRng, dropout: float, guidance: Sequence[float]
-    ) -> "PromptBatch":
-        """dropout: share of empty prompts. guidance: the range that scales are uniform in."""
-        prompts, (low, high) = draw_prompts(batch, rng, dropout), guidance
+    def encode(self, network: Denoiser, *, with_guidance: bool) -> Cond:
+        """Return the condition of a network; with the scales where a teacher supervises it."""
+        key = network, with_guidance
+        grad = torch.is_grad_enabled()
+        if key not in self._encoded or (grad and not self._encoded[key][1]):
+            cond = network.encode(self.prompts, self.scale if with_guidance else None)
+            self._encoded[key] = cond, grad
+        return self._encoded[key][0]
+
+    def select(self, rows: Tensor) -> "PromptBatch":
+        """Return the prompts at some places of the batch, `(n,)`, as encoded already."""
+        encoded = {k: (cond.rows(rows), grad) for k, (cond, grad) in self._encoded.items()}
+        return PromptBatch([self.prompts[i] for i in rows.tolist()], self.scale[rows], encoded)
+
+
+class StudentObjective(Objective):
+    """An objective of few-step students, with a teacher or without.
+
+    Args:
+        teacher: A frozen denoiser, or None.
+        guidance_range: Guidance scales are drawn uniformly from it; teacher and student get them.
+        prompt_dropout: Share of empty prompts, in [0, 1], so that negative prompts keep a meaning.
+
+    Raises:
+        UsageError: A range or share makes no sense.
+    """
+
+    trains = Denoiser
+    uses_teacher = True
+    needs_teacher: ClassVar[bool] = False
+    guidance_range: Range
+
+    def __init__(
+        self, teacher: Denoiser | None, guidance_range: Sequence[float], prompt_dropout: float
+    ):
+        self.teacher = teacher
+        self.guidance_range = check_range("guidance_range", guidance_range)
+        self.prompt_dropout = check_share("prompt_dropout", prompt_dropout)
+        self._null: Cond | None = None
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        return {"sampler": "consistency"}
+
+    def check(self, config: TrainConfig) -> None:
+        super().check(config)
+        if self.needs_teacher and config.teacher is None:
+            raise UsageError(
+                f"objective {config.objective['name']} needs a teacher: set teacher to a teacher's "
+                "`final` folder"
+            )
+
+    def draw_prompts(self, batch: Batch, rng: SampleRng) -> PromptBatch:
+        """Draw dropped prompts and guidance scales."""
+        prompts, (low, high) = draw_prompts(batch, rng, self.prompt_dropout), self.guidance_range
         return PromptBatch(prompts, low + (high - low) * rng.uniform())
 
-    def of(self, rows: Tensor) -> "PromptBatch":
-        """That of some samples, by their places in the batch."""
-        return PromptBatch([self.prompts[i] for i in rows.tolist()], self.scale[rows])
+    def encode(self, prompts: PromptBatch, student: Denoiser) -> Cond:
+        """Return the student's condition, with guidance scales if a teacher supervises it."""
+        supervised = self.needs_teacher or self.teacher is not None
+        return prompts.encode(student, with_guidance=supervised)
 
-    def encode(self, student: Denoiser, *, with_guidance: bool) -> Cond:
-        """The condition of a student; with the guidance scale only where a teacher supervises it."""
-        return student.encode(self.prompts, self.scale if with_guidance else None)
+    @torch.no_grad()
+    def teacher_velocity(self, prompts: PromptBatch, x_t: Tensor, t: Tensor) -> Tensor:
+        """Return the guided teacher's velocity at `(x_t, t)`, without gradients."""
+        assert self.teacher is not None
+        if self._null is None:  # the same in every step, as the teacher is frozen
+            self._null = self.teacher.encode([""])
+        null = self._null
+        rows = len(prompts.prompts)
+        negative = Cond(null.tokens.expand(rows, -1, -1), null.mask.expand(rows, -1))
+        guided = CFGDenoiser(self.teacher, prompts.scale, negative)
+        return guided.velocity(x_t, t, prompts.encode(self.teacher, with_guidance=False))
 
-    def velocity(self, teacher: Denoiser, x_t: Tensor, t: Tensor) -> Tensor:
-        """The guided teacher's answer, without gradients."""
-        return guided_velocity(teacher, x_t, t, self.prompts, self.scale)
+    def data_step(self, path: ProbPath, x0: Tensor, eps: Tensor, r: Tensor) -> Tensor:
+        """Return x_r of the sample itself, with the noise of x_t."""
+        return path.add_noise(x0, eps, r)
 
-    def step(self, teacher: Denoiser, x_t: Tensor, t: Tensor, r: Tensor, solver: str) -> Tensor:
-        """x_r by one step of the guided teacher's in the path's own time: "euler", or "heun", which
-        is Euler's at r = 0, where there is no slope to add (Karras et al. 2022, algorithm 1)."""
+    def teacher_step(
+        self, prompts: PromptBatch, x_t: Tensor, t: Tensor, r: Tensor, solver: str = "euler"
+    ) -> Tensor:
+        """Return x_r by one step of the guided teacher in the path's time.
+
+        Args:
+            prompts: Of the samples.
+            x_t: Noisy latents `(b c t h w)` at `t`.
+            t: Times on the path, `(b,)` or per frame `(b, t)`.
+            r: Times of the result, shaped like `t`.
+            solver: "euler" or "heun", which is Euler's at r = 0, where the slope has no value
+                (Karras et al. 2022, arXiv 2206.00364, algorithm 1).
+        """
         gap = like(r - t, x_t)
-        slope = self.velocity(teacher, x_t, t)
-        ahead = x_t + gap * slope
+        slope = self.teacher_velocity(prompts, x_t, t)
+        x_r = x_t + gap * slope
         if solver == "euler":
-            return ahead
-        second = x_t + gap * (slope + self.velocity(teacher, ahead, r)) / 2
-        return torch.where(like(r, x_t) == 0, ahead, second)
+            return x_r
+        second = x_t + gap * (slope + self.teacher_velocity(prompts, x_r, r)) / 2
+        return torch.where(like(r, x_t) == 0, x_r, second)
+
+
+def build_derivative(spec: dict | None) -> Derivative:
+    """Return the derivative of a spec, `exact` by default."""
+    return build("derivative", {"name": "exact"} if spec is None else spec)
 
 
 def check_derivative(derivative: Derivative, config: TrainConfig) -> None:
-    """Raises UsageError where a derivative would be too coarse in a run."""
-    if not isinstance(derivative, Exact) and config.precision == "bf16":
+    """Raises UsageError where a derivative is too coarse in a run."""
+    if not isinstance(derivative, Exact) and config.precision != "fp32":
         raise UsageError(
-            "objective.derivative finite_difference is noise in bf16; "
-            "use precision=fp32, or objective.derivative={name: exact}"
+            f"objective.derivative finite_difference is noise in bf16, and precision is "
+            f"{config.precision}; use precision=fp32, or objective.derivative={{name: exact}}"
         )
 
 
-def check_guidance(guidance_range: Sequence[float]) -> tuple[float, float]:
-    """The range of scales as a pair. Raises UsageError for one that is none, or not above 0."""
-    if len(guidance_range) != 2 or not 0 < guidance_range[0] <= guidance_range[1]:
-        raise UsageError(f"guidance_range {guidance_range} is not a range [low, high] above 0")
-    return guidance_range[0], guidance_range[1]
+def check_range(name: str, values: Sequence[float]) -> Range:
+    """Return the ends of a range. Raises UsageError unless 0 < low <= high."""
+    if len(values) != 2 or not 0 < values[0] <= values[1]:
+        raise UsageError(f"{name} {values} is not a range [low, high] above 0")
+    return values[0], values[1]
 
 
-def check_log_normal(p_mean: float, p_std: float) -> tuple[float, float]:
-    """Mean and deviation of ln sigma. Raises UsageError for a deviation below 0."""
+def check_log_normal(p_mean: float, p_std: float) -> Range:
+    """Return mean and deviation of ln sigma. Raises UsageError for a deviation below 0."""
     if p_std < 0:
         raise UsageError(f"p_std is {p_std}; a deviation of ln sigma must be 0 or above")
     return p_mean, p_std
 
 
-def check_dropout(prompt_dropout: float, *, all_empty: bool = False) -> float:
-    """The share of empty prompts. Raises UsageError outside [0, 1); all_empty: 1 will do too."""
-    if not 0 <= prompt_dropout <= 1 or (prompt_dropout == 1 and not all_empty):
-        raise UsageError(
-            f"prompt_dropout {prompt_dropout} is not in [0, 1{']' if all_empty else ')'}"
-        )
-    return prompt_dropout
-
-
-def guidance_of(objective: dict) -> list[float]:
-    """The range of scales that students of an objective are told; of an objective made of others,
-    that of its consistency term."""
-    spec = objective.get("consistency", objective)
-    if "guidance_range" in spec or "name" not in spec:
-        return list(spec.get("guidance_range", (1.0, 5.0)))
-    options = inspect.signature(lookup("objective", spec["name"])).parameters
-    return list(options["guidance_range"].default) if "guidance_range" in options else [1.0, 5.0]
+def check_share(name: str, value: float) -> float:
+    """Return a share. Raises UsageError outside [0, 1]."""
+    if not 0 <= value <= 1:
+        raise UsageError(f"{name} is {value}; it must be in [0, 1]")
+    return value

@@ -1,40 +1,49 @@
 """Flow maps: from any time to any earlier one in one step, by the average velocity between them.
 
 MeanFlow (Geng et al. 2025, arXiv 2505.13447) in a form that holds on every path: where x_t moves
-along its trajectory, the jump x_t -> x_s must not move. The average velocity u is therefore drawn to
-u + (d/dt) jump, which on a straight path is eq. 6 there, v - (t - s) du/dt. v is a guided teacher's,
-or the sample's own without one. The law of times is that of AnyFlow (RECIPES B.5): the pairs that
-one step needs, from noise to data, must be drawn often.
+along its trajectory, the flow map x_t -> x_s must not move. The average velocity u is therefore
+regressed on u + (d/dt) flow_map, which is eq. 6 there where paths are straight lines, v - (t - s)
+du/dt. v is the guided teacher's, or the sample's own without a teacher. Times are drawn as by
+AnyFlow (RECIPES B.5): the pairs of one-step sampling, from noise to data, must be drawn often.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vidcm.config import TrainConfig
 from vidcm.data.batch import Batch
+from vidcm.diffusion.base import Cond
 from vidcm.diffusion.denoiser import Denoiser
-from vidcm.diffusion.derivative import Derivative
+from vidcm.diffusion.paths import ProbPath
 from vidcm.diffusion.times import SHIFT, T_START, shift
 from vidcm.errors import UsageError
 from vidcm.objectives.base import Loss
-from vidcm.objectives.common import PromptBatch, check_derivative, check_dropout, check_guidance
-from vidcm.registry import build
+from vidcm.objectives.common import StudentObjective, build_derivative, check_derivative
 from vidcm.rng import SampleRng
 
 
-class FlowMap:
-    """teacher: a frozen denoiser on the same path, or None. log_normal: [mean, std] of the ln sigma
-    that both times are drawn from; null draws them uniformly. shift: factor on sigma of both.
-    instant: share of pairs with s = t, which learn the velocity; whole: share with s = 0.
-    guidance: range of the scales that teacher and student are told. power, floor: the error e of a
-    sample weighs 1 / (e + floor)^power. improved: differentiate along the student's own velocity,
-    so that the noise of a sample's stays out of the derivative (Geng et al. 2025, arXiv 2512.02012).
-    derivative: how, by its registered name. dropout: share of empty prompts.
+class FlowMap(StudentObjective):
+    """Learn the average velocity between any two times. Students need `backbone.two_times`.
 
-    Students need a backbone with two_times. Raises UsageError for a share or range without sense.
+    Args:
+        teacher: A frozen denoiser on the student's path, or None.
+        log_normal: [mean, std] of the ln sigma of both times; None draws them uniformly.
+        shift: Factor on sigma / alpha of both.
+        p_equal: Probability of s = t, which teaches the velocity.
+        p_to_data: Probability of s = 0.
+        guidance_range: Scales of teacher and student.
+        adaptive_p: The error e of a sample weighs 1 / (e + adaptive_c)^adaptive_p.
+        adaptive_c: See adaptive_p; above 0.
+        improved: Differentiate along the student's own velocity, so that the noise of a sample's
+            velocity stays out of the derivative (Geng et al. 2025, arXiv 2512.02012).
+        derivative: Spec of how to differentiate, `exact` (default) or `finite_difference`.
+        prompt_dropout: Share of empty prompts.
+
+    Raises:
+        UsageError: An option makes no sense.
     """
-
-    sampling = {"sampler": "flow_map"}
 
     def __init__(
         self,
@@ -50,9 +59,11 @@ class FlowMap:
         derivative: dict | None = None,
         prompt_dropout: float = 0.1,
     ):
+        super().__init__(teacher, guidance_range, prompt_dropout)
         if p_equal < 0 or p_to_data < 0 or p_equal + p_to_data > 1:
             raise UsageError(
-                f"p_equal {p_equal} and p_to_data {p_to_data} are not probabilities; their sum must be at most 1"
+                f"p_equal {p_equal} and p_to_data {p_to_data} are not probabilities; their sum must "
+                "be at most 1"
             )
         if log_normal is not None and (len(log_normal) != 2 or log_normal[1] <= 0):
             raise UsageError(f"log_normal {log_normal} is not [mean, std] with std above 0")
@@ -61,30 +72,27 @@ class FlowMap:
                 f"shift {shift}, adaptive_c {adaptive_c}, adaptive_p {adaptive_p}: use shift and "
                 "adaptive_c above 0, adaptive_p from 0"
             )
-        self.teacher, self.log_normal, self.shift = teacher, log_normal, shift
-        self.p_equal, self.p_to_data, self.improved = p_equal, p_to_data, improved
-        self.adaptive_p, self.adaptive_c, self.prompt_dropout = (
-            adaptive_p,
-            adaptive_c,
-            check_dropout(prompt_dropout),
-        )
-        self.guidance_range = check_guidance(guidance_range)
-        self.derivative: Derivative = build(
-            "derivative", {"name": "exact"} if derivative is None else derivative
-        )
+        self.log_normal, self.shift, self.improved = log_normal, shift, improved
+        self.p_equal, self.p_to_data = p_equal, p_to_data
+        self.adaptive_p, self.adaptive_c = adaptive_p, adaptive_c
+        self.derivative = build_derivative(derivative)
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        return {"sampler": "flow_map"}
 
     def check(self, config: TrainConfig) -> None:
-        """Raises UsageError for a student of one time, and where the derivative would fail."""
-        told = config.model.get("backbone", {}).get("two_times", False)
-        if told is not True:
+        super().check(config)
+        two_times = config.model.get("backbone", {}).get("two_times", False)
+        if two_times is not True:
             raise UsageError(
-                f"objective flow_map needs a student of two times, but model.backbone.two_times is "
-                f"{told}; set it to true (the weights of a one-time init stay good)"
+                "objective flow_map needs a student of two times, but model.backbone.two_times is "
+                f"{two_times}; set it to true (the weights of a one-time init stay good)"
             )
         check_derivative(self.derivative, config)
 
     def draw_times(self, rng: SampleRng) -> tuple[Tensor, Tensor]:
-        """(t, s) in rectified-flow time, `(b,)` each, s <= t."""
+        """Return (t, s) in rectified-flow time, `(b,)` each, s <= t."""
         if self.log_normal is None:
             pair = rng.uniform(2)
         else:
@@ -92,33 +100,57 @@ class FlowMap:
             pair = torch.sigmoid(mean + std * rng.normal(2))
         pair = shift(pair, self.shift).clamp(max=T_START)
         t, s = pair.amax(1), pair.amin(1)
-        share = rng.uniform()
-        s = torch.where(share < self.p_equal + self.p_to_data, 0.0, s)
-        return t, torch.where(share < self.p_equal, t, s)
+        u = rng.uniform()
+        s = torch.where(u < self.p_equal + self.p_to_data, 0.0, s)
+        return t, torch.where(u < self.p_equal, t, s)
 
     def __call__(self, model: Denoiser, batch: Batch, progress: float, rng: SampleRng) -> Loss:
         assert batch.latents is not None
         x0, path = batch.latents, model.path
         t, s = (path.t_from_sigma(p / (1 - p)).clamp(max=path.t_max) for p in self.draw_times(rng))
         eps = rng.normal(*x0.shape[1:])
-        prompts = PromptBatch.draw(batch, rng, self.prompt_dropout, self.guidance_range)
+        prompts = self.draw_prompts(batch, rng)
         x_t = path.add_noise(x0, eps, t)
         if self.teacher is None:
-            v = path.velocity(x0, eps, t)
+            v = self.data_velocity(path, x0, eps, t)
         else:
-            v = prompts.velocity(self.teacher, x_t, t)
+            v = self.teacher_velocity(prompts, x_t, t)
 
-        taught = self.teacher is not None
-        u = model.velocity(x_t, t, prompts.encode(model, with_guidance=taught), s)
+        cond = self.encode(prompts, model)
+        u = model.velocity(x_t, t, cond, s)
         with torch.no_grad():
-            cond = prompts.encode(model, with_guidance=taught)
             along = model.velocity(x_t, t, cond, t) if self.improved else v
-            _, moved = self.derivative(
-                lambda x, time: model.flow_map(x, time, s, cond),
-                (x_t, t),
-                (along, torch.ones_like(t)),
-            )
-            target = u + moved + (v - along)
-        errors = (u - target).square().flatten(1).mean(1)
-        weights = (errors.detach() + self.adaptive_c) ** -self.adaptive_p
-        return Loss((weights * errors).mean(), {"flow_error": errors.detach().sqrt().mean()})
+            target = self.regression_target(u, v, along, self.moved(model, x_t, t, s, cond, along))
+        errors = self.errors(u - target)
+        logs = {"flow_error": errors.detach().sqrt().mean()}
+        return Loss(self.reduce(errors), logs)
+
+    def data_velocity(self, path: ProbPath, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """Return the velocity of the sample itself."""
+        return path.velocity(x0, eps, t)
+
+    def moved(
+        self, model: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond, along: Tensor
+    ) -> Tensor:
+        """Return (d/dt) flow_map(x_t, t, s) where x_t moves with the velocity `along`."""
+
+        def to_s(x: Tensor, time: Tensor) -> Tensor:
+            return model.flow_map(x, time, s, cond)
+
+        return self.derivative(to_s, (x_t, t), (along, torch.ones_like(t)))[1]
+
+    def regression_target(self, u: Tensor, v: Tensor, along: Tensor, moved: Tensor) -> Tensor:
+        """Return the target of u; what the derivative moved along is no part of its error."""
+        return u + moved + (v - along)
+
+    def errors(self, difference: Tensor) -> Tensor:
+        """Return the mean square of each sample, `(b,)`."""
+        return difference.square().flatten(1).mean(1)
+
+    def reduce(self, errors: Tensor) -> Tensor:
+        """Return the loss of errors `(b,)`; their weights are numbers to the gradient."""
+        return (self.weight(errors.detach()) * errors).mean()
+
+    def weight(self, errors: Tensor) -> Tensor:
+        """Return the weights of errors `(b,)`."""
+        return (errors + self.adaptive_c) ** -self.adaptive_p

@@ -1,24 +1,37 @@
 """Rectified flow: the teacher's objective (Liu et al. 2022, arXiv 2209.03003; RECIPES B.1)."""
 
-from vidcm.config import TrainConfig
+import torch
+from torch import Tensor
+
 from vidcm.data.batch import Batch
 from vidcm.diffusion.denoiser import Denoiser
 from vidcm.diffusion.given_frames import GivenFrames, free_mean, hold
 from vidcm.diffusion.times import log_normal
-from vidcm.objectives.base import Loss
-from vidcm.objectives.common import check_dropout, check_log_normal, draw_prompts
+from vidcm.errors import UsageError
+from vidcm.objectives.base import Loss, Objective
+from vidcm.objectives.common import check_log_normal, draw_prompts
 from vidcm.rng import SampleRng
 
 BINS = 8
 
 
-class FlowMatching:
-    """Regress v = eps - x0 at ln(sigma / alpha) ~ N(mean, std). dropout: share of prompts replaced
-    by the empty one, which guidance needs. given: shares of samples of which latent frames are
-    given, by kind (`vidcm.diffusion.given_frames`): they are shown clean, and the loss is of the others. The log
-    holds the loss in eight bins of rectified-flow time, the one loss whose value tracks quality.
-    Raises UsageError for shares that make no sense.
+class FlowMatching(Objective):
+    """Regress the velocity dx_t/dt at ln(sigma / alpha) ~ N(p_mean, p_std).
+
+    The log has the loss in eight bins of rectified-flow time; it tracks the quality of samples.
+
+    Args:
+        p_mean: Mean of ln sigma.
+        p_std: Deviation of ln sigma.
+        prompt_dropout: Share of empty prompts, in [0, 1); guidance needs them.
+        given_frames: Share of samples by kind of frames that the network sees clean
+            (`vidcm.diffusion.given_frames`); the loss covers the other frames.
+
+    Raises:
+        UsageError: An option makes no sense.
     """
+
+    trains = Denoiser
 
     def __init__(
         self,
@@ -27,28 +40,32 @@ class FlowMatching:
         prompt_dropout: float = 0.1,
         given_frames: dict[str, float] | None = None,
     ):
+        if not 0 <= prompt_dropout < 1:
+            raise UsageError(f"prompt_dropout is {prompt_dropout}; it must be in [0, 1)")
         self.p_mean, self.p_std = check_log_normal(p_mean, p_std)
-        self.prompt_dropout = check_dropout(prompt_dropout)
-        self.given_frames = GivenFrames(given_frames)
-
-    def check(self, config: TrainConfig) -> None:
-        """Raises UsageError where given frames would go unseen."""
-        self.given_frames.check(config)
+        self.prompt_dropout, self.given_frames = prompt_dropout, GivenFrames(given_frames)
 
     def __call__(self, model: Denoiser, batch: Batch, progress: float, rng: SampleRng) -> Loss:
         assert batch.latents is not None
         x0 = batch.latents
-        ratio = log_normal(rng, self.p_mean, self.p_std)
-        t = model.path.t_from_sigma(ratio).clamp(max=model.path.t_max)
+        sigma = log_normal(rng, self.p_mean, self.p_std)
+        t = model.path.t_from_sigma(sigma).clamp(max=model.path.t_max)
         eps = rng.normal(*x0.shape[1:])
         prompts = draw_prompts(batch, rng, self.prompt_dropout)
         given = self.given_frames.draw(rng, x0.shape[2])
         t = hold(t, given)
         v = model.velocity(model.path.add_noise(x0, eps, t), t, model.encode(prompts))
-        errors = free_mean((v - model.path.velocity(x0, eps, t)).square(), given)
-        logs = {}
-        bins = (ratio / (1 + ratio) * BINS).long().clamp(max=BINS - 1)
-        for i in range(BINS):
-            if (bins == i).any():
-                logs[f"loss_t/{i / BINS:.3f}"] = errors.detach()[bins == i].mean()
-        return Loss(errors.mean(), logs)
+        errors = self.errors(v - model.path.velocity(x0, eps, t), given)
+        return Loss(errors.mean(), _by_time(errors.detach(), sigma / (1 + sigma)))
+
+    def errors(self, difference: Tensor, given: Tensor | None) -> Tensor:
+        """Return the mean square of each sample `(b,)`, over the frames that are not given."""
+        return free_mean(difference.square(), given)
+
+
+def _by_time(errors: Tensor, t: Tensor) -> dict[str, Tensor]:
+    """Mean errors in bins of rectified-flow time; NaN for a bin without samples."""
+    bins = (t * BINS).long().clamp(max=BINS - 1)
+    sums = errors.new_zeros(BINS).index_add(0, bins, errors)
+    means = sums / torch.bincount(bins, minlength=BINS)
+    return {f"loss_t/{i / BINS:.3f}": mean for i, mean in enumerate(means.unbind())}

@@ -1,9 +1,10 @@
-"""Consistency distillation on a fixed grid of times (Song et al. 2023, arXiv 2303.01469, algorithm
-2; Luo et al. 2023, arXiv 2310.04378, latent consistency models; RECIPES B.2).
+"""Consistency distillation on a fixed grid of times.
 
-f(x_t, t) is drawn to f(x_r, r), x_r one guided teacher's step down the grid from x_t. The target is
-the student itself without gradient (Song & Dhariwal 2023, arXiv 2310.14189, section 3.2), or, as in
-the first two papers, an average of its weights. Without a teacher x_r shares the noise of x_t, which is consistency training.
+Song et al. 2023, arXiv 2303.01469, algorithm 2; Luo et al. 2023, arXiv 2310.04378, latent
+consistency models; RECIPES B.2. f(x_t, t) is regressed on f(x_r, r), x_r one step of the guided
+teacher down the grid from x_t. The target is the student itself without gradient (Song & Dhariwal
+2023, arXiv 2310.14189, section 3.2), or, as in the first two papers, an average of its weights.
+Without a teacher x_r shares the noise of x_t, which is consistency training.
 """
 
 import torch
@@ -15,19 +16,28 @@ from vidcm.diffusion.shapes import like
 from vidcm.diffusion.times import SHIFT, shifted_timesteps, to_path_time
 from vidcm.errors import UsageError
 from vidcm.objectives.base import Loss
-from vidcm.objectives.common import SOLVERS, PromptBatch, check_dropout, check_guidance
-from vidcm.objectives.target_network import average
+from vidcm.objectives.common import SOLVERS, StudentObjective
+from vidcm.objectives.target_network import EmaTarget
 from vidcm.rng import SampleRng
 
 
-class LatentConsistency:
-    """teacher: a frozen denoiser on the same path, or None. intervals, shift: of the grid of times.
-    skip: intervals that one step covers. solver: of the teacher, "euler" or "heun". guidance: range
-    of the scales that teacher and student are told. huber: c of the pseudo-Huber loss of every
-    latent; null is the squared error. dropout: share of empty prompts. target_decay: of the average
-    of the student's weights that is the target, such as 0.95; null: the student itself is.
+class LatentConsistency(StudentObjective):
+    """Latent consistency distillation, or consistency training without a teacher.
 
-    Raises UsageError for an unknown solver, or a range, count or decay that makes no sense.
+    Args:
+        teacher: A frozen denoiser on the student's path, or None.
+        intervals: Of the grid of times.
+        skip: Intervals that one step of the teacher covers.
+        shift: Factor on sigma / alpha of the grid.
+        solver: Of the teacher, "euler" or "heun".
+        guidance_range: Scales of teacher and student.
+        huber_c: c of the pseudo-Huber loss of every latent, above 0; None is the squared error.
+        prompt_dropout: Share of empty prompts.
+        target_decay: Of the average of the student's weights that is the target, such as 0.95;
+            None: the target is the student itself.
+
+    Raises:
+        UsageError: An option makes no sense.
     """
 
     def __init__(
@@ -42,6 +52,7 @@ class LatentConsistency:
         prompt_dropout: float = 0.1,
         target_decay: float | None = None,
     ):
+        super().__init__(teacher, guidance_range, prompt_dropout)
         if not 1 <= skip <= intervals:
             raise UsageError(f"skip {skip} of {intervals} intervals: use 1 to {intervals}")
         if shift <= 0:
@@ -52,17 +63,12 @@ class LatentConsistency:
             raise UsageError(
                 f"huber_c is {huber_c}; it must be above 0, or null for the squared error"
             )
-        self.teacher, self.intervals, self.skip, self.shift = teacher, intervals, skip, shift
-        self.solver, self.huber_c, self.prompt_dropout = (
-            solver,
-            huber_c,
-            check_dropout(prompt_dropout),
-        )
-        self.guidance_range = check_guidance(guidance_range)
-        self.held = average(target_decay)
+        self.intervals, self.skip, self.shift = intervals, skip, shift
+        self.solver, self.huber_c = solver, huber_c
+        self.target = None if target_decay is None else EmaTarget(target_decay)
 
     def edge(self, index: Tensor) -> Tensor:
-        """The place in the grid, 0 being data, that f leads to from the place `index`."""
+        """Return the grid index, 0 for data, that f leads to from the grid index `index`."""
         return torch.zeros_like(index)
 
     def __call__(self, model: Denoiser, batch: Batch, progress: float, rng: SampleRng) -> Loss:
@@ -74,23 +80,25 @@ class LatentConsistency:
         grid = to_path_time(path, shifted_timesteps(self.intervals, by=self.shift)).flip(0).to(x0)
         t, r, s = grid[index], grid[lower], grid[edge]
         eps = rng.normal(*x0.shape[1:])
-        prompts = PromptBatch.draw(batch, rng, self.prompt_dropout, self.guidance_range)
+        prompts = self.draw_prompts(batch, rng)
 
         x_t = path.add_noise(x0, eps, t)
         if self.teacher is None:
-            x_r = path.add_noise(x0, eps, r)
+            x_r = self.data_step(path, x0, eps, r)
         else:
-            x_r = prompts.step(self.teacher, x_t, t, r, self.solver)
-        taught = self.teacher is not None
-        start = model.flow_map(x_t, t, s, prompts.encode(model, with_guidance=taught))
+            x_r = self.teacher_step(prompts, x_t, t, r, self.solver)
+        f_t = model.flow_map(x_t, t, s, self.encode(prompts, model))
         with torch.no_grad():
-            aim = model if self.held is None else self.held.network
-            target = aim.flow_map(x_r, r, s, prompts.encode(aim, with_guidance=taught))
+            network = model if self.target is None else self.target.network
+            f_r = network.flow_map(x_r, r, s, self.encode(prompts, network))
             # At the edge f is the identity by construction.
-            target = torch.where(like(lower == edge, x_r), x_r, target)
+            f_r = torch.where(like(lower == edge, x_r), x_r, f_r)
         size = torch.hypot(path.alpha(s), path.sigma(s))
-        square = ((start - target) / like(size, x_t)).square()
-        c = self.huber_c
-        losses = square if c is None else (square + c**2).sqrt() - c
+        square = ((f_t - f_r) / like(size, x_t)).square()
         error = square.detach().flatten(1).mean(1).sqrt().mean()
-        return Loss(losses.mean(), {"consistency_error": error})
+        return Loss(self.reduce(square), {"consistency_error": error})
+
+    def reduce(self, square: Tensor) -> Tensor:
+        """Return the loss of squared errors `(b c t h w)`."""
+        c = self.huber_c
+        return (square if c is None else (square + c**2).sqrt() - c).mean()

@@ -1,9 +1,11 @@
-"""Phased consistency (Wang et al. 2024, arXiv 2405.18407): a trajectory in phases, each with a
-consistency function of its own that leads to the phase's lower edge.
+"""Phased consistency: a trajectory in phases, each with a consistency function to its lower edge.
 
-As many deterministic steps as phases go from noise to data, each by the map x_t -> x_s of the
-predicted data and noise, DDIM's. One phase is latent consistency.
+Wang et al. 2024, arXiv 2405.18407. As many deterministic steps as phases lead from noise to data,
+each by the map x_t -> x_s of the predicted data and noise, which is DDIM's. One phase is latent
+consistency.
 """
+
+from typing import Any
 
 from torch import Tensor
 
@@ -14,11 +16,25 @@ from vidcm.objectives.latent_consistency import LatentConsistency
 
 
 class PhasedConsistency(LatentConsistency):
-    """phases: how many, of equally many intervals each. The other options and refusals are those
-    of LatentConsistency; the error is measured at the phase's edge, in units of a noisy latent's
-    spread there. Raises UsageError when the phases do not divide the intervals."""
+    """Latent consistency within each of `phases` phases.
 
-    sampling = {"sampler": "flow_map"}
+    The error is measured at the phase's edge, in units of a noisy latent's deviation there.
+
+    Args:
+        teacher: A frozen denoiser on the student's path, or None.
+        phases: How many, of equally many intervals each.
+        intervals: As of `LatentConsistency`, like all that follow.
+        skip: At most a phase.
+        shift: See there.
+        solver: See there.
+        guidance_range: See there.
+        huber_c: See there.
+        prompt_dropout: See there.
+        target_decay: See there.
+
+    Raises:
+        UsageError: The phases do not divide the intervals, or an option makes no sense.
+    """
 
     def __init__(
         self,
@@ -54,10 +70,18 @@ class PhasedConsistency(LatentConsistency):
                 f"skip {skip} is longer than a phase of {intervals // phases} intervals"
             )
         self.phases = phases
-        edges = shifted_timesteps(phases, by=shift)[:-1].tolist()
-        self.sampling = self.sampling | {"phases": phases, "timesteps": edges}
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        return phased_sampling(self.phases, self.shift)
 
     def edge(self, index: Tensor) -> Tensor:
-        """The lower edge of the phase whose upper edge or inside `index` is."""
+        """Return the lower edge of the phase that `index` is in, or is the upper edge of."""
         length = self.intervals // self.phases
         return (index - 1) // length * length
+
+
+def phased_sampling(phases: int, shift: float) -> dict[str, Any]:
+    """Return the sampling settings of students that take `phases` deterministic steps only."""
+    timesteps = shifted_timesteps(phases, by=shift)[:-1].tolist()
+    return {"sampler": "flow_map", "phases": phases, "timesteps": timesteps}

@@ -6,39 +6,42 @@ is SANA-Sprint (Chen et al. 2025, arXiv 2503.09641). Without consistency, and wi
 in full (Yin et al. 2024, arXiv 2405.14867).
 """
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from torch import nn
 
 from vidcm.config import TrainConfig
 from vidcm.data.batch import Batch
 from vidcm.diffusion.denoiser import Denoiser
-from vidcm.diffusion.samplers import student_settings
 from vidcm.errors import UsageError
-from vidcm.objectives.base import (
-    STUDENT,
-    Joint,
-    Loss,
-    Objective,
-    Role,
-    check_period,
-    target_network_of,
-    whose_turn,
-)
-from vidcm.objectives.target_network import TargetNetwork
+from vidcm.objectives.base import STUDENT, Loss, Objective, Role, check_period
+from vidcm.objectives.common import StudentObjective
 from vidcm.registry import build
 from vidcm.rng import SampleRng
 
+REGULARISERS = {"matching": "distribution_matching", "adversarial": "adversarial"}
 
-class RegularisedConsistency:
-    """teacher, make_fake: handed on to the terms. consistency: spec of an objective without further
-    networks, such as consistency_tuning. matching, adversarial: options of `distribution_matching`
-    and `adversarial`, with a `weight` (1 if not given; a weight of 0 leaves the term out). every:
-    the student has one turn in so many, the further networks share the others. start: the share of
-    the run after which the regularisers set in; before it there is consistency alone.
 
-    Raises UsageError when nothing is left to train for, or a spec or number makes no sense.
+class RegularisedConsistency(Objective):
+    """The sum of a consistency loss and regularisers.
+
+    Args:
+        teacher: For the terms.
+        make_fake: For distribution matching.
+        consistency: Spec of an objective without further networks, such as consistency_tuning.
+        matching: Options of `distribution_matching` and a `weight`, 1 by default; 0 drops the term.
+        adversarial: Options of `adversarial` and a `weight`, likewise.
+        student_update_freq: The student has one step in so many, the further networks share the
+            others.
+        start: Share of the run after which the regularisers set in.
+
+    Raises:
+        UsageError: No term is left, or an option makes no sense.
     """
+
+    trains = Denoiser
+    uses_teacher = True
 
     def __init__(
         self,
@@ -51,60 +54,50 @@ class RegularisedConsistency:
         start: float = 0.0,
     ):
         self.student_update_freq, self.start = student_update_freq, start
-        self.consistency: Objective | None = None
-        if consistency is not None:
-            self.consistency = build(
-                "objective", _spec("consistency", consistency), teacher=teacher
-            )
-            kind = type(self.consistency)
-            plain = student_settings(self.consistency)["sampler"] == "consistency"
-            plain = plain and "teacher" in inspect.signature(kind).parameters  # it makes students
-            if hasattr(kind, "roles") or not plain:
-                raise UsageError(
-                    f"consistency cannot be {consistency['name']}; use one without further networks "
-                    "whose students are sampled by noising again, such as consistency_tuning"
-                )
-        self.terms: dict[str, tuple[float, Joint]] = {}
-        known = {"distribution_matching": ("matching", matching)}
-        known |= {"adversarial": ("adversarial", adversarial)}
-        for name, (option, given) in known.items():
-            if given is None:
+        self.consistency = _consistency(consistency, teacher)
+        self.terms: dict[str, tuple[float, StudentObjective]] = {}
+        for option, options in (("matching", matching), ("adversarial", adversarial)):
+            if options is None:
                 continue
-            spec = {"name": name, **_spec(option, given)}
+            spec = {"name": REGULARISERS[option], **_group(option, options)}
             weight = spec.pop("weight", 1.0)
             if not isinstance(weight, int | float) or isinstance(weight, bool) or weight < 0:
                 raise UsageError(f"{option}.weight is {weight!r}; it must be a number, 0 or above")
             if weight:
-                context = {
-                    "teacher": teacher,
-                    "make_fake": make_fake,
-                    "student_update_freq": student_update_freq,
-                }
-                self.terms[option] = weight, build("objective", spec, **context)
+                context = {"make_fake": make_fake, "student_update_freq": student_update_freq}
+                self.terms[option] = weight, build("objective", spec, teacher=teacher, **context)
         if not 0 <= start < 1:
             raise UsageError(f"start {start} is not in [0, 1)")
         if self.consistency is None and (start or not self.terms):
             raise UsageError("without consistency, give matching or adversarial, and start 0")
-        check_period(student_update_freq, len(self.terms))
+        self.role_names = tuple(n for _, term in self.terms.values() for n in term.role_names)
+        check_period(student_update_freq, len(self.role_names))
+        first = self._objectives()[0]
+        self.guidance_range, self.given_frames = first.guidance_range, first.given_frames
+        self.target = first.target
 
-    def check(self, config: TrainConfig) -> None:
-        """Raises UsageError where the consistency term would be unsound in such a run."""
-        if check := getattr(self.consistency, "check", None):
-            check(config)
+    def _objectives(self) -> list[StudentObjective]:
+        consistency = [self.consistency] if self.consistency else []
+        return consistency + [term for _, term in self.terms.values()]
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        return {k: v for objective in self._objectives() for k, v in objective.sampling.items()}
 
     @property
     def roles(self) -> dict[str, Role]:
         return {k: v for _, term in self.terms.values() for k, v in term.roles.items()}
 
-    @property
-    def held(self) -> TargetNetwork | None:
-        """What the consistency term holds."""
-        return target_network_of(self.consistency)
-
     def turn(self, step: int, progress: float) -> str:
-        if progress < self.start:
-            return STUDENT
-        return whose_turn(step, self.student_update_freq, list(self.roles))
+        return STUDENT if progress < self.start else super().turn(step, progress)
+
+    def check(self, config: TrainConfig) -> None:
+        for objective in self._objectives():
+            objective.check(config)
+
+    def before_step(self, student: nn.Module, progress: float) -> None:
+        for objective in self._objectives():
+            objective.before_step(student, progress)
 
     def __call__(self, model: Denoiser, batch: Batch, progress: float, rng: SampleRng) -> Loss:
         losses: list[Loss] = []
@@ -112,16 +105,29 @@ class RegularisedConsistency:
             losses.append(self.consistency(model, batch, progress, rng))
         if progress >= self.start:
             for name, (weight, term) in self.terms.items():
-                found = term(model, batch, progress, rng)
-                logs = {**found.logs, name: found.total.detach()}
-                losses.append(Loss(weight * found.total, logs))
+                loss = term(model, batch, progress, rng)
+                losses.append(Loss(weight * loss.total, loss.logs | {name: loss.total.detach()}))
         total, logs = losses[0].total, dict(losses[0].logs)
         for loss in losses[1:]:
             total, logs = total + loss.total, logs | loss.logs
         return Loss(total, logs)
 
 
-def _spec(option: str, given: Any) -> dict:
-    if not isinstance(given, Mapping):
-        raise UsageError(f"{option} is {given!r}; expected a group of options")
-    return dict(given)
+def _consistency(spec: dict | None, teacher: Denoiser | None) -> StudentObjective | None:
+    """The consistency term of a spec."""
+    if spec is None:
+        return None
+    objective = build("objective", _group("consistency", spec), teacher=teacher)
+    plain = isinstance(objective, StudentObjective) and not objective.role_names
+    if not plain or objective.sampling["sampler"] != "consistency":
+        raise UsageError(
+            f"consistency cannot be {spec['name']}; use one without further networks whose students "
+            "are sampled by noising again, such as consistency_tuning"
+        )
+    return objective
+
+
+def _group(option: str, options: Any) -> dict:
+    if not isinstance(options, Mapping):
+        raise UsageError(f"{option} is {options!r}; expected a group of options")
+    return dict(options)

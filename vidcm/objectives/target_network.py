@@ -1,11 +1,13 @@
-"""A copy of the student that an objective holds beside it: a target network, or a teacher.
+"""A copy of the student beside it: the target network of consistency losses, or a later teacher.
 
-It is not trained and not exported. It moves only right before the student's steps and is part of
-the checkpoint, so that a resumed run goes on exactly.
+It is neither trained nor exported. It moves only right before the student's steps and is part of
+the checkpoint, so a resumed run continues exactly.
 """
 
 import copy
 import math
+from abc import ABC, abstractmethod
+from collections.abc import Container
 from typing import cast
 
 import torch
@@ -15,9 +17,8 @@ from vidcm.diffusion.denoiser import Denoiser
 from vidcm.errors import UsageError
 
 
-class TargetNetwork:
-    """What its kinds share. Objectives have it as their attribute `held`; the engine calls the
-    methods. A copy lies whole on every rank, and each rank moves its own by the same weights."""
+class TargetNetwork(ABC):
+    """A copy in full on every rank; each rank moves its own by the same weights."""
 
     def __init__(self) -> None:
         self._network: Denoiser | None = None
@@ -25,29 +26,29 @@ class TargetNetwork:
     @property
     def network(self) -> Denoiser:
         """The copy, fp32, without gradients."""
-        assert self._network is not None, "nothing is held before `start`"
+        assert self._network is not None, "there is no copy before `start`"
         return self._network
 
     def start(self, student: nn.Module) -> None:
-        """Copy the student as it is, before an engine wraps or casts it."""
+        """Copy the student, before an engine wraps or casts it."""
         copied = copy.deepcopy(student).eval().requires_grad_(False)
         self._network = cast(Denoiser, copied)
 
+    @abstractmethod
     def before_step(self, student: nn.Module, progress: float) -> None:
-        """Move the copy, or leave it where it is; once before each of the student's steps."""
-        raise NotImplementedError
+        """Move the copy, or leave it; once before each of the student's steps."""
 
-    def state(self) -> dict:
-        """Everything an exact resume needs, as tensors and plain data."""
-        return {"network": self.network.state_dict()}
+    def state(self, names: Container[str]) -> dict:
+        """Return the state of an exact resume: the tensors called `names`, and plain data."""
+        return {"network": {k: v for k, v in self.network.state_dict().items() if k in names}}
 
     def load(self, state: dict) -> None:
-        """Take what `state` gave."""
-        self.network.load_state_dict(state["network"])
+        """Restore what `state` returned; other tensors stay."""
+        self.network.load_state_dict(state["network"], strict=False)
 
     @torch.no_grad()
-    def _draw_near(self, student: nn.Module, share: float) -> None:
-        """Go this share of the way to the student; all the way, to the bit, at 1."""
+    def _lerp(self, student: nn.Module, share: float) -> None:
+        """Move by `share` of the way to the student; at 1 the copy is exact."""
         pairs = zip(self.network.parameters(), student.parameters(), strict=True)
         own, new = zip(*((p, s.detach().to(p.dtype)) for p, s in pairs), strict=True)
         if share == 1:
@@ -59,49 +60,49 @@ class TargetNetwork:
 
 
 class EmaTarget(TargetNetwork):
-    """An exponential average of the student's weights (Song et al. 2023, arXiv 2303.01469,
-    algorithm 2). decay: what is kept of it at each step, in (0, 1)."""
+    """An exponential moving average of the student's weights.
+
+    Song et al. 2023, arXiv 2303.01469, algorithm 2.
+
+    Args:
+        decay: The share that is kept at each step, in (0, 1).
+
+    Raises:
+        UsageError: The decay is out of range.
+    """
 
     def __init__(self, decay: float):
+        if not 0 < decay < 1:
+            raise UsageError(
+                f"target_decay is {decay}; it must be between 0 and 1, or null for a target that is "
+                "the student itself"
+            )
         super().__init__()
         self.decay = decay
 
     def before_step(self, student: nn.Module, progress: float) -> None:
-        self._draw_near(student, 1 - self.decay)
-
-
-def average(decay: float | None) -> EmaTarget | None:
-    """The target that an option `target_decay` asks for: none for null. Raises UsageError outside
-    (0, 1)."""
-    if decay is None:
-        return None
-    if not 0 < decay < 1:
-        raise UsageError(
-            f"target_decay is {decay}; it must be between 0 and 1, or null for a target that is "
-            "the student itself"
-        )
-    return EmaTarget(decay)
+        self._lerp(student, 1 - self.decay)
 
 
 class FrozenTarget(TargetNetwork):
-    """The student as it was when the present one of `parts` equal parts of the run began."""
+    """The student at the start of the current one of `parts` equal parts of the run."""
 
     def __init__(self, parts: int):
         super().__init__()
         self.parts, self.part = parts, 0
 
     def part_at(self, progress: float) -> int:
-        """The part, from 0, that `progress` lies in."""
+        """Return the part, from 0, that `progress` lies in."""
         return min(math.floor(progress * self.parts), self.parts - 1)
 
     def before_step(self, student: nn.Module, progress: float) -> None:
         part = self.part_at(progress)
         if part != self.part:
-            self._draw_near(student, 1)
+            self._lerp(student, 1)
             self.part = part
 
-    def state(self) -> dict:
-        return super().state() | {"part": self.part}
+    def state(self, names: Container[str]) -> dict:
+        return super().state(names) | {"part": self.part}
 
     def load(self, state: dict) -> None:
         super().load(state)

@@ -1,15 +1,17 @@
 """The engine over DeepSpeed ranks: data parallelism with ZeRO stages 0 to 3, on CPUs and GPUs.
 
-What is kept between steps is sharded as the stage says; what is saved is not. A checkpoint holds
-full fp32 tensors by parameter name, gathered on rank 0's CPU, in the format of `LocalEngine`: a run
-may go on with another number of ranks, at another stage, or in one process. That is meant for
-models whose masters, two moments and average (16 bytes per parameter) fit into that memory.
+The state between steps is sharded as the stage says; a checkpoint is not. It holds full fp32
+tensors by parameter name, gathered on rank 0's CPU, in the format of `LocalEngine`: a run may
+resume with another number of ranks, at another stage, or in one process. That is meant for models
+whose masters, two moments and average (16 bytes per parameter) fit into that memory.
 
-Written against DeepSpeed 0.19.8. It relies on: a client optimizer (a named one is compiled for
-minutes), `safe_get_full_fp32_param` and its kin, where each stage keeps its fp32 shards, and what
-ZeRO-3's hooks are called.
+Written against DeepSpeed 0.19.8, and setup.cfg allows 0.19 only: it relies on names that are not
+public. These are `fp32_partitioned_groups_flat` (the fp32 shards of stage 3), `__compatible_ops__`
+and the hooks `pre_bwd_fn` and `post_bwd_fn` of stage 3. It also needs a client optimizer (a named
+one is compiled for minutes) and `safe_get_full_fp32_param` with its kin.
 """
 
+import copy
 import logging
 import os
 import warnings
@@ -27,7 +29,8 @@ from torch import Tensor, nn
 from vidcm.config import TrainConfig
 from vidcm.data.batch import MicroBatch
 from vidcm.data.loader import positions
-from vidcm.train.engine import StepReport, TrainStep, make_optimizer, mean_logs
+from vidcm.train.engine import StepReport, TrainStep, frozen_hash, mean_logs
+from vidcm.train.optimizers import make_optimizer
 
 PERSISTENT = 100_000  # ZeRO-3: smaller parameters stay whole on every rank
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -38,26 +41,33 @@ class DeepSpeedEngine:
 
     With precision bf16 the weights are bf16 over fp32 masters; ZeRO 0 then runs as ZeRO 1, because
     DeepSpeed's unsharded bf16 sums gradients in bf16. Buffers keep their own precision.
-    averaged: keep an average of the weights.
-    Raises UsageError when the global batch does not divide into ranks x gradient_accumulation_steps."""
+
+    Args:
+        step: Model and objective.
+        config: Of the run.
+        averaged: Keep an average of the weights.
+
+    Raises:
+        UsageError: The global batch does not divide into ranks x gradient_accumulation_steps.
+    """
 
     def __init__(self, step: TrainStep, config: TrainConfig, averaged: bool = True):
         self.deepspeed = _import(step.device)
         self.deepspeed.init_distributed(verbose=False)
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        self.device, self.decay, self.clip = (
-            step.device,
-            config.ema_decay,
-            config.optimizer.max_grad_norm,
-        )
+        self.device, self.decay = step.device, config.ema_decay
+        self.clip = config.optimizer.max_grad_norm
         step.bf16 = config.precision == "bf16"
         self.stage = config.zero or int(step.bf16)
-        self.model = step.model
+        self.module, self.model = step, step.model
+        self.frozen = frozen_hash(step.model) if self.rank == 0 else ""
         self.parameters: dict[str, Any] = {
             n: p for n, p in step.model.named_parameters() if p.requires_grad
         }
         frozen = {n: p for n, p in step.model.named_parameters() if not p.requires_grad}
-        self.frozen = {n: p.detach().to("cpu", copy=True) for n, p in frozen.items()}
+        # Copied before they are rounded or sharded.
+        kept = frozen if self.rank == 0 else {}
+        self.frozen_weights = {n: p.detach().to("cpu", copy=True) for n, p in kept.items()}
         buffers = {n: b.clone() for n, b in step.model.named_buffers()}
 
         self.optimizer = make_optimizer(step, config.optimizer)
@@ -84,6 +94,7 @@ class DeepSpeedEngine:
     def step(
         self, parts: Sequence[MicroBatch], progress: float, lr: float, step: int
     ) -> StepReport:
+        self.module.before_step(progress)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         each = []
@@ -102,8 +113,9 @@ class DeepSpeedEngine:
                 torch._foreach_lerp_(self.average, self.shards, 1 - self.decay)
         ranks: list[Any] = [None] * self.world
         dist.all_gather_object(ranks, [{k: float(v) for k, v in x.items()} for x in each])
-        means = mean_logs(chain.from_iterable(ranks))
-        return StepReport(means.pop("loss"), means, float(norm), applied)
+        every = list(chain.from_iterable(ranks))
+        loss = sum(x.pop("loss") for x in every) / len(every)
+        return StepReport(loss, mean_logs(every), float(norm), applied)
 
     def _clip(self) -> Tensor:
         """Stage 0 leaves norm and refusal to us; without gradients the optimizer does nothing."""
@@ -113,15 +125,27 @@ class DeepSpeedEngine:
         return norm
 
     def weights(self, *, ema: bool) -> dict[str, Tensor]:
-        buffers = {k: v for k, v in self.model.state_dict().items() if k not in self.parameters}
-        kept = {k: v.detach().to("cpu", copy=True) for k, v in buffers.items()} | self.frozen
-        return kept | self._gather(self.average if ema else self.shards)
+        gathered = self._gather(self.average if ema else self.shards)
+        return self._buffers() | self.frozen_weights | gathered if self.rank == 0 else {}
 
     def state(self) -> dict:
-        model = self.weights(ema=False)
+        trained = self._gather(self.shards)
         average = self._gather(self.average) if self.average else {}
         optimizer = self._optimizer_state()
-        return {} if self.rank else {"model": model, "optimizer": optimizer, "average": average}
+        if self.rank:
+            return {}
+        return {
+            "model": self._buffers() | trained,
+            "optimizer": optimizer,
+            "average": average,
+            "frozen": self.frozen,
+            **self.module.target_state(),
+        }
+
+    def _buffers(self) -> dict[str, Tensor]:
+        named = dict(self.model.named_parameters())
+        buffers = {k: v for k, v in self.model.state_dict().items() if k not in named}
+        return {k: v.detach().to("cpu", copy=True) for k, v in buffers.items()}
 
     @torch.no_grad()
     def load(self, state: dict) -> None:
@@ -130,24 +154,27 @@ class DeepSpeedEngine:
             self._scatter(state["average"], self.average)
         self._scatter(state["model"], self.shards)
         self._fill_module(state["model"])
+        self.module.load_target(state)
 
     def _optimizer_state(self) -> dict:
-        """As `AdamW.state_dict()` of the model's own parameters."""
+        """The state as of `AdamW.state_dict()` for the model's own parameters, on rank 0."""
         if self.stage == 0:
             return self.optimizer.state_dict()
-        if not self.optimizer.state:  # no step was taken yet
+        if not self.optimizer.state:  # before the first step
             return {"state": {}, "param_groups": self.groups}
-        held = [self.optimizer.state[s] for s in self.shards]
-        moments = {k: self._gather([state[k] for state in held]) for k in MOMENTS}
+        states = [self.optimizer.state[s] for s in self.shards]
+        moments = {k: self._gather([state[k] for state in states]) for k in MOMENTS}
+        if self.rank:
+            return {}
         entries = {
-            i: {"step": held[0]["step"].clone(), **{k: moments[k][name] for k in MOMENTS}}
+            i: {"step": states[0]["step"].clone(), **{k: moments[k][name] for k in MOMENTS}}
             for i, name in enumerate(self.order)
         }
         return {"state": entries, "param_groups": self.groups}
 
     def _load_optimizer(self, state: dict) -> None:
         if self.stage == 0:
-            return self.optimizer.load_state_dict(state["optimizer"])
+            return self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self.optimizer.state.clear()
         entries = state["optimizer"]["state"]
         if not entries:
@@ -161,14 +188,14 @@ class DeepSpeedEngine:
             values |= {self.order[i]: entry[key] for i, entry in entries.items()}
             self._scatter(values, [self.optimizer.state[s][key] for s in self.shards])
 
-    def agree(self, value: int) -> int:
+    def all_reduce_max(self, value: int) -> int:
         tensor = torch.tensor(value, device=self.device)
         dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return int(tensor)
 
     def _shards(self) -> list[Tensor]:
         """The fp32 tensors that this rank's optimizer updates, in a fixed order."""
-        if self.stage == 3:  # there the optimizer is shown one shard at a time
+        if self.stage == 3:  # the optimizer's groups have one shard at a time there
             shards = self.engine.optimizer.fp32_partitioned_groups_flat
         else:
             shards = [p for g in self.optimizer.param_groups for p in g["params"]]
@@ -176,15 +203,19 @@ class DeepSpeedEngine:
 
     @torch.no_grad()
     def _gather(self, tensors: list[Tensor]) -> dict[str, Tensor]:
-        """Full tensors by name, on the CPU of every rank, of what is laid out like the shards."""
+        """Full tensors by name on rank 0's CPU, of tensors that are laid out like the shards."""
         if self.stage == 0:
             named = zip(self.order, tensors, strict=True)
-            return {n: t.detach().to("cpu", copy=True) for n, t in named}
+            return {n: t.detach().to("cpu", copy=True) for n, t in named if self.rank == 0}
         # DeepSpeed knows how masters lie over the ranks: put the tensors in their place.
         masters = [s.clone() for s in self.shards]
         torch._foreach_copy_(self.shards, tensors)
         read = self.deepspeed.utils.safe_get_full_fp32_param
-        full = {n: read(p).cpu() for n, p in self.parameters.items()}
+        full = {}
+        for name, parameter in self.parameters.items():
+            value = read(parameter)  # collective
+            if self.rank == 0:
+                full[name] = value.cpu()
         torch._foreach_copy_(self.shards, masters)
         return full
 
@@ -209,14 +240,14 @@ class DeepSpeedEngine:
             torch._foreach_copy_(into, self.shards)
 
     def _fill_module(self, values: Mapping[str, Tensor]) -> None:
-        self.frozen = {n: values[n].clone() for n in self.frozen}
-        for name, parameter in self.model.named_parameters():
-            whole = self.deepspeed.zero.GatheredParameters
-            with whole(parameter, modifier_rank=0, enabled=self.stage == 3):
+        """Put saved weights and buffers into the module itself; frozen weights stay."""
+        for name, parameter in self.parameters.items():
+            gathered = self.deepspeed.zero.GatheredParameters
+            with gathered(parameter, modifier_rank=0, enabled=self.stage == 3):
                 if self.stage < 3 or self.rank == 0:
                     parameter.data.copy_(values[name])
         for name, tensor in self.model.state_dict().items():
-            if name not in self.parameters and name not in self.frozen:
+            if name in values and name not in self.parameters:
                 tensor.copy_(values[name])
 
 

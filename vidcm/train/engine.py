@@ -1,77 +1,113 @@
-"""One optimiser step, in one process: forward and backward over micro-batches, clip, update, EMA.
+"""One optimizer step, in one process: forward and backward over micro-batches, clip, update, EMA.
 
-`vidcm.train.deepspeed` holds the same engine over DeepSpeed ranks; the loop cannot tell them apart.
+`vidcm.train.deepspeed` has the same engine over DeepSpeed ranks; the loop cannot tell them apart.
 """
 
-import math
-from collections.abc import Iterable, Sequence
+import copy
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from vidcm.config import OptimizerConfig
+from vidcm.config import TrainConfig
 from vidcm.data.batch import MicroBatch
 from vidcm.objectives.base import STUDENT, Objective
 from vidcm.rng import SampleRng
+from vidcm.train.optimizers import make_optimizer
 
 
 @dataclass
 class StepReport:
-    """loss and logs averaged over the global batch; applied: False when a value was not finite;
-    role: whose turn it was."""
+    """What a step did.
+
+    Attributes:
+        loss: Mean over the global batch.
+        logs: Means of the objective's logs; tensors wait on the device until a line is written.
+        grad_norm: Before clipping.
+        applied: False when a value was not finite and the step was skipped.
+        role: The network that was trained.
+    """
 
     loss: float
-    logs: dict[str, float]
+    logs: Mapping[str, float | Tensor]
     grad_norm: float
     applied: bool
     role: str = STUDENT
 
 
 class Engine(Protocol):
-    """rank, world: this process and how many there are. All methods are collective: every rank
-    calls them, in the same order."""
+    """Trains a network. All methods are collective: every rank calls them, in the same order.
+
+    Attributes:
+        rank: Of this process.
+        world: Number of processes.
+        frozen: sha256 of the tensors that are not trained, on rank 0; "" if there are none.
+    """
 
     rank: int
     world: int
+    frozen: str
 
     def step(
         self, parts: Sequence[MicroBatch], progress: float, lr: float, step: int
     ) -> StepReport:
-        """One update over this rank's parts of the global batch, or none when a loss or gradient
-        is not finite on any rank; the report is the same on every rank. step: its number in the
-        run, which says whose turn it is where several networks are trained."""
+        """Update once, or not at all when a loss or gradient is not finite on any rank.
+
+        Args:
+            parts: This rank's parts of the global batch.
+            progress: Share of the run that is over.
+            lr: Learning rate of the student.
+            step: Number of the step in the run; it determines whose turn it is.
+
+        Returns:
+            The same report on every rank.
+        """
         ...
 
     def weights(self, *, ema: bool) -> dict[str, Tensor]:
-        """Full state dict of the model on the CPU, on every rank; what is trained is fp32."""
+        """Return the full state dict on rank 0's CPU, empty elsewhere; trained tensors are fp32."""
         ...
 
     def state(self) -> dict:
-        """Everything an exact resume needs, as tensors and plain data: whole on rank 0, empty on
-        the others. Engines write one format, so that a run may go on in another."""
+        """Return the state of an exact resume on rank 0, empty elsewhere.
+
+        It has tensors and plain data; frozen tensors are left out. Engines write one format, so
+        that a run may resume in another.
+        """
         ...
 
     def load(self, state: dict) -> None:
-        """Take what `state` gave; every rank is handed the whole of it."""
+        """Restore what `state` returned; every rank gets all of it."""
         ...
 
-    def agree(self, value: int) -> int:
-        """The largest of the ranks' values; also a barrier."""
+    def all_reduce_max(self, value: int) -> int:
+        """Return the largest of the ranks' values; also a barrier."""
         ...
 
 
 class TrainStep(nn.Module):
     """Model and objective as one module, so that wrappers see every forward of a step.
 
-    bf16: run under autocast; the engine sets it. Returns the scalar loss and the logs of a
-    `Loss`, as plain tensors that a wrapper can hook."""
+    Returns the loss and the logs as plain tensors, which a wrapper can hook.
+
+    Args:
+        model: The network that is trained.
+        objective: Its loss. A target network starts as a copy of the model.
+        device: Of the model.
+    """
 
     def __init__(self, model: nn.Module, objective: Objective, device: torch.device):
         super().__init__()
         self.model, self.objective, self.device = model, objective, device
-        self.bf16 = False
+        self.bf16 = False  # autocast; the engine sets it
+        if objective.target:
+            objective.target.start(model)
+        named = dict(model.named_parameters())
+        frozen = {n for n, p in named.items() if not p.requires_grad}
+        self.saved = set(model.state_dict()) - frozen
 
     def forward(self, part: MicroBatch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         rng = SampleRng(part.seed, part.positions, self.device)
@@ -84,95 +120,118 @@ class TrainStep(nn.Module):
             loss = self.objective(self.model, batch, progress, rng)
         return loss.total, loss.logs
 
+    def before_step(self, progress: float) -> None:
+        """Let the objective act before an update, as on its target network."""
+        self.objective.before_step(self.model, progress)
 
-def mean_logs(parts: Iterable[dict[str, float]]) -> dict[str, float]:
-    """The mean of each name over the parts that have it: what a part logs may depend on its data."""
+    def target_state(self) -> dict:
+        """Return the target network's part of a checkpoint, {} without one."""
+        target = self.objective.target
+        return {"target": target.state(self.saved)} if target else {}
+
+    def load_target(self, state: dict) -> None:
+        if self.objective.target:
+            self.objective.target.load(state["target"])
+
+
+def mean_logs(parts: Iterable[Mapping[str, float | Tensor]]) -> dict[str, float]:
+    """Return the mean of each name over the parts that have it; NaN counts as not having it."""
     values: dict[str, list[float]] = {}
     for part in parts:
         for name, value in part.items():
-            values.setdefault(name, []).append(value)
+            if (number := float(value)) == number:
+                values.setdefault(name, []).append(number)
     return {name: sum(v) / len(v) for name, v in values.items()}
 
 
-def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW; matrices decay, vectors (norms, biases) do not."""
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    groups = [g for g in groups if g["params"]]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=1e-8)
+def frozen_hash(model: nn.Module) -> str:
+    """Return the sha256 of the parameters that are not trained, "" if there are none."""
+    frozen = {n: p for n, p in model.named_parameters() if not p.requires_grad}
+    total = hashlib.sha256()
+    for name in sorted(frozen):
+        total.update(name.encode())
+        values = frozen[name].detach().cpu().contiguous().reshape(-1)
+        total.update(values.view(torch.uint8).numpy().data)
+    return total.hexdigest() if frozen else ""
 
 
 class LocalEngine:
-    """The engine of one process, on a CPU or one GPU (bf16 autocast over fp32 weights there).
+    """The engine of one process, on a CPU or one GPU; bf16 is autocast over fp32 weights.
 
-    ema_decay: decay of the average, None to keep none."""
+    Args:
+        step: Model and objective.
+        config: Its optimizer, ema_decay and precision are used.
+        averaged: Keep an average of the weights.
+    """
 
     rank, world = 0, 1
 
-    def __init__(
-        self,
-        step: TrainStep,
-        config: OptimizerConfig,
-        *,
-        ema_decay: float | None,
-        precision: str = "fp32",
-    ):
-        self.module, self.config, self.decay = step, config, ema_decay
-        step.bf16 = precision == "bf16"
-        self.optimizer = make_optimizer(step, config)
+    def __init__(self, step: TrainStep, config: TrainConfig, averaged: bool = True):
+        self.module, self.config = step, config
+        step.bf16 = config.precision == "bf16"
+        self.optimizer = make_optimizer(step, config.optimizer)
         self.parameters = {n: p for n, p in step.model.named_parameters() if p.requires_grad}
-        averaged = {} if ema_decay is None else self.parameters
-        self.average = {n: p.detach().clone() for n, p in averaged.items()}
+        self.average = {n: p.detach().clone() for n, p in self.parameters.items() if averaged}
+        self.frozen = frozen_hash(step.model)
 
     def step(
         self, parts: Sequence[MicroBatch], progress: float, lr: float, step: int
     ) -> StepReport:
-        each = []
+        self.module.before_step(progress)
         self.optimizer.zero_grad()
+        each = []
         for part in parts:
             loss, logs = self.module(part, progress)
             (loss / len(parts)).backward()
-            each.append({"loss": loss.item()} | {k: float(v) for k, v in logs.items()})
-        means = mean_logs(each)
-        total = means.pop("loss")
-        norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm)
-        applied = bool(norm.isfinite()) and math.isfinite(total)
+            each.append({"loss": loss.detach(), **logs})
+        loss = torch.stack([x.pop("loss") for x in each]).mean()
+        clip = self.config.optimizer.max_grad_norm
+        norm = nn.utils.clip_grad_norm_(self.parameters.values(), clip)
+        total, size = torch.stack([loss.float(), norm.float()]).tolist()  # the one wait of a step
+        applied = _finite(total) and _finite(size)
         if applied:
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             self.optimizer.step()
             self._update_average()
-        return StepReport(total, means, float(norm), applied)
+        return StepReport(total, _means(each), size, applied)
 
     @torch.no_grad()
     def _update_average(self) -> None:
-        if self.decay is None:
-            return
-        torch._foreach_lerp_(
-            list(self.average.values()),
-            [p.detach() for p in self.parameters.values()],
-            1 - self.decay,
-        )
+        if self.average:
+            current = [p.detach() for p in self.parameters.values()]
+            torch._foreach_lerp_(list(self.average.values()), current, 1 - self.config.ema_decay)
 
     def weights(self, *, ema: bool) -> dict[str, Tensor]:
         tensors = self.module.model.state_dict() | (self.average if ema else {})
         return {k: v.detach().to("cpu", copy=True) for k, v in tensors.items()}
 
     def state(self) -> dict:
+        tensors = self.module.model.state_dict()
         return {
-            "model": self.module.model.state_dict(),
+            "model": {k: v for k, v in tensors.items() if k in self.module.saved},
             "optimizer": self.optimizer.state_dict(),
             "average": self.average,
+            "frozen": self.frozen,
+            **self.module.target_state(),
         }
 
     def load(self, state: dict) -> None:
-        self.module.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.module.model.load_state_dict(state["model"], strict=False)
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))  # else it is adopted
         for name, tensor in state["average"].items():
             self.average[name].copy_(tensor)
+        self.module.load_target(state)
 
-    def agree(self, value: int) -> int:
+    def all_reduce_max(self, value: int) -> int:
         return value
+
+
+def _finite(value: float) -> bool:
+    return abs(value) < float("inf")  # NaN compares false
+
+
+def _means(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Means by name without waiting for the device; NaN counts as missing."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {n: torch.stack([p[n].float() for p in parts if n in p]).nanmean() for n in names}

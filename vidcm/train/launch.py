@@ -1,17 +1,20 @@
 """From a config to a finished run: devices, engine, task, loop, export."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from vidcm.config import TrainConfig
+from vidcm.config import TrainConfig, to_dict
 from vidcm.data.loader import positions
-from vidcm.diffusion.given_frames import kinds_of_objective
 from vidcm.errors import UsageError
+from vidcm.objectives.base import Objective
 from vidcm.runtime import fast_cpu, pick_device
 from vidcm.store import save_model
+from vidcm.train import precision
 from vidcm.train.engine import Engine, LocalEngine, TrainStep
 from vidcm.train.loop import train
 from vidcm.train.roles import assemble
@@ -19,7 +22,18 @@ from vidcm.train.tasks import make_task
 
 
 def launch(config: TrainConfig, device_name: str = "auto") -> int:
-    """Train; under the `deepspeed` launcher over its ranks, else in this process."""
+    """Train; under the `deepspeed` launcher over its ranks, else in this process.
+
+    Args:
+        config: Of the run.
+        device_name: "auto", "cpu", "cuda", ...
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UsageError: The config does not fit the machine or contradicts itself.
+    """
     fast_cpu()
     torch.manual_seed(config.seed)
     distributed = "RANK" in os.environ
@@ -28,25 +42,28 @@ def launch(config: TrainConfig, device_name: str = "auto") -> int:
             f"zero={config.zero} needs ranks to share; start with: deepspeed --num_gpus N tools/train.py"
         )
     ranks = int(os.environ.get("WORLD_SIZE", "1")) if distributed else 1
-    positions(
-        0, config.batch_size, ranks * config.gradient_accumulation_steps, 0
-    )  # refuses what does not divide
+    # Refuses a batch that does not divide.
+    positions(0, config.batch_size, ranks * config.gradient_accumulation_steps, 0)
     device = pick_device(device_name)
-    if config.precision == "bf16" and device.type == "cpu":
-        raise UsageError(
-            "precision bf16 needs a GPU (on CPUs it is slower than fp32); set precision=fp32"
-        )
     if distributed and device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
+    config = replace(config, precision=precision.resolve(config.precision, device))
+    stage = config.zero or int(config.precision == "bf16") if distributed else 0
+    if stage and config.optimizer.name != "adamw":
+        raise UsageError(
+            f"optimizer.name is {config.optimizer.name}, and ZeRO {stage} shards the state of adamw "
+            "alone; use adamw, or zero=0 with precision=fp32"
+        )
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(f"training on {device} in {config.precision}")
     task = make_task(config, device)
-    start = start_on_ranks if distributed else start_alone
+    start = start_on_ranks if distributed else LocalEngine
     engine = assemble(task.model, task.objective, config, device, start)
 
-    def export(weights: dict[str, Tensor], folder: Path, metadata: dict) -> None:
-        kinds = kinds_of_objective(config.objective)
-        spec = config.model | ({"given_frames": kinds} if kinds else {})
-        save_model(folder, spec, weights, metadata=metadata)
+    def export(weights: dict[str, Tensor], folder: Path, step: int) -> None:
+        metadata = {"config": to_dict(config), "step": step, **student_facts(task.objective)}
+        save_model(folder, exported_spec(config, task.objective), weights, metadata=metadata)
 
     code = train(config, task, engine, export)
     if distributed:
@@ -54,14 +71,21 @@ def launch(config: TrainConfig, device_name: str = "auto") -> int:
     return code
 
 
+def exported_spec(config: TrainConfig, objective: Objective) -> dict[str, Any]:
+    """Return the spec of the model folder: the config's, and the given frames it was trained with."""
+    kinds = sorted(objective.given_frames.kinds)
+    return {**config.model, "given_frames": kinds} if kinds else config.model
+
+
+def student_facts(objective: Objective) -> dict[str, Any]:
+    """Return the facts of a student that `pipeline.json` takes over; {} of other models."""
+    if objective.sampling is None:
+        return {}
+    return {"student": {"guidance_range": objective.guidance_range, **objective.sampling}}
+
+
 def start_on_ranks(step: TrainStep, config: TrainConfig, averaged: bool) -> Engine:
-    """One network's engine over the ranks of a launcher; see `assemble`."""
+    """Build one network's engine over the ranks of a launcher; see `assemble`."""
     from vidcm.train.deepspeed import DeepSpeedEngine
 
     return DeepSpeedEngine(step, config, averaged)
-
-
-def start_alone(step: TrainStep, config: TrainConfig, averaged: bool) -> Engine:
-    """One network's engine in this process; see `assemble`."""
-    ema_decay = config.ema_decay if averaged else None
-    return LocalEngine(step, config.optimizer, ema_decay=ema_decay, precision=config.precision)

@@ -1,8 +1,12 @@
-"""What a run writes down as it goes: metrics.jsonl, and TensorBoard where that is installed."""
+"""The log of a run: metrics.jsonl, and TensorBoard where it is installed."""
 
 import json
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+
+from torch import Tensor
 
 from vidcm.files import write_text
 from vidcm.objectives.base import STUDENT
@@ -10,16 +14,21 @@ from vidcm.train.engine import StepReport, mean_logs
 
 
 class Log:
-    """metrics.jsonl (and TensorBoard where installed): means since the last line."""
+    """metrics.jsonl and TensorBoard: means since the last line.
+
+    Args:
+        run: The run's folder.
+        enabled: Whether this process writes.
+    """
 
     def __init__(self, run: Path, *, enabled: bool):
         self.path, self.enabled = run / "metrics.jsonl", enabled
-        self.reports: list[dict[str, float]] = []
+        self.reports: list[dict[str, float | Tensor]] = []
         self.skipped, self.since = 0, time.perf_counter()
         self.board = None
 
     def open(self, start: int) -> None:
-        """Drop the lines after the checkpoint, whose steps will run again, and torn ones."""
+        """Drop torn lines and those after step `start`, whose steps will run again."""
         if self.path.exists():
             lines = self.path.read_text("utf-8", errors="replace").splitlines()
             kept = [x for x in lines if (step := step_of(x)) is not None and step <= start]
@@ -33,23 +42,31 @@ class Log:
         self.board = SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=start)
 
     def add(self, report: StepReport) -> None:
+        """Take note of a step."""
         self.skipped += not report.applied
         if report.applied:
-            named = {"loss": report.loss, "grad_norm": report.grad_norm} | report.logs
+            named = {"loss": report.loss, "grad_norm": report.grad_norm, **report.logs}
             prefix = "" if report.role == STUDENT else f"{report.role}/"
             self.reports.append({prefix + name: value for name, value in named.items()})
 
-    def write(self, step: int, batch_size: int) -> str:
-        now = time.perf_counter()
-        means = mean_logs(self.reports)
-        means["samples_per_second"] = len(self.reports) * batch_size / (now - self.since)
-        self.extra(step, means | {"skipped": self.skipped})
-        self.reports, self.since = [], now
-        return (
-            f"loss {means.get('loss', float('nan')):.4f}, {means['samples_per_second']:.0f} clips/s"
-        )
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leave the block out of `samples_per_second`."""
+        start = time.perf_counter()
+        yield
+        self.since += time.perf_counter() - start
 
-    def extra(self, step: int, numbers: dict[str, float]) -> None:
+    def write(self, step: int, batch_size: int) -> str:
+        """Write the means since the last line; returns a summary for the progress bar."""
+        means = mean_logs(self.reports)
+        speed = len(self.reports) * batch_size / (time.perf_counter() - self.since)
+        means["samples_per_second"] = speed
+        self.extra(step, means | {"skipped": self.skipped})
+        self.reports, self.since = [], time.perf_counter()
+        return f"loss {means.get('loss', float('nan')):.4f}, {speed:.0f} clips/s"
+
+    def extra(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Write a line of its own."""
         if not self.enabled or not numbers:
             return
         with self.path.open("a", encoding="utf-8") as file:
@@ -61,7 +78,7 @@ class Log:
 
 
 def step_of(line: str) -> int | None:
-    """The step of a line, or None of a torn one."""
+    """Return the step of a line, None for a torn one."""
     try:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):

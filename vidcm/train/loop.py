@@ -1,8 +1,7 @@
-"""The training loop. It knows no method: a task brings model, objective, data and what to draw."""
+"""The training loop. It knows no method: a task brings model, objective, data and previews."""
 
 import json
-import signal
-import time
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -20,153 +19,245 @@ from vidcm.errors import UsageError, VidcmError
 from vidcm.files import write_text
 from vidcm.objectives.base import Objective
 from vidcm.train import checkpoint
-from vidcm.train.engine import Engine
+from vidcm.train.engine import Engine, StepReport
 from vidcm.train.log import Log
 from vidcm.train.lr_schedule import learning_rate
+from vidcm.train.stop_signal import StopSignal
+
+Weights = dict[str, Tensor]
+Export = Callable[[Weights, Path, int], None]  # averaged weights, model folder, step
 
 
 @dataclass
 class Task:
-    """What a run trains. preview: weights -> numbers for the log, drawing a sheet at the path.
-    finish: turns the averaged weights into what is exported (codecs whiten their axes and scale
-    there). base: what a run never changes, if it took that from a model folder."""
+    """What a run trains.
+
+    Attributes:
+        model: The network that is exported.
+        objective: Its loss.
+        data: Of training.
+        preview: Draws a sheet at a path with some weights; returns numbers for the log.
+        finish: Turns the averaged weights into the exported ones.
+        merge: Turns weights of an adapted model into plain ones, before preview and finish.
+    """
 
     model: nn.Module
     objective: Objective
     data: Dataset
-    preview: Callable[[dict[str, Tensor], Path], dict[str, float]]
-    finish: Callable[[dict[str, Tensor]], dict[str, Tensor]]
-    base: checkpoint.Base | None = None
+    preview: Callable[[Weights, Path], dict[str, float]]
+    finish: Callable[[Weights], Weights] = dict
+    merge: Callable[[Weights], Weights] = dict
 
 
-def train(
-    config: TrainConfig,
-    task: Task,
-    engine: Engine,
-    export: Callable[[dict[str, Tensor], Path, dict], None],
-) -> int:
-    """Run, or resume, to `config.steps`; returns the exit code (143 or 130 after a signal, with a
-    checkpoint saved). The last act writes the model folder `<output>/final`.
+def train(config: TrainConfig, task: Task, engine: Engine, export: Export) -> int:
+    """Run, or resume, to `config.steps`; the last act writes the model folder `<output>/final`.
 
-    Ranks act alike: what one alone knows (a signal, a failure) is agreed on before any acts."""
-    with ExitStack() as held:
+    Ranks act alike: what one alone knows (a signal, a failure) is agreed on before any acts.
+
+    Args:
+        config: Of the run.
+        task: What is trained.
+        engine: How.
+        export: Writes a model folder.
+
+    Returns:
+        The exit code: 0, or 143 or 130 after a signal, with a checkpoint saved.
+    """
+    with ExitStack() as stack:
 
         def claim() -> None:
-            held.enter_context(checkpoint.claimed(Path(config.output)))
+            stack.enter_context(checkpoint.claimed(Path(config.output)))
 
-        _on_chief(engine, claim)
-        return _run(config, task, engine, export)
+        on_rank_zero(engine, claim)
+        return _Run(config, task, engine).train(export)
 
 
-def _run(
-    config: TrainConfig,
-    task: Task,
-    engine: Engine,
-    export: Callable[[dict[str, Tensor], Path, dict], None],
-) -> int:
-    run, chief = Path(config.output), engine.rank == 0
-    start = saved = _resume(run, config, engine, task.base)
-    log = Log(run, enabled=chief)
-    _on_chief(engine, _prepare, run, config, log, start)
-    stop, bad = _StopSignal(), Counter[str]()
-    bar = tqdm(
-        total=config.steps,
-        initial=start,
-        unit="step",
-        disable=not chief,
-        smoothing=0.05,
-        mininterval=2,
-    )
-    stream = batches(
-        task.data,
-        seed=config.seed,
-        start=start,
-        stop=config.steps,
-        batch_size=config.batch_size,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        rank=engine.rank,
-        world=engine.world,
-        num_workers=config.num_workers,
-    )
-    with bar, stop:
-        for step in range(start, config.steps):
-            parts = _next(stream, stop, engine)
-            if parts is None:
-                if saved < step:
-                    _save(run, step, config, engine, task.base)
-                return stop.code
-            lr = learning_rate(config.optimizer, step, config.steps)
-            report = engine.step(parts, step / config.steps, lr, step)
-            log.add(report)
-            bad[report.role] = 0 if report.applied else bad[report.role] + 1
-            if bad[report.role] >= config.max_skipped:
-                _on_chief(engine, _give_up, config, step, bad[report.role])
-            done = step + 1
-            last = done == config.steps
-            if done % config.log_every == 0 or last:
-                bar.set_postfix_str(log.write(done, config.batch_size))
-            bar.update()
+class _Run:
+    """A run: its folder, its log and what is saved."""
+
+    def __init__(self, config: TrainConfig, task: Task, engine: Engine):
+        self.config, self.task, self.engine = config, task, engine
+        self.folder, self.stop = Path(config.output), StopSignal()
+        self.log = Log(self.folder, enabled=engine.rank == 0)
+        self.bad = Counter[str]()  # steps in a row that were not finite, by role
+
+    def train(self, export: Export) -> int:
+        """Resume, train and export; returns the exit code."""
+        self.saved = self._resume()
+        on_rank_zero(self.engine, self._prepare)
+        with self.stop:
+            done = self._steps(self.saved)
+            if self.saved < done:
+                self._save(done)
+        if done < self.config.steps:
+            self._say(f"stopped after step {self.saved}, which is saved; the same command resumes")
+            return self.stop.code
+        weights = self.task.merge(self.engine.weights(ema=True))
+
+        def finish() -> None:
+            try:
+                export(self.task.finish(weights), self.folder / "final", self.config.steps)
+            except KeyboardInterrupt:
+                self._say("stopped before the model folder was written; the same command resumes")
+                raise
+
+        on_rank_zero(self.engine, finish)
+        if self.engine.rank == 0:
+            print(f"{self.folder / 'final'}: the model after step {self.config.steps}")
+        return 0
+
+    def _steps(self, start: int) -> int:
+        """Train from step `start` to the end or a signal; returns the number of steps done."""
+        config = self.config
+        stream = batches(
+            self.task.data,
+            seed=config.seed,
+            start=start,
+            stop=config.steps,
+            batch_size=config.batch_size,
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            rank=self.engine.rank,
+            world=self.engine.world,
+            num_workers=config.num_workers,
+        )
+        with tqdm(
+            total=config.steps,
+            initial=start,
+            unit="step",
+            disable=self.engine.rank > 0,
+            smoothing=0.05,
+            mininterval=2,
+        ) as bar:
+            for step in range(start, config.steps):
+                parts = next_parts(stream, self.stop, self.engine)
+                if parts is None:
+                    return step
+                lr = learning_rate(config.optimizer, step, config.steps)
+                self._record(self.engine.step(parts, step / config.steps, lr, step), step)
+                self._after(step + 1, bar)
+        return config.steps
+
+    def _record(self, report: StepReport, step: int) -> None:
+        self.log.add(report)
+        self.bad[report.role] = 0 if report.applied else self.bad[report.role] + 1
+        if self.bad[report.role] >= self.config.max_skipped:
+            on_rank_zero(self.engine, lambda: _give_up(self.config, step, self.bad[report.role]))
+
+    def _after(self, done: int, bar: tqdm) -> None:
+        """Log, save and preview where they are due after `done` steps."""
+        config, last = self.config, done == self.config.steps
+        if done % config.log_every == 0 or last:
+            bar.set_postfix_str(self.log.write(done, config.batch_size))
+        bar.update()
+        with self.log.pause():
             if done % config.save_every == 0 or last:
-                saved = _save(run, done, config, engine, task.base)
+                self._save(done)
             if done % config.sample_every == 0 or last:
-                weights = engine.weights(ema=True)
-                _on_chief(engine, _preview, task, weights, run, done, log)
-    weights = engine.weights(ema=True)
-    _on_chief(engine, _export, config, task, weights, export)
-    return 0
+                self._preview(done)
+
+    def _prepare(self) -> None:
+        text = json.dumps(to_dict(self.config), indent=1)
+        write_text(self.folder / "config.json", text)
+        self.log.open(self.saved)
+
+    def _preview(self, step: int) -> None:
+        weights = self.engine.weights(ema=True)
+
+        def act() -> None:
+            path = self.folder / "samples" / f"step-{step:08d}.png"
+            self.log.extra(step, self.task.preview(self.task.merge(weights), path))
+
+        on_rank_zero(self.engine, act)
+
+    def _save(self, step: int) -> None:
+        state, config = self.engine.state(), self.config
+
+        def act() -> None:
+            keep = config.keep_checkpoints
+            checkpoint.save(self.folder, step, state, to_dict(config), keep=keep)
+
+        on_rank_zero(self.engine, act)
+        self.saved = step
+
+    def _resume(self) -> int:
+        """Load the checkpoint that rank 0 chose, if any; returns the step to resume at."""
+        chosen: list[dict] = []
+
+        def choose() -> int:
+            folder = checkpoint.newest(self.folder)
+            if folder is None:
+                return 0
+            state, manifest = checkpoint.read(folder)
+            self._check_resumable(state, manifest)
+            chosen.append(state)
+            return int(manifest["step"])
+
+        step = on_rank_zero(self.engine, choose)
+        if step:
+            folder = checkpoint.folder_of(self.folder, step)
+            self.engine.load(chosen[0] if chosen else checkpoint.read(folder)[0])
+        return step
+
+    def _check_resumable(self, state: dict, manifest: dict) -> None:
+        """Raises UsageError where a checkpoint is another run's, or began with other weights."""
+        config = self.config
+        _check_same_run(self.folder, config, manifest["config"])
+        if manifest["step"] > config.steps:
+            raise UsageError(
+                f"{self.folder} holds a run of {manifest['step']} steps, and steps is {config.steps}; "
+                "raise it, or choose another output"
+            )
+        if state["frozen"] != self.engine.frozen:
+            raise UsageError(
+                f"the frozen weights of {config.start} have sha256 {self.engine.frozen[:12]}, but the "
+                f"run began with {state['frozen'][:12]}; put that model back, or choose another output"
+            )
+
+    def _say(self, text: str) -> None:
+        if self.engine.rank == 0:
+            print(f"{self.folder}: {text}", file=sys.stderr)
 
 
-_FAILED = 255  # above every exit code of a signal, so that it wins an agreement
+_FAILED = 255  # above every exit code of a signal, so that it wins the reduction
 
 
-def _next(
-    stream: Iterator[list[MicroBatch]], stop: "_StopSignal", engine: Engine
+def next_parts(
+    stream: Iterator[list[MicroBatch]], stop: StopSignal, engine: Engine
 ) -> list[MicroBatch] | None:
-    """The next micro-batches, or None when a rank was asked to stop. Where one rank fails to read,
-    it says why and the others end without a word, rather than wait for it."""
+    """Return the next micro-batches, or None when a rank got a signal.
+
+    Where one rank fails to read, it raises the reason and the others exit silently.
+    """
     parts, error = None, None
     try:
         parts = next(stream)
     except Exception as caught:
         error = caught
-    code = engine.agree(_FAILED if error else stop.code)
+    code = engine.all_reduce_max(_FAILED if error else stop.code)
     if code == _FAILED:
         raise error or SystemExit(1)
     stop.code = code
     return None if code else parts
 
 
-def _on_chief(engine: Engine, act: Callable[..., int | None], *args: Any) -> int:
-    """Let rank 0 act while the others wait; its result (0 or more; None is 0) reaches them all, and
-    its failure ends them all."""
+def on_rank_zero(engine: Engine, act: Callable[[], int | None]) -> int:
+    """Let rank 0 act while the others wait.
+
+    Returns:
+        What `act` returned on rank 0, 0 for None, on every rank.
+
+    Raises:
+        Exception: On rank 0 what `act` raised; SystemExit on the others.
+    """
     result, error = 0, None
     if engine.rank == 0:
         try:
-            result = act(*args) or 0
+            result = act() or 0
         except Exception as caught:
             error = caught
-    if engine.agree(int(error is not None)):
+    if engine.all_reduce_max(int(error is not None)):
         raise error or SystemExit(1)
-    return engine.agree(result)
-
-
-def _prepare(run: Path, config: TrainConfig, log: Log, start: int) -> None:
-    write_text(run / "config.json", json.dumps(to_dict(config), indent=1))
-    log.open(start)
-
-
-def _preview(task: Task, weights: dict[str, Tensor], run: Path, step: int, log: Log) -> None:
-    log.extra(step, task.preview(weights, run / "samples" / f"step-{step:08d}.png"))
-
-
-def _export(
-    config: TrainConfig,
-    task: Task,
-    weights: dict[str, Tensor],
-    export: Callable[[dict[str, Tensor], Path, dict], None],
-) -> None:
-    metadata = {"config": to_dict(config), "step": config.steps}
-    export(task.finish(weights), Path(config.output) / "final", metadata)
+    return engine.all_reduce_max(result)
 
 
 def _give_up(config: TrainConfig, step: int, bad: int) -> None:
@@ -178,20 +269,6 @@ def _give_up(config: TrainConfig, step: int, bad: int) -> None:
     )
 
 
-def _save(
-    run: Path, step: int, config: TrainConfig, engine: Engine, base: checkpoint.Base | None
-) -> int:
-    state = engine.state()
-    if base and state:
-        state = base.strip(state)
-
-    def write() -> None:
-        checkpoint.save(run, step, state, to_dict(config), keep=config.keep_checkpoints)
-
-    _on_chief(engine, write)
-    return step
-
-
 # Keys that may change between the parts of a run without making it another run.
 _FREE = {
     *("output", "steps", "num_workers", "log_every", "sample_every", "save_every"),
@@ -200,35 +277,9 @@ _FREE = {
 }
 
 
-def _resume(run: Path, config: TrainConfig, engine: Engine, base: checkpoint.Base | None) -> int:
-    """Load the checkpoint that rank 0 chose, if any; the step to go on from."""
-    found: list[dict] = []
-
-    def choose() -> int:
-        folder = checkpoint.newest(run)
-        if folder is None:
-            return 0
-        state, manifest = checkpoint.load(folder)
-        _refuse_another_run(run, config, manifest["config"])
-        if manifest["step"] > config.steps:
-            raise UsageError(
-                f"{run} holds a run of {manifest['step']} steps, and steps is {config.steps}; raise "
-                "it, or choose another output"
-            )
-        if base:
-            base.check(state)
-        found.append(state)
-        return int(manifest["step"])
-
-    step = _on_chief(engine, choose)
-    if step:
-        state = found[0] if found else checkpoint.load(checkpoint.folder_of(run, step))[0]
-        engine.load(base.fill(state, engine.weights(ema=False)) if base else state)
-    return step
-
-
-def _refuse_another_run(run: Path, config: TrainConfig, before: dict) -> None:
-    now = json.loads(json.dumps(to_dict(config)))
+def _check_same_run(run: Path, config: TrainConfig, before: dict) -> None:
+    """Raises UsageError where a key of the config makes it another run."""
+    now: dict[str, Any] = json.loads(json.dumps(to_dict(config)))
     for key in (k for k in now if k not in _FREE and before.get(k) != now[k]):
         was, wanted = before.get(key), now[key]
         if isinstance(was, dict) and isinstance(wanted, dict):  # name the one that differs
@@ -242,32 +293,3 @@ def _refuse_another_run(run: Path, config: TrainConfig, before: dict) -> None:
 
 def _items(group: dict) -> set[tuple[str, str]]:
     return {(k, repr(v)) for k, v in group.items()}
-
-
-class _StopSignal:
-    """Turns SIGTERM and SIGINT into a wish to stop after the current step; a later one kills.
-
-    Within `ECHO` seconds a second is taken for the first: ranks get one from the terminal or the
-    scheduler, and again from their launcher."""
-
-    ECHO = 3.0
-    code = 0
-
-    def __enter__(self) -> "_StopSignal":
-        self._before: dict[int, Any] = {}
-        self._since: float | None = None
-        for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
-            self._before[number] = signal.signal(number, lambda n, _, code=code: self._ask(n, code))
-        return self
-
-    def _ask(self, number: int, code: int) -> None:
-        now = time.monotonic()
-        if self._since is None:
-            self.code, self._since = code, now
-        elif now - self._since > self.ECHO:
-            self.__exit__()
-            signal.raise_signal(number)
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)

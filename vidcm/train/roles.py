@@ -5,7 +5,6 @@ Only the student has an average, and only its weights are exported; a checkpoint
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +12,9 @@ from torch import Tensor, nn
 from vidcm.config import TrainConfig
 from vidcm.data.batch import Batch, MicroBatch
 from vidcm.errors import UsageError
-from vidcm.objectives.base import STUDENT, Joint, Loss, Objective, Role, roles_of, target_network_of
+from vidcm.objectives.base import STUDENT, Loss, Objective, Role
 from vidcm.rng import SampleRng
 from vidcm.train.engine import Engine, StepReport, TrainStep
-from vidcm.train.holding import Holding
 
 Start = Callable[[TrainStep, TrainConfig, bool], Engine]  # the flag: whether to keep an average
 
@@ -28,51 +26,66 @@ def assemble(
     device: torch.device,
     start: Start,
 ) -> Engine:
-    """The engine of a run, each role's made by `start`; an objective of one role gets its engine
-    bare. Raises UsageError for several roles, or a held copy of the student, under ZeRO 3."""
-    roles, held = roles_of(objective), target_network_of(objective)
-    if roles and config.zero == 3:
-        names = ", ".join(roles)
+    """Build the engine of a run.
+
+    Args:
+        student: The network that is exported.
+        objective: It may train further networks.
+        config: Of the run.
+        device: Of all networks.
+        start: Builds the engine of one network.
+
+    Returns:
+        The student's engine, or one of all roles.
+
+    Raises:
+        UsageError: ZeRO 3 with several networks or a target network.
+    """
+    if objective.role_names and config.zero == 3:
+        names = ", ".join(objective.role_names)
         raise UsageError(
             f"zero=3 shards one trained network, but this objective trains {names} too; use zero=2"
         )
-    if held and config.zero == 3:
+    if objective.target and config.zero == 3:
         raise UsageError(
-            "zero=3 shards the student, but this objective holds a whole copy of it; use zero=2"
+            "zero=3 shards the student, but this objective needs a full copy of it; use zero=2"
         )
-    if held:
-        held.start(student)  # while it is whole and fp32
     first = start(TrainStep(student, objective, device), config, True)
-    if held:
-        first = Holding(first, held, student)
-    if not roles:
+    if not (roles := objective.roles):
         return first
 
     def engine(role: Role) -> Engine:
-        def loss(model: nn.Module, batch: Batch, progress: float, rng: SampleRng) -> Loss:
-            return role.objective(student, batch, progress, rng)
-
         betas = role.betas or config.optimizer.betas
         own = replace(config, optimizer=replace(config.optimizer, betas=betas))
-        return start(TrainStep(role.module.to(device), loss, device), own, False)
+        module = role.module.to(device)
+        return start(TrainStep(module, _RoleObjective(role, student), device), own, False)
 
-    others = {name: engine(role) for name, role in roles.items()}
-    rates = {name: role.lr_scale for name, role in roles.items()}
-    return Ensemble(first, others, rates, cast(Joint, objective).turn)
+    return Ensemble(first, {name: engine(role) for name, role in roles.items()}, objective)
+
+
+class _RoleObjective(Objective):
+    """The loss of a role's turns, which gets the student."""
+
+    def __init__(self, role: Role, student: nn.Module):
+        self.role, self.student = role, student
+
+    def __call__(self, model: nn.Module, batch: Batch, progress: float, rng: SampleRng) -> Loss:
+        return self.role.loss(self.student, batch, progress, rng)
 
 
 class Ensemble:
-    """The engines of all roles as one; see `Engine` for the methods. A step is one role's turn."""
+    """The engines of all roles as one; see `Engine` for the methods. A step is one role's turn.
 
-    def __init__(
-        self,
-        student: Engine,
-        others: Mapping[str, Engine],
-        rates: Mapping[str, float],
-        turn: Callable[[int, float], str],
-    ):
-        self.student, self.others, self.rates, self.turn = student, others, rates, turn
-        self.rank, self.world = student.rank, student.world
+    Args:
+        student: The engine of the network that is exported.
+        others: Engines of the further networks, by role.
+        objective: Decides whose turn it is, and the roles' learning rates.
+    """
+
+    def __init__(self, student: Engine, others: Mapping[str, Engine], objective: Objective):
+        self.student, self.others, self.turn = student, others, objective.turn
+        self.lr_scales = {name: role.lr_scale for name, role in objective.roles.items()}
+        self.rank, self.world, self.frozen = student.rank, student.world, student.frozen
 
     def step(
         self, parts: Sequence[MicroBatch], progress: float, lr: float, step: int
@@ -80,7 +93,7 @@ class Ensemble:
         name = self.turn(step, progress)
         if name == STUDENT:
             return self.student.step(parts, progress, lr, step)
-        report = self.others[name].step(parts, progress, lr * self.rates[name], step)
+        report = self.others[name].step(parts, progress, lr * self.lr_scales[name], step)
         return replace(report, role=name)
 
     def weights(self, *, ema: bool) -> dict[str, Tensor]:
@@ -96,5 +109,5 @@ class Ensemble:
         for name, engine in self.others.items():
             engine.load(state["roles"][name])
 
-    def agree(self, value: int) -> int:
-        return self.student.agree(value)
+    def all_reduce_max(self, value: int) -> int:
+        return self.student.all_reduce_max(value)

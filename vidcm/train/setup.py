@@ -1,24 +1,27 @@
-"""What a network starts as, and how it saves memory and time, before it is trained."""
+"""The weights that a network starts with, and options that save memory and time."""
 
 import os
 import shutil
-from typing import Any
 
 from torch import nn
 
 from vidcm.config import TrainConfig
+from vidcm.diffusion.denoiser import Denoiser
 from vidcm.errors import UsageError
+from vidcm.models.backbone import TransformerBackbone
 from vidcm.registry import lookup
 from vidcm.store import load_weights, read_card, read_weights
 
 
 def apply_memory_options(model: nn.Module, config: TrainConfig) -> None:
-    """Make a network apply_memory_options memory and time as the config says, without changing what it computes.
+    """Checkpoint activations and compile as the config says; numbers stay.
 
-    Raises UsageError for a network that cannot, and for compilation without a compiler."""
-    backbone: Any = getattr(model, "backbone", None)
+    Raises:
+        UsageError: The network cannot, or there is no compiler.
+    """
+    backbone = model.backbone if isinstance(model, Denoiser) else None
     if config.activation_checkpointing:
-        if not hasattr(backbone, "activation_checkpointing"):
+        if not isinstance(backbone, TransformerBackbone):
             raise UsageError(
                 "activation_checkpointing is for denoisers whose backbone has blocks, such as dit; "
                 "set activation_checkpointing=false"
@@ -32,23 +35,42 @@ def apply_memory_options(model: nn.Module, config: TrainConfig) -> None:
                 "compile needs a C++ compiler, and there is no g++ or clang++; "
                 "install one, or set compile=false"
             )
-        # Prompts differ in length from batch to batch, so shapes that turn out to vary become
-        # dynamic; fixed ones would compile anew for each.
+        # Prompts differ in length from batch to batch, so varying sizes become dynamic; fixed ones
+        # would compile anew for each.
         backbone.compile()
 
 
 def init_from(model: nn.Module, folder: str) -> None:
-    """Take a model folder's weights. A student starts as its teacher; the guidance input that it
-    has beyond it starts at zero. Raises UsageError for a folder of another kind of model."""
+    """Load a model folder's weights. Inputs that only students have start at zero.
+
+    Raises:
+        UsageError: The folder has another kind of model.
+    """
     kind = lookup("model", read_card(folder)["spec"].get("name"))
     if not isinstance(model, kind):
         raise UsageError(
             f"init {folder} holds a {kind.__name__}, and the model is a {type(model).__name__}; "
             "give the folder of such a model"
         )
-    fresh = {
-        k: v
-        for k, v in model.state_dict().items()
-        if k.startswith(("backbone.guidance.", "backbone.span."))
-    }
+    fresh = {}
+    if isinstance(model, Denoiser) and isinstance(model.backbone, TransformerBackbone):
+        prefixes = tuple(f"backbone.{name}." for name in model.backbone.student_inputs)
+        fresh = {k: v for k, v in model.state_dict().items() if k.startswith(prefixes)}
     load_weights(model, fresh | read_weights(folder), folder)
+
+
+def init_text(model: nn.Module, folder: str) -> None:
+    """Load a caption reader's text tower into a denoiser.
+
+    Raises:
+        UsageError: The model is no denoiser, or the folder has no text tower.
+    """
+    if not isinstance(model, Denoiser):
+        raise UsageError("init_text is for denoisers: it names the caption reader of their tower")
+    prefix = "conditioner."
+    weights = {
+        k.removeprefix(prefix): v for k, v in read_weights(folder).items() if k.startswith(prefix)
+    }
+    if not weights:
+        raise UsageError(f"init_text {folder} holds no text tower; give a caption reader's folder")
+    load_weights(model.conditioner, weights, folder)

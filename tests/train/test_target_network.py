@@ -1,5 +1,4 @@
-"""A copy of the student beside it: it moves as it should, on ranks as in one process, and a resumed
-run goes on to the bit."""
+"""The target network moves as it should, on ranks as in one process, and resumes to the bit."""
 
 import copy
 import importlib.util
@@ -17,27 +16,26 @@ from vidcm.errors import UsageError
 from vidcm.objectives.base import STUDENT
 from vidcm.objectives.target_network import EmaTarget
 from vidcm.train import checkpoint, loop
-from vidcm.train.holding import Holding
-from vidcm.train.launch import start_alone
+from vidcm.train.engine import LocalEngine
 from vidcm.train.roles import assemble
 
-KINDS = ("average", "snapshot")
+KINDS = ("average", "frozen")
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
-def start(kind: str, **changes: Any) -> tuple[Holding, Any]:
+def start(kind: str, **changes: Any) -> tuple[LocalEngine, Any]:
     chosen = ranks.config(**changes)
-    engine = ranks.holding(kind, chosen, start_alone)
-    assert isinstance(engine, Holding)
+    engine = ranks.targeting(kind, chosen, LocalEngine)
+    assert isinstance(engine, LocalEngine)
     return engine, chosen
 
 
-def student(engine: Holding) -> dict[str, torch.Tensor]:
+def student(engine: LocalEngine) -> dict[str, torch.Tensor]:
     return copy.deepcopy(engine.state()["model"])
 
 
-def copied(engine: Holding) -> dict[str, torch.Tensor]:
-    return copy.deepcopy(engine.state()["held"]["network"])
+def copied(engine: LocalEngine) -> dict[str, torch.Tensor]:
+    return copy.deepcopy(engine.state()["target"]["network"])
 
 
 @pytest.mark.parametrize("accumulation", ranks.ACCUMULATIONS)
@@ -54,25 +52,25 @@ def test_an_average_lags_by_its_decay(accumulation: int) -> None:
         assert step == 0 or not copied(engine)["last.weight"].allclose(before["last.weight"])
 
 
-def test_a_snapshot_is_the_student_as_the_part_began() -> None:
+def test_a_frozen_target_is_the_student_as_the_part_began() -> None:
     """Of six steps in three parts, the copy moves before the third and the fifth."""
-    engine, chosen = start("snapshot")
+    engine, chosen = start("frozen")
     began = student(engine)
     for step in range(ranks.STEPS):
         if step in (2, 4):
             began = student(engine)
         ranks.run(engine, chosen, step, step + 1)
         assert_close(copied(engine), began, rtol=0)
-        assert engine.state()["held"]["part"] == step // 2
+        assert engine.state()["target"]["part"] == step // 2
 
 
 @every_kind
 def test_buffers_go_along_with_the_weights(kind: str) -> None:
-    held, network = ranks.holder(kind).held, ranks.Tiny()
-    held.start(network)
+    target, network = ranks.with_target(kind).target, ranks.Tiny()
+    target.start(network)
     network.table += 1
-    held.before_step(network, 1.0)
-    assert held.network.table.equal(network.table)
+    target.before_step(network, 1.0)
+    assert target.network.table.equal(network.table)
 
 
 @every_kind
@@ -80,21 +78,22 @@ def test_a_copy_is_neither_trained_nor_exported(kind: str) -> None:
     engine, chosen = start(kind)
     ranks.run(engine, chosen)
     assert engine.weights(ema=True).keys() == ranks.Tiny().state_dict().keys()
-    held = list(engine.held.network.parameters())
-    assert all(p.grad is None and not p.requires_grad for p in held)
+    target = engine.module.objective.target
+    assert target is not None
+    assert all(p.grad is None and not p.requires_grad for p in target.network.parameters())
     trained = sum(p.requires_grad for p in ranks.Tiny().parameters())
     assert len(engine.state()["optimizer"]["state"]) == trained
 
 
 def test_it_moves_at_the_student_s_turns_alone() -> None:
     work = ranks.task(ranks.Points(), trio=True)
-    work.objective.held = EmaTarget(0.7)  # type: ignore[attr-defined]
+    work.objective.target = EmaTarget(0.7)
     chosen = ranks.config(steps=9)
-    engine = assemble(work.model, work.objective, chosen, ranks.CPU, start_alone)
+    engine = assemble(work.model, work.objective, chosen, ranks.CPU, LocalEngine)
     for step, role in enumerate(["fake", "critic", STUDENT] * 3):
-        before = copy.deepcopy(engine.state()["held"])
+        before = copy.deepcopy(engine.state()["target"])
         ranks.run(engine, chosen, step, step + 1)
-        after = engine.state()["held"]
+        after = engine.state()["target"]
         moved = any(not torch.equal(v, after["network"][k]) for k, v in before["network"].items())
         # The student's first step is skipped, so that its second finds it where it began.
         assert moved == (step == 8) and (role == STUDENT or not moved)
@@ -102,8 +101,8 @@ def test_it_moves_at_the_student_s_turns_alone() -> None:
 
 @every_kind
 def test_zero_3_is_refused(kind: str) -> None:
-    with pytest.raises(UsageError, match="holds a whole copy of it; use zero=2"):
-        ranks.holding(kind, ranks.config(zero=3), start_alone)
+    with pytest.raises(UsageError, match="needs a full copy of it; use zero=2"):
+        ranks.targeting(kind, ranks.config(zero=3), LocalEngine)
 
 
 # --- in the loop ----------------------------------------------------------------------------------
@@ -114,8 +113,8 @@ def train(folder: Path, kind: str, stop: int | None = None) -> int:
 
     chosen = ranks.config(str(folder), **ranks.SHORT)
     data = Interrupting(stop * ranks.BATCH) if stop else ranks.Points({ranks.BAD})
-    work = replace(ranks.task(data), objective=ranks.holder(kind))
-    engine = assemble(work.model, work.objective, chosen, ranks.CPU, start_alone)
+    work = replace(ranks.task(data), objective=ranks.with_target(kind))
+    engine = assemble(work.model, work.objective, chosen, ranks.CPU, LocalEngine)
     return loop.train(chosen, work, engine, lambda *_: None)
 
 
@@ -125,7 +124,7 @@ def test_a_run_resumes_to_the_bit(tmp_path: Path, kind: str) -> None:
     assert train(tmp_path / "a", kind) == 0
     assert train(tmp_path / "b", kind, stop=10) == 143
     assert train(tmp_path / "b", kind) == 0
-    states = [checkpoint.load(checkpoint.folder_of(tmp_path / run, 20))[0] for run in ("a", "b")]
+    states = [checkpoint.read(checkpoint.folder_of(tmp_path / run, 20))[0] for run in ("a", "b")]
     assert_close(states[1], states[0], rtol=0)
 
 
@@ -134,12 +133,12 @@ def test_a_run_resumes_to_the_bit(tmp_path: Path, kind: str) -> None:
 
 @pytest.fixture(scope="module")
 def parity(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict]]:
-    """What each of two ranks found, see `ranks.held`."""
+    """What each of two ranks found, see `ranks.target`."""
     if importlib.util.find_spec("deepspeed") is None:
         pytest.skip("needs deepspeed: pip install -e .[train]")
-    folder = tmp_path_factory.mktemp("held") / "out"
+    folder = tmp_path_factory.mktemp("target") / "out"
     folder.mkdir()
-    launch = Launch("held", folder)
+    launch = Launch("target", folder)
     try:
         yield launch.found(folder)
     finally:
@@ -152,7 +151,7 @@ def test_ranks_equal_one_process(parity: list[dict], kind: str, stage: int) -> N
     engine, chosen = start(kind)
     reports, (whole, _) = ranks.run(engine, chosen), parity[0][kind, stage, "fp32"]
     assert_close(outcome(whole["reports"]), outcome(reports), rtol=1e-5)
-    assert_close(whole["state"]["held"], engine.state()["held"], rtol=1e-5)
+    assert_close(whole["state"]["target"], engine.state()["target"], rtol=1e-5)
     assert_close(whole["weights"], engine.weights(ema=False), rtol=1e-5)
 
 
@@ -166,5 +165,5 @@ def test_ranks_agree_and_resume_to_the_bit(
     (whole, resumed), (second, _) = (found[kind, stage, precision] for found in parity)
     assert_close(resumed["state"], whole["state"], rtol=0)
     assert second["state"] == {}, "only rank 0 holds what is saved"
-    assert_close(second["copy"], whole["copy"], rtol=0)
-    assert all(v.dtype == torch.float32 for v in whole["copy"].values())
+    assert_close(second["target"], whole["target"], rtol=0)
+    assert all(v.dtype == torch.float32 for v in whole["target"].values())

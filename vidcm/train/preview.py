@@ -1,0 +1,138 @@
+"""Previews of a denoiser's run: a sheet of samples, and what is wrong with them."""
+
+import sys
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from vidcm.codecs.causal_vae import CausalVAE
+from vidcm.config import TrainConfig
+from vidcm.data.batch import Dataset
+from vidcm.diffusion import samplers
+from vidcm.diffusion.denoiser import Denoiser
+from vidcm.diffusion.guidance import CFGDenoiser
+from vidcm.diffusion.times import SHIFT, shifted_timesteps, student_timesteps, to_path_time
+from vidcm.media.contact_sheet import contact_sheet
+from vidcm.media.pixels import to_frames
+from vidcm.metrics.motion import motion, motion_ratio
+from vidcm.objectives.base import Objective
+from vidcm.registry import build
+from vidcm.rng import SampleRng
+from vidcm.train.health import RATIO, check_finite, diagnose
+
+TEACHER_STEPS, STUDENT_STEPS, GUIDANCE = 25, (4, 2, 1), 3.0
+
+
+class Preview:
+    """Samples some prompts from the same noise every time: the teacher, then the student.
+
+    Args:
+        config: Of the run; its `preview_prompts`, or the first captions of the data.
+        objective: How its students are sampled; those that are not are teachers.
+        teacher: Of the student, if any.
+        codec: Decodes the latents.
+        data: Latents; the first sample has the shape of the clips.
+        device: Of the networks.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        objective: Objective,
+        teacher: Denoiser | None,
+        codec: CausalVAE,
+        data: Dataset,
+        device: torch.device,
+    ):
+        self.config, self.objective, self.teacher = config, objective, teacher
+        self.codec, self.device = codec, device
+        first = data.batch(config.seed, [0]).latents
+        assert first is not None
+        self.shape = first.shape[1:]
+        low, high = objective.guidance_range or (GUIDANCE, GUIDANCE)
+        self.guidance = min(max(GUIDANCE, low), high)  # a student knows no other scales
+        # One by one: neighbours may be of several shapes.
+        captions = (data.batch(config.seed, [i]).captions[0] for i in range(6))
+        self.prompts = config.preview_prompts or list(captions)
+
+    def __call__(self, weights: dict[str, Tensor], path: Path) -> dict[str, float]:
+        """Draw a sheet at `path`; returns numbers for the log.
+
+        Raises:
+            VidcmError: Samples are not finite.
+        """
+        model: Denoiser = build("model", self.config.model)
+        model = model.to(self.device).eval().requires_grad_(False)
+        model.load_state_dict(weights)
+        frames: dict[str, Tensor] = {}
+        numbers: dict[str, float] = {}
+        reference = None
+        if self.objective.sampling is None:
+            reference = self._sample_teacher(model)
+        elif self.teacher is not None:
+            reference = self._teacher_frames
+        if reference is not None:
+            frames[f"teacher, {TEACHER_STEPS} steps"] = reference
+            numbers["preview/motion"] = float(motion(reference).mean())
+        for steps, clips in self._sample_student(model):
+            frames[f"student, {steps} steps"] = clips
+            if reference is not None:
+                ratio = motion_ratio(motion(clips), motion(reference)).overall
+                numbers[f"{RATIO}{steps}"] = ratio
+        stride = self.codec.time_stride
+        rows = [list(clips[:, ::stride].cpu().numpy()) for clips in frames.values()]
+        contact_sheet(rows, list(frames), path, scale=1, overwrite=True)
+        numbers["preview/healthy"] = int(not _warn(path.name, frames, reference))
+        return numbers
+
+    def _noise(self) -> tuple[Tensor, SampleRng]:
+        rng = SampleRng(self.config.seed, range(len(self.prompts)), self.device)
+        return rng.normal(*self.shape), rng
+
+    @cached_property
+    def _teacher_frames(self) -> Tensor:
+        """The frozen teacher's clips, the same in every preview."""
+        assert self.teacher is not None
+        return self._sample_teacher(self.teacher)
+
+    def _sample_teacher(self, teacher: Denoiser) -> Tensor:
+        guided = CFGDenoiser(teacher, self.guidance, teacher.encode([""] * len(self.prompts)))
+        times = to_path_time(teacher.path, shifted_timesteps(TEACHER_STEPS, by=SHIFT))
+        start = self._noise()[0] * teacher.path.sigma(times[0]).float()
+        x = samplers.euler(guided, start, times, teacher.encode(self.prompts))
+        return self._decode(x, f"teacher, {TEACHER_STEPS} steps")
+
+    def _sample_student(self, student: Denoiser) -> Iterator[tuple[int, Tensor]]:
+        """Numbers of steps and the student's clips; none of a teacher."""
+        sampling = self.objective.sampling
+        if sampling is None:
+            return
+        scale = torch.full((len(self.prompts),), self.guidance, device=self.device)
+        cond = student.encode(self.prompts, scale if self.teacher else None)
+        noise, rng = self._noise()
+        for steps in [sampling["phases"]] if "phases" in sampling else STUDENT_STEPS:
+            timesteps = sampling.get("timesteps") or student_timesteps(steps)
+            times = to_path_time(student.path, timesteps).tolist()
+            start = noise * student.path.sigma(torch.tensor(times[0])).float()
+            x = samplers.SAMPLERS[sampling["sampler"]](student, start, times, cond, rng)
+            yield steps, self._decode(x, f"student, {steps} steps")
+
+    def _decode(self, latents: Tensor, label: str) -> Tensor:
+        check_finite(latents, label)
+        return to_frames(self.codec.decode(latents))
+
+
+def _warn(name: str, frames: dict[str, Tensor], reference: Tensor | None) -> bool:
+    """Print what is wrong with samples; returns whether anything is."""
+    sick = [
+        f"{label}: {sentence}"
+        for label, clips in frames.items()
+        for sentence in diagnose(clips, None if clips is reference else reference)
+    ]
+    for sentence in sick:
+        tqdm.write(f"warning: {name}: {sentence}", file=sys.stderr)
+    return bool(sick)

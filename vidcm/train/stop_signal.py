@@ -1,0 +1,36 @@
+"""Signals as a request to stop after the current step."""
+
+import signal
+import time
+from typing import Any
+
+
+class StopSignal:
+    """Turns SIGTERM and SIGINT into an exit code to stop with; a later signal kills.
+
+    A second one within `ECHO` seconds counts as the first: ranks get a signal from the terminal or
+    the scheduler, and again from their launcher.
+    """
+
+    ECHO = 3.0
+    code = 0
+
+    def __enter__(self) -> "StopSignal":
+        self._before: dict[int, Any] = {}
+        self._since: float | None = None
+        for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+            handler = signal.signal(number, lambda n, _, code=code: self._request(n, code))
+            self._before[number] = handler
+        return self
+
+    def _request(self, number: int, code: int) -> None:
+        now = time.monotonic()
+        if self._since is None:
+            self.code, self._since = code, now
+        elif now - self._since > self.ECHO:
+            self.__exit__()
+            signal.raise_signal(number)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

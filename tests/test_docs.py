@@ -212,6 +212,15 @@ def test_the_readme_s_clips_and_edits(tmp_path):
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=str)
+def test_files_that_a_document_names_are_there(document):
+    """Paths in backticks are of the repository, of the package, or of a package in it."""
+    text = (REPO / document).read_text("utf-8")
+    roots = [REPO, REPO / "vidcm", *(p for p in (REPO / "vidcm").iterdir() if p.is_dir())]
+    for name in re.findall(r"`([\w/-]+\.py)`", text):
+        assert any((root / name).is_file() for root in roots), f"{document} names {name}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=str)
 def test_blocks_of_python_run(document, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     mask = np.zeros((SIDE, SIDE), bool)

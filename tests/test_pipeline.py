@@ -15,7 +15,7 @@ from vidcm.diffusion.times import SHIFT, student_timesteps
 from vidcm.errors import UsageError, VidcmError
 from vidcm.media.clips import Clips
 from vidcm.media.write import numbered, read_png
-from vidcm.pipeline import BUNDLED
+from vidcm.settings import BUNDLED
 from vidcm.store import read_card, read_weights
 
 PROMPT = "a woman with purple hair walks left"

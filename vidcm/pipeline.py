@@ -42,10 +42,10 @@ from vidcm.settings import (
     MAX_SIDE,
     MAX_STEPS,
     PipelineSettings,
+    find_pipeline,
 )
 from vidcm.store import load_model
 
-BUNDLED = Path(__file__).parent / "pretrained"
 OUTPUT_TYPES = ("np", "pt", "pil", "latent")
 BATCH_PIXELS = 2**21  # of all frames of the clips that are sampled and decoded at once
 
@@ -120,15 +120,7 @@ class VideoPipeline:
             VidcmError: It is damaged.
         """
         fast_cpu()
-        bundled = sorted(p.parent.name for p in BUNDLED.glob("*/pipeline.json"))
-        folder = BUNDLED / name if str(name) in bundled else Path(name)
-        try:
-            settings = PipelineSettings.load(folder)
-        except FileNotFoundError:
-            raise UsageError(
-                f"{name} is neither a bundled model ({', '.join(bundled) or 'none'}) nor a pipeline "
-                "folder with a pipeline.json; tools/export.py makes one from runs"
-            ) from None
+        folder, settings = find_pipeline(name)
         for kind, value, known in (
             ("sampler", settings.student.sampler, samplers.SAMPLERS),
             ("solver", settings.teacher.solver, samplers.SOLVERS),

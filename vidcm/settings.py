@@ -4,6 +4,7 @@ Needs no torch, so that commands can answer at once.
 """
 
 import json
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -13,6 +14,7 @@ from vidcm.files import write_text
 from vidcm.schema import from_dict
 
 FILE = "pipeline.json"
+BUNDLED = Path(__file__).parent / "pretrained"
 MAX_STEPS = 1000
 MAX_GUIDANCE = 100.0
 MAX_FRAMES = 100_000
@@ -127,8 +129,8 @@ class PipelineSettings:
             if not isinstance(data, dict):
                 raise VidcmError(f"{path} is damaged: expected an object with the key num_frames")
             found = from_dict(cls, data, str(path))
-        except FileNotFoundError:
-            raise
+        except (FileNotFoundError, NotADirectoryError):
+            raise FileNotFoundError(path) from None
         except (OSError, ValueError) as error:
             raise VidcmError(f"cannot read {path}: {error}") from None
         except UsageError as error:
@@ -145,3 +147,24 @@ class PipelineSettings:
             if value <= 0:
                 raise VidcmError(f"{path}: {key} is {value}; expected a number above 0")
         return found
+
+
+def find_pipeline(name: str | os.PathLike[str]) -> tuple[Path, PipelineSettings]:
+    """Find a pipeline folder and read its settings.
+
+    Args:
+        name: A bundled model ("lpc-64") or a pipeline folder.
+
+    Raises:
+        UsageError: There is no such pipeline.
+        VidcmError: Its settings are damaged.
+    """
+    bundled = sorted(p.parent.name for p in BUNDLED.glob(f"*/{FILE}"))
+    folder = BUNDLED / name if str(name) in bundled else Path(name)
+    try:
+        return folder, PipelineSettings.load(folder)
+    except FileNotFoundError:
+        raise UsageError(
+            f"{name} is neither a bundled model ({', '.join(bundled) or 'none'}) nor a pipeline "
+            f"folder with a {FILE}; vidcm export makes one from runs"
+        ) from None

@@ -163,6 +163,9 @@ def test_words_that_training_did_not_have_are_named(model, tmp_path, capsys):
         ["--prompt", "x", "--size", "63x63"],
         ["--prompt", "x", "--size", "99992x99992"],
         ["--prompts-file", "blank.txt"],
+        ["--prompt", "x", "--checkpoint", "none"],
+        ["--prompt", "x", "--checkpoint", "old.mp4"],
+        ["--prompt", "x", "--num-clips", "10000", "--frames", "9997"],
     ],
 )
 def test_what_needs_no_model_is_refused_before_torch(tmp_path, words):

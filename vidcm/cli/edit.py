@@ -13,6 +13,7 @@ from vidcm.cli.edit_options import SECONDS, TASK_OPTIONS, parser
 from vidcm.conditioning.prompts import check_prompts
 from vidcm.errors import UsageError
 from vidcm.registry import build, options_of
+from vidcm.settings import find_pipeline
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -42,6 +43,7 @@ def _edit(args: argparse.Namespace) -> None:
     if len(args.prompt) > 1 and "interpolate" not in specs:
         raise UsageError(f"got {len(args.prompt)} prompts; only interpolate takes two")
     prompts, seeds = args.prompt or [""], args.seed or [0]
+    find_pipeline(args.checkpoint)
     check_prompts([prompt or "any" for prompt in prompts])  # an empty one leaves all open
     stand_ins = {
         name: build("task", {**spec, **({"mask": [[0]]} if "mask" in spec else {})})

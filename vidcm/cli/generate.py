@@ -3,7 +3,6 @@
 import argparse
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vidcm.cli.clips import progress_bar, report, warn
 from vidcm.cli.common import (
@@ -23,9 +22,7 @@ from vidcm.conditioning.prompts import check_prompts
 from vidcm.errors import UsageError
 from vidcm.limits import check_memory
 from vidcm.media.sizes import check_frames, check_size
-
-if TYPE_CHECKING:
-    pass
+from vidcm.settings import find_pipeline
 
 CODEC_STRIDE = 8  # sizes are multiples of it; of which ones, the model says
 STARTED = time.perf_counter()
@@ -105,13 +102,12 @@ def _generate(args: argparse.Namespace) -> None:
         raise UsageError('there is no prompt; give --prompt "..." or --prompts-file')
     every_prompt = [*prompts, *(prompt for _, prompt in args.then)]
     check_prompts(every_prompt)
+    _, settings = find_pipeline(args.checkpoint)
     height, width = args.size or (None, None)
-    if args.frames:
-        check_frames(args.frames)
-    if height and width:
-        check_size(height, width, CODEC_STRIDE)
+    frames = check_frames(args.frames or settings.num_frames)
+    size = check_size(height or settings.height, width or settings.width, CODEC_STRIDE)
     count = len(prompts) * args.num_clips
-    check_memory(count, args.frames or 1, height or 1, width or 1)
+    check_memory(count, frames, *size)
     args.output = args.output or free_output("clip", count)
     for path in numbered(args.output, count):
         check_output(path, args.overwrite)

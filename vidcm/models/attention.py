@@ -23,7 +23,8 @@ TRITON = find_spec("triton") is not None  # imported only when a GPU wants a der
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """softmax(q k' / sqrt(d)) v over `(b, heads, n, d)`; mask: bool `(b, keys)`, True to attend.
 
-    Inside `torch.func.jvp` the result carries its derivative."""
+    Inside `torch.func.jvp` the result carries its derivative.
+    """
     (q, tq), (k, tk), (v, tv) = (forward_ad.unpack_dual(x) for x in (q, k, v))
     if tq is None and tk is None and tv is None:
         bias = None if mask is None else mask[:, None, None, :]
@@ -44,8 +45,14 @@ def _fits_kernel(q: Tensor, v: Tensor) -> bool:
 
 
 class Attention(nn.Module):
-    """Multi-head attention with RMS-normalised queries and keys (Dehghani et al. 2023, arXiv
-    2302.05442). context: width of the keys' source for cross-attention, None for self-attention.
+    """Multi-head attention with RMS-normalised queries and keys.
+
+    Dehghani et al. 2023, arXiv 2302.05442.
+
+    Args:
+        width: Channels of the tokens.
+        heads: Number of heads, which divides `width`.
+        context: Channels of the tokens that keys and values come from; None for self-attention.
     """
 
     def __init__(self, width: int, heads: int, context: int | None = None):

@@ -16,12 +16,24 @@ def attend_jvp(
     mask: Tensor | None = None,
     chunk: int = CHUNK,
 ) -> tuple[Tensor, Tensor]:
-    """`attend` and its derivative along the tangents, both `(b, heads, n, d)`; a tangent of None is
-    zero, one of the three is not. chunk: queries at a time.
+    """Attention and its derivative along the tangents.
 
-    With S = q k' / sqrt(d), P = softmax(S) and r the row sums of P dS:
-    o = P v and do = P dv + P (dS - r) v, element by element in P (...). The softmax is in float32
-    or wider."""
+    With S = q k' / sqrt(d), P = softmax(S) and r the row sums of P dS: o = P v and
+    do = P dv + P (dS - r) v, element by element in P (...). The softmax is in float32 or wider.
+
+    Args:
+        q: Queries `(b, heads, n, d)`.
+        k: Keys `(b, heads, m, d)`.
+        v: Values `(b, heads, m, d)`.
+        tq: Tangent of q; None stands for zero. At least one of the three tangents is not None.
+        tk: Tangent of k.
+        tv: Tangent of v.
+        mask: bool `(b, m)`, True for keys to attend to.
+        chunk: Queries at a time.
+
+    Returns:
+        Value and derivative, both `(b, heads, n, d)`.
+    """
     scale, outputs = q.shape[-1] ** -0.5, []
     hidden = None if mask is None else ~mask[:, None, None, :]
     tangents = tq.split(chunk, -2) if tq is not None else [None] * -(-q.shape[-2] // chunk)

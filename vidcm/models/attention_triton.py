@@ -99,8 +99,7 @@ def _kernel(
 
 
 def blocks(width: int, dtype: torch.dtype, shared: int = 232448) -> dict[str, int]:
-    """The kernel's tiles for heads of so many numbers, padded: what stays in registers, and in
-    the shared memory of a block (bytes)."""
+    """Tile sizes that fit the registers and the shared memory of a block (bytes)."""
     if dtype == torch.float32:
         return {"BLOCK_Q": 32, "BLOCK_K": 32, "num_warps": 4, "num_stages": 1}
     if width <= 64:
@@ -189,10 +188,14 @@ def attend_jvp(
     tv: Tensor | None,
     mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """As `vidcm.models.attention.attend_jvp`, for float32, float16 or bfloat16 and heads of at
-    most 128; sums are in float32, and float32 is multiplied as torch's matmul precision says.
+    """The kernel's form of `vidcm.models.attention_jvp.attend_jvp`, with the same arguments.
 
-    Gradients take the memory of the chunked form's. Raises ValueError for what does not fit."""
+    It takes float32, float16 or bfloat16 and heads of at most 128. Sums are in float32, and float32
+    is multiplied as torch's matmul precision says. Gradients take as much memory as the chunked form.
+
+    Raises:
+        ValueError: Shapes or dtypes do not go together.
+    """
     if torch.is_autocast_enabled(q.device.type):
         dtype = torch.get_autocast_dtype(q.device.type)
         q, k, v = (x.to(dtype) for x in (q, k, v))

@@ -7,9 +7,11 @@ from torch import Tensor
 def rotary(
     frames: int, height: int, width: int, dim: int, device: torch.device, base: float = 100.0
 ) -> Tensor:
-    """Angles `(t h w, dim / 2)`: the pairs of a head are shared out over time, rows and columns
-    (a quarter or a little more to time). Positions are whole token indices, so a model trained on
-    one shape runs on another."""
+    """Rotary angles `(t h w, dim / 2)` of the tokens of a clip.
+
+    The pairs of a head are shared out over time, rows and columns, a quarter or a little more of
+    them to time. Positions are token indices, so a model trained on one shape runs on another.
+    """
     pairs = dim // 2
     spatial = pairs * 3 // 8
     angles = []

@@ -32,6 +32,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """The processes of `-n auto`: one for each core that this process may use, at most 8."""
+    return min(len(os.sched_getaffinity(0)), 8)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skips the tests marked `timm` where it cannot be imported, as beside another torchvision."""
     marked = [item for item in items if item.get_closest_marker("timm")]

@@ -382,9 +382,9 @@ class VideoPipeline:
             "teacher" if use_teacher else "student", num_inference_steps, guidance_scale
         )
         found = []
-        asked = {"frames": num_frames, "height": height, "width": width}
+        sizes = {"frames": num_frames, "height": height, "width": width}
         least = [min(axis) for axis in zip(*self.settings.shapes, strict=True)]
-        for (name, value), low in zip(asked.items(), least, strict=True):
+        for (name, value), low in zip(sizes.items(), least, strict=True):
             if value is not None and value < low:
                 found.append(f"the model was trained on {name} of {low} or more, not {value}")
         student = self.settings.student

@@ -78,7 +78,7 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"{name} {self.foreign[name]}")
             if name.startswith("--") and " " not in name and name not in known:
                 hint = did_you_mean(name, known)
-                self.error(f"unknown option {_shown(name)}{hint}")
+                self.error(f"unknown option {_quoted(name)}{hint}")
         return super().parse_known_args(args, namespace)
 
     def _print_message(self, message: str, file: IO[str] | None = None) -> None:
@@ -202,11 +202,11 @@ def existing_file(text: str) -> Path:
     """An argparse type: the path of a file that is there (a pipe such as /dev/stdin will do)."""
     path = Path(text)
     if path.is_dir():
-        raise argparse.ArgumentTypeError(f"{_shown(text)} is a folder, expected a file")
+        raise argparse.ArgumentTypeError(f"{_quoted(text)} is a folder, expected a file")
     if not path.exists():
         siblings = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
         hint = did_you_mean(path.name, siblings)
-        raise argparse.ArgumentTypeError(f"no such file {_shown(text)}{hint}")
+        raise argparse.ArgumentTypeError(f"no such file {_quoted(text)}{hint}")
     return path
 
 
@@ -224,7 +224,7 @@ def output_folder(text: str) -> Path:
     if not text.strip():
         raise argparse.ArgumentTypeError("got an empty name, expected that of a folder")
     if path.exists() and not path.is_dir():
-        raise argparse.ArgumentTypeError(f"{_shown(text)} is a file, expected a folder")
+        raise argparse.ArgumentTypeError(f"{_quoted(text)} is a file, expected a folder")
     return path
 
 
@@ -381,8 +381,8 @@ def _one_line(error: Exception) -> str:
 
 
 def _refusal(text: str, rule: str) -> argparse.ArgumentTypeError:
-    return argparse.ArgumentTypeError(f"got {_shown(text)}, expected {rule}")
+    return argparse.ArgumentTypeError(f"got {_quoted(text)}, expected {rule}")
 
 
-def _shown(text: str) -> str:
+def _quoted(text: str) -> str:
     return repr(text if len(text) <= 60 else text[:57] + "...")

@@ -100,8 +100,8 @@ def _edit(args: argparse.Namespace) -> None:
         "frames": clips.frames.shape[1],
         **({"preview": args.preview} if args.preview else {}),
     }
-    shown = [*paths, *([args.preview] if args.preview else [])]
-    report(args, clips, shown, facts, seconds | {"total": done - STARTED})
+    written = [*paths, *([args.preview] if args.preview else [])]
+    report(args, clips, written, facts, seconds | {"total": done - STARTED})
 
 
 def _specs(args: argparse.Namespace) -> Specs:

@@ -181,15 +181,15 @@ def compose(
 
 def check(tasks: Mapping[str, Task], clips: int) -> None:
     """Raise UsageError for tasks that contradict each other or for the wrong number of clips."""
-    said: dict[str, str] = {}
+    decided_by: dict[str, str] = {}
     for name, task in tasks.items():
         for what in sorted(task.decides):
-            if what in said:
+            if what in decided_by:
                 raise UsageError(
-                    f"{said[what]} and {name} both decide {what}; do one, then the other with its "
+                    f"{decided_by[what]} and {name} both decide {what}; do one, then the other with its "
                     "result"
                 )
-            said[what] = name
+            decided_by[what] = name
     low, high = (f(t.clips[i] for t in tasks.values()) for i, f in enumerate((max, min)))
     names = ", ".join(tasks)
     if low > high:

@@ -161,9 +161,9 @@ class InterpolateFrames(Task):
         return replace(scene, last=end)
 
 
-def _overlap(asked: int | None, default: int, have: int, canvas: Canvas) -> int:
+def _overlap(requested: int | None, default: int, have: int, canvas: Canvas) -> int:
     """How many given frames the model sees at one end."""
-    count = min(default or 1, have) if asked is None else asked
+    count = min(default or 1, have) if requested is None else requested
     if not 1 <= count < canvas.frames:
         raise UsageError(f"given is {count}; use 1 to {canvas.frames - 1} frames")
     if count > have:
@@ -171,12 +171,12 @@ def _overlap(asked: int | None, default: int, have: int, canvas: Canvas) -> int:
     return count
 
 
-def _bridge(left: Given, right: Given, asked: int | None, canvas: Canvas) -> Scene:
+def _bridge(left: Given, right: Given, requested: int | None, canvas: Canvas) -> Scene:
     default = max(canvas.frames // 5, 1)
-    one, two = (_overlap(asked, default, len(clip), canvas) for clip in (left, right))
+    one, two = (_overlap(requested, default, len(clip), canvas) for clip in (left, right))
     if one + two >= canvas.frames:
         raise UsageError(
-            f"given is {asked}, so {one + two} of {canvas.frames} frames are known and no room is "
+            f"given is {requested}, so {one + two} of {canvas.frames} frames are known and no room is "
             f"left between; use at most {(canvas.frames - 1) // 2}"
         )
     scene = _ends(canvas, left[len(left) - one :], right[:two])

@@ -47,10 +47,11 @@ def distance(capsys, *words: str) -> float:
 
 
 def check_order(folders: Path, capsys, *words: str) -> None:
+    """More noise is further away; frozen clips are further than the clips from themselves."""
     a = str(folders / "a")
     kinds = ("a", "light", "heavy", "still")
     same, light, heavy, still = (distance(capsys, a, str(folders / k), *words) for k in kinds)
-    assert abs(same) < 1e-3 * light and light < heavy and light < still
+    assert abs(same) < 1e-3 * min(light, still) and light < heavy
 
 
 def test_distances_of_folders_by_the_lpc_network(folders, capsys):
@@ -60,7 +61,7 @@ def test_distances_of_folders_by_the_lpc_network(folders, capsys):
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["a", "nowhere"], "is no folder, expected a folder of videos"),
+        (["a", "nowhere"], "is not a folder, expected a folder of videos"),
         (["a", "one"], "one holds 1 video; a distance needs 2 or more"),
         (["a", "still", "--features", "inception"], "unknown features 'inception'"),
         (["a", "still", "--features", "timm"], "'timm' needs the option 'model'"),

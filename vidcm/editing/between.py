@@ -81,8 +81,13 @@ def interpolate(
 
 
 def between(one: Cond, two: Cond, weights: Tensor) -> Cond:
-    """Conditions on the line between two of one sample each, at weights `(b,)`; both ends keep their
-    own mask."""
+    """Conditions on the line between the conditions of one sample each; both ends keep their own mask.
+
+    Args:
+        one: Condition of one sample, at weight 0.
+        two: Condition of one sample, at weight 1.
+        weights: `(b,)` in [0, 1].
+    """
     both = one.stack(two)
     share = weights.view(-1, 1, 1)
     tokens = torch.lerp(both.tokens[:1], both.tokens[1:], share.to(both.tokens))
@@ -92,8 +97,16 @@ def between(one: Cond, two: Cond, weights: Tensor) -> Cond:
 
 
 def slerp(one: Tensor, two: Tensor, weights: Tensor) -> Tensor:
-    """Points on the great circle from `one` to `two` `(1, ...)`, at weights `(b,)`: `(b, ...)`.
-    Unit noise stays unit noise, which it would not on the straight line."""
+    """Points on the great circle from `one` to `two`: unit noise stays unit noise.
+
+    Args:
+        one: `(1, ...)`, at weight 0.
+        two: `(1, ...)`, at weight 1.
+        weights: `(b,)` in [0, 1].
+
+    Returns:
+        `(b, ...)`.
+    """
     cosine = torch.cosine_similarity(one.flatten(), two.flatten(), dim=0).clamp(-1, 1)
     angle = torch.acos(cosine.double())
     if angle < 1e-3:  # one and the same

@@ -58,8 +58,11 @@ def build_tasks(specs: TaskSpec | Sequence[TaskSpec]) -> dict[str, Task]:
 def canvas_of(
     generation: Generation, height: int | None = None, width: int | None = None
 ) -> Canvas:
-    """The clip that a model generates, of its own size or another. Raises UsageError for a size
-    that the strides of codec and network do not divide."""
+    """The clip that a model generates, of its own size or another.
+
+    Raises:
+        UsageError: The strides of codec and network do not divide the size.
+    """
     stride, windowed = generation.codec.time_stride, generation.denoiser
     generation.latent_shape(None, height, width)
     frames, *own = generation.settings.size
@@ -177,8 +180,7 @@ def _input_video(scene: Scene) -> Tensor:
 
 
 def _latent_noise(codec: CausalVAE, video: Tensor, noise: float) -> float:
-    """sigma / alpha of latents whose pixels hold so many grey levels of noise, measured by adding
-    more of the same noise."""
+    """Sigma / alpha of latents of pixels with noise of that many grey levels, measured by adding more."""
     more = SampleRng(0, [0], video.device).normal(*video.shape[1:]) * (noise / 127.5)
     off = encode_chunked(codec, video + more) - encode_chunked(codec, video)
     return float(off.square().mean().sqrt())

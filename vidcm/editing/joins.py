@@ -1,9 +1,9 @@
-"""Joins in time: a made picture drawn to the given one beside it, as little as makes the step
-between them no larger than the steps around it.
+"""Joins in time: a generated picture is blended towards the input picture beside it.
 
-What a codec decodes is a little off, so a made frame differs from a given one by more than their
-motion; and a loop ends where its action does. Pictures are `b 3 h w`, clips `b 3 t h w`, both in
-[-1, 1]; what is mixed is whole grey levels, so that rounding brings no step back.
+The blend is the smallest for which the step between the two is no larger than the steps around it.
+What a codec decodes is a little off, so a generated frame differs from an input one by more than
+their motion; and a loop ends where its action does. Pictures are `b 3 h w`, clips `b 3 t h w`, both
+in [-1, 1]. Blends are rounded to grey levels, so that rounding brings no step back.
 """
 
 from collections.abc import Sequence
@@ -13,10 +13,12 @@ from torch import Tensor
 
 
 def drawn(before: Tensor, last: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """Of four pictures in turn the second, mixed with the third: as little of it as makes the step
-    between them no larger than the mean of the steps beside it, to 1 / 256; none where it is no
-    larger by itself. About 2/3 at most: the step before grows by no more than this one loses, and
-    counts half."""
+    """The second of four pictures in a row, blended towards the third.
+
+    The weight is the smallest, to 1 / 256, for which the step between them is no larger than the mean of
+    the two steps beside it; 0 where it already is. It is about 2/3 at most, since the step before grows
+    by at most what this step loses and counts half.
+    """
     beside = _step(first, second)
 
     def mixed(share: Tensor) -> Tensor:
@@ -40,8 +42,15 @@ def drawn_to_start(video: Tensor) -> Tensor:
 
 
 def drawn_to_given(video: Tensor, given: Sequence[bool]) -> Tensor:
-    """A clip, its made frames drawn to given ones. given: `(t,)`, which frames are. Only a made
-    frame between another made one and two given ones moves: one alone says nothing of motion."""
+    """A clip whose generated frames are blended towards input frames.
+
+    Only a generated frame between another generated one and two input ones moves: one alone tells
+    nothing of the motion.
+
+    Args:
+        video: `(b 3 t h w)` in [-1, 1].
+        given: `(t,)`, True for input frames.
+    """
     frames = list(video.unbind(2))
     for t in range(len(frames)):
         for way in (1, -1):

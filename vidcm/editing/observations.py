@@ -21,8 +21,9 @@ CARRY = 0.9
 
 
 class LatentPrefix:
-    """Projection onto leading latent frames of a known clip. A causal codec gives them the same
-    latents whatever follows, so they are imposed without decoding.
+    """Projection onto the leading latent frames of a known clip.
+
+    A causal codec gives them the same latents whatever follows, so they are imposed without decoding.
 
     Args:
         latents: `(1, c, t, h, w)`, t at most that of the clips.
@@ -144,11 +145,14 @@ def network_input(
 
 
 def given_latents(scene: Scene, codec: CausalVAE, device: torch.device) -> GivenLatents | None:
-    """The latent frames of a scene all of whose frames are known; None where there is none, or less
-    is known of them than pixels.
+    """The latent frames of a scene whose frames are known entirely.
 
-    Latents of frames after a gap depend a little on the gap (of the bundled codec's, by 3 % of
-    their spread): they are those of a clip whose gaps hold the nearest known frame."""
+    Latents of frames after a gap depend a little on the gap (of the bundled codec's, by 3 % of their
+    spread): they are those of a clip whose gaps hold the nearest known frame.
+
+    Returns:
+        The frames; None where no frame is known, or less of one than its pixels.
+    """
     if scene.keeps != "pixels":
         return None
     known = torch.from_numpy(scene.seen.all((1, 2)))

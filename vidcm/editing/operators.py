@@ -60,12 +60,17 @@ class Operator(ABC):
 
 
 class Pixels(Operator):
-    """Some pixels. frames: uint8 `(t h w 3)`. seen: bool `(t h w)`, where they are known.
+    """The values of some pixels.
 
-    carry: how alike errors of a guess are in neighbouring frames, below 1; those d frames apart
-    are taken to correlate by carry^d. A+ then corrects a pixel by what is known of it at other
-    times, as the mean of a Gaussian process does: C A' (A C A')^-1. At 0 it corrects nothing but
-    what is known."""
+    A+ corrects a pixel also by what is known of it at other times, as the mean of a Gaussian process
+    does: C A' (A C A')^-1, C the covariance of errors along time.
+
+    Args:
+        frames: uint8 `(t h w 3)`.
+        seen: bool `(t h w)`, True where they are known.
+        carry: Correlation of errors of neighbouring frames, in [0, 1); of frames d apart it is carry^d.
+            At 0 only known pixels are corrected.
+    """
 
     def __init__(self, frames: Tensor, seen: Tensor, carry: float = 0.0):
         self.frames, self.seen = frames, seen
@@ -83,8 +88,11 @@ class Pixels(Operator):
         return torch.where(self.seen[..., None], self.frames, frames)
 
     def blend(self, video: Tensor) -> Tensor:
-        """Adds to what is generated what the kept side is off by: in space spread over REACH pixels
-        and fading with distance, in time fading by FADE. Then made frames are drawn to given ones."""
+        """Add the error on the kept side to the generated side.
+
+        In space the error is spread over REACH pixels and fades with distance, in time it fades by FADE. Then
+        generated frames are blended towards input ones.
+        """
         off = (self.y - video) * self.mask
         share = _blur(self.mask)
         spread = _blur(off) / share.clamp(min=1e-6)
@@ -95,10 +103,14 @@ class Pixels(Operator):
 
 
 class Luminance(Operator):
-    """The luminance of some pixels (BT.601 weights, on gamma-coded values). frames: uint8 `(t h w
-    3)`, of which only the luminance is used. seen: bool `(t h w)`.
+    """The luminance of some pixels (BT.601 weights, on gamma-coded values).
 
-    A+ adds equal amounts of red, green and blue, which leaves colour differences alone."""
+    A+ adds equal amounts of red, green and blue, which leaves colour differences alone.
+
+    Args:
+        frames: uint8 `(t h w 3)`, of which only the luminance is used.
+        seen: bool `(t h w)`, True where it is known.
+    """
 
     def __init__(self, frames: Tensor, seen: Tensor):
         self.grey, self.seen = luminance(frames), seen
@@ -113,8 +125,10 @@ class Luminance(Operator):
         return y.expand(-1, 3, -1, -1, -1)
 
     def exact(self, frames: Tensor) -> Tensor:
-        """Colours that leave the range pale towards grey, at equal luminance; green, which counts
-        for more than half, takes the rounding."""
+        """Colours out of range pale towards grey at equal luminance.
+
+        Green, which counts for more than half, takes the rounding.
+        """
         grey = self.grey.double()[..., None]
         shifted = frames + grey - _thousandths(frames.double())[..., None] / 1000
         red, _, blue = _in_range(shifted, grey, (-1,)).round().unbind(-1)
@@ -125,8 +139,13 @@ class Luminance(Operator):
 
 
 class BlockMean(Operator):
-    """The mean of every block of size x size pixels. frames: uint8 `(t h/size w/size 3)`. seen:
-    bool `(t h/size w/size)`."""
+    """The mean of every block of size x size pixels.
+
+    Args:
+        frames: uint8 `(t h/size w/size 3)`.
+        seen: bool `(t h/size w/size)`, True where it is known.
+        size: Side of a block in pixels.
+    """
 
     def __init__(self, frames: Tensor, seen: Tensor, size: int):
         self.frames, self.seen, self.size = frames, seen, size
@@ -140,8 +159,10 @@ class BlockMean(Operator):
         return y.repeat_interleave(self.size, 3).repeat_interleave(self.size, 4)
 
     def exact(self, frames: Tensor) -> Tensor:
-        """The sum of a block becomes size^2 times its mean: remainders of rounding go to the
-        pixels with the largest fractions."""
+        """The sum of a block becomes size^2 times its mean.
+
+        Remainders of rounding go to the pixels with the largest fractions.
+        """
         blocks = self._blocks(frames).double()  # b t h w 3 n
         mean = self.frames.double()[..., None]
         target = mean * self.size**2
@@ -164,8 +185,13 @@ class BlockMean(Operator):
 
 
 class Ring(Operator):
-    """The last frame is the first one again. share: `(h w)` in 0..1, how much of a difference the
-    first frame gives way to the last: 0 where the first is known, 1 where the last is."""
+    """The last frame equals the first.
+
+    Args:
+        share: `(h w)` in [0, 1], the part of a difference that the first frame takes: 0 where the first
+            is known, 1 where the last is.
+        frames: Number of frames.
+    """
 
     def __init__(self, share: Tensor, frames: int):
         self.share, self.count = share, frames
@@ -199,8 +225,7 @@ def _thousandths(colours: Tensor) -> Tensor:
 
 
 def _in_range(wanted: Tensor, mean: Tensor, over: tuple[int, ...]) -> Tensor:
-    """`wanted` drawn to `mean` by one factor for all of the axes `over`, as little as brings it
-    into 0..255. Means of `wanted` that equal `mean` stay."""
+    """Scale `wanted - mean` by one factor along the axes `over`, the largest that stays within 0..255."""
     off = wanted - mean
     room = torch.where(off > 0, 255 - mean, mean) / off.abs()
     room = torch.where(off.abs() < 1e-9, torch.inf, room)  # rounding, at the edge of the range too
@@ -208,9 +233,10 @@ def _in_range(wanted: Tensor, mean: Tensor, over: tuple[int, ...]) -> Tensor:
 
 
 def _carried(seen: Tensor, carry: float) -> Carried:
-    """For every pixel the last time up to now and the first one after at which it is known, each
-    `(t h w)`, with the weights of what is known then. No other times count: errors that correlate
-    so are a Markov chain."""
+    """For each pixel the nearest known times before (or at) and after, `(t h w)`, with their weights.
+
+    No other times count, since errors that correlate by carry^d are a Markov chain.
+    """
     count = len(seen)
     time = torch.arange(count, device=seen.device).view(-1, 1, 1)
     before = torch.where(seen, time, -1).cummax(0).values

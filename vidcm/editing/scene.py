@@ -13,9 +13,16 @@ from vidcm.errors import UsageError
 
 @dataclass(frozen=True)
 class Canvas:
-    """What the model makes: so many frames of that size, in pixels. stride: frames of a latent.
-    fit: from a number of frames to the next, itself or a larger one, that latent frames and the
-    windows of a long clip fill. most: frames that memory holds."""
+    """The clip that a model generates.
+
+    Attributes:
+        frames: Number of frames.
+        height: In pixels.
+        width: In pixels.
+        stride: Frames of a latent frame.
+        fit: Smallest number of frames, at least its argument, that latent frames and windows fill.
+        most: Frames that memory holds.
+    """
 
     frames: int
     height: int
@@ -41,14 +48,22 @@ class Given:
 
 @dataclass(frozen=True)
 class Scene:
-    """frames: uint8 `(t h w 3)`, the given ones in their places. seen: bool `(t h w)`, what of them
-    is known; both on the canvas, or 1 / size of it where `keeps` is "block_mean".
+    """What is known of the frames that a model generates, and how generation begins.
 
-    keeps: the operator that says what is known of a seen pixel. ring: the last frame is the first
-    again. What is made begins from noise; with `strength` (0..1) from the given frames noised so
-    far; with `noise` from the given frames, which have that many grey levels of it. before, after:
-    frames around what is made. last: how many frames of that the result holds. closes: the last of
-    them leads to the first of the result."""
+    Attributes:
+        frames: uint8 `(t h w 3)`, the input frames in their places on the canvas; for the operator
+            "block_mean" at 1 / `size` of its height and width.
+        seen: bool, `(t h w)` of `frames`, True where a pixel is known.
+        keeps: The operator whose value of a seen pixel is known.
+        size: Side of a block for "block_mean".
+        ring: Whether the last frame equals the first.
+        strength: In [0, 1]: begin from the input frames with that much noise; None for pure noise.
+        noise: Begin from the input frames, which have noise of that many grey levels.
+        before: Frames that the result has before the generated ones.
+        after: Frames that the result has after them.
+        last: Number of generated frames in the result.
+        closes: Whether the last of them leads to the first of the result.
+    """
 
     frames: np.ndarray
     seen: np.ndarray
@@ -70,13 +85,19 @@ BEGIN = "what it begins from"
 
 
 class Task:
-    """One thing to do to clips. Its constructor's arguments are its options, and its docstring's
-    first line is what `vidcm edit --help` says of it.
+    """An edit of clips.
 
-    clips: the least and the most clips it takes. least: the fewest frames in one, None for those of
-    a latent frame. grows: whether the model makes as many frames as the clip asks for; if all of
-    several tasks do. decides: what only one task of several may say. example: what follows `vidcm
-    edit`."""
+    The arguments of a task's constructor are its options, and the first line of its docstring is its
+    line in `vidcm edit --help`.
+
+    Attributes:
+        clips: Smallest and largest number of clips.
+        least: Smallest number of frames in a clip; None for those of a latent frame.
+        grows: Whether the model generates as many frames as the clip asks for. Several tasks follow the
+            input only if each of them does.
+        decides: Facts that only one of several tasks may decide.
+        example: What follows `vidcm edit NAME`.
+    """
 
     clips: tuple[int, int] = (1, 1)
     least: int | None = None
@@ -141,12 +162,20 @@ def compose(
     canvas: Canvas,
     frames: int | None = None,
 ) -> tuple[Canvas, Scene]:
-    """What several tasks ask of the model, and what is known of it from clips uint8 `(t h w 3)`.
+    """The canvas and the scene of several tasks at once.
 
-    tasks: by name, in any order. Of several tasks the result is what the model makes, without the
-    frames of a clip that it does not see. frames: how many the model makes; None for as many as a
-    clip asks for, or the canvas has. Raises UsageError for tasks that contradict each other and for
-    clips that do not fit them."""
+    The result of several tasks is what the model generates, without the frames of a clip that it does
+    not see.
+
+    Args:
+        tasks: By name, in any order.
+        clips: uint8 `(t h w 3)` each.
+        canvas: What the model generates by itself.
+        frames: How many it is to generate; None for as many as a clip asks for, or the canvas has.
+
+    Raises:
+        UsageError: Tasks contradict each other, or clips do not fit them.
+    """
     check(tasks, len(clips))
     alone = len(tasks) == 1
     canvas = grown(tasks, [len(clip) for clip in clips], canvas, frames)
@@ -202,10 +231,17 @@ def check(tasks: Mapping[str, Task], clips: int) -> None:
 def grown(
     tasks: Mapping[str, Task], lengths: Sequence[int], canvas: Canvas, frames: int | None
 ) -> Canvas:
-    """The canvas of tasks, from what the model makes by itself: for tasks along whole clips, of
-    `lengths`, as long as they ask for; else of the number of `frames`, if one is given.
+    """The canvas of tasks, from what the model generates by itself.
 
-    Raises UsageError where tasks do not make so many."""
+    Args:
+        tasks: By name.
+        lengths: Frames of the clips; tasks along whole clips generate as many.
+        canvas: What the model generates by itself.
+        frames: How many it is to generate; None for as many as the tasks ask for.
+
+    Raises:
+        UsageError: The tasks do not generate so many.
+    """
     made = canvas
     for task in tasks.values():
         made = task.canvas(made)

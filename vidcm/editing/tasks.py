@@ -9,9 +9,11 @@ from vidcm.errors import UsageError
 
 
 class Inpaint(Task):
-    """fill in what a mask covers; every other pixel stays
+    """Fill in what a mask covers; every other pixel stays.
 
-    mask: bool or uint8 `(h w)` or `(t h w)`, in the size of the clip; what is not 0 is filled."""
+    Args:
+        mask: bool or uint8 `(h w)` or `(t h w)`, in the size of the clip; what is not 0 is filled.
+    """
 
     example = '--input clip.mp4 --mask 80,32,96,64 --prompt "a woman with blue hair"'
     grows = True
@@ -39,9 +41,11 @@ class Inpaint(Task):
 
 
 class Outpaint(Task):
-    """go on beyond the borders of a clip; the clip stays
+    """Go on beyond the borders of a clip; the clip stays.
 
-    place: `(x, y, width, height)`, where in the picture the clip goes, in pixels."""
+    Args:
+        place: `(x, y, width, height)`, where in the picture the clip goes, in pixels.
+    """
 
     example = '--input clip.mp4 --place 16,16,32,32 --prompt "an orc walks left"'
     grows = True
@@ -71,7 +75,7 @@ class Outpaint(Task):
 
 
 class Colorize(Task):
-    """colour a grey clip; its luminance stays"""
+    """Colour a grey clip; its luminance stays."""
 
     example = '--input grey.mp4 --prompt "a man with red hair in a green shirt"'
     grows = True
@@ -82,9 +86,11 @@ class Colorize(Task):
 
 
 class Upscale(Task):
-    """enlarge a small clip; the mean of every block stays
+    """Enlarge a small clip; the mean of every block stays.
 
-    factor: how many times, 2 or more."""
+    Args:
+        factor: How many times, 2 or more.
+    """
 
     example = '--input small.gif --factor 4 --prompt "a woman walks left"'
     grows = True
@@ -109,9 +115,11 @@ class Upscale(Task):
 
 
 class Variation(Task):
-    """another clip like this one, or a clip from a rough one (SDEdit, arXiv 2108.01073)
+    """Another clip like this one, or a clip from a rough one (SDEdit, arXiv 2108.01073).
 
-    strength: 0..1, how much noise is put on it: 0 gives it back, 1 forgets it."""
+    Args:
+        strength: In [0, 1], how much noise is put on it: 0 gives it back, 1 forgets it.
+    """
 
     example = '--input clip.mp4 --strength 0.7 --prompt "an orc walks left"'
     grows = True
@@ -127,9 +135,11 @@ class Variation(Task):
 
 
 class Denoise(Task):
-    """clean a clip with noise of a known level
+    """Clean a clip with noise of a known level.
 
-    noise: its standard deviation in grey levels, above 0 and at most 255."""
+    Args:
+        noise: Standard deviation of the noise in grey levels, above 0 and at most 255.
+    """
 
     example = '--input noisy.mp4 --noise 30 --prompt "a man walks right"'
     grows = True
@@ -145,10 +155,12 @@ class Denoise(Task):
 
 
 class Interpolate(Task):
-    """clips between two seeds, two prompts or two clips; both ends stay
+    """Clips between two seeds, two prompts or two clips; both ends stay.
 
-    count: how many, the ends among them, 2 to 64. strength: 0..1, how much noise is put on a
-    mixture of two clips."""
+    Args:
+        count: Number of clips with both ends, 2 to 64.
+        strength: In [0, 1], how much noise is put on a mixture of two clips.
+    """
 
     example = '--prompt "a man walks left" --prompt "an orc walks left" --count 5 --output way.gif'
     clips = (0, 2)
@@ -163,7 +175,7 @@ class Interpolate(Task):
 
 
 class Image(Task):
-    """a picture from a prompt: a clip of one frame"""
+    """A picture from a prompt: a clip of one frame."""
 
     example = '--prompt "a man in golden armor" --output man.png'
     clips = (0, 0)

@@ -9,7 +9,9 @@ from vidcm.errors import UsageError
 class Overlapping(Task):
     """A task that takes clips of any length and shows the model a few frames at their ends.
 
-    given: how many; None for a share of what the model makes."""
+    Args:
+        given: How many frames; None for a share of what the model generates.
+    """
 
     def __init__(self, given: int | None = None):
         self.given = given
@@ -19,9 +21,11 @@ class Overlapping(Task):
 
 
 class Extend(Overlapping):
-    """go on after the end of a clip; the clip stays
+    """Go on after the end of a clip; the clip stays.
 
-    given: how many of its last frames the model sees (default: about half of what it makes)."""
+    Args:
+        given: How many of its last frames the model sees (default: about half of what it generates).
+    """
 
     example = '--input clip.mp4 --prompt "a woman walks left"'
     decides = frozenset({TIMING})
@@ -34,9 +38,11 @@ class Extend(Overlapping):
 
 
 class ExtendBackward(Overlapping):
-    """make what came before a clip; the clip stays
+    """Make what came before a clip; the clip stays.
 
-    given: how many of its first frames the model sees (default: about half of what it makes)."""
+    Args:
+        given: How many of its first frames the model sees (default: about half of what it generates).
+    """
 
     example = '--input clip.mp4 --prompt "a woman walks left"'
     decides = frozenset({TIMING})
@@ -49,10 +55,12 @@ class ExtendBackward(Overlapping):
 
 
 class Inbetween(Overlapping):
-    """connect two pictures or two clips; both stay
+    """Connect two pictures or two clips; both stay.
 
-    given: how many frames of a clip the model sees at each end (default: a fifth of what it
-    makes)."""
+    Args:
+        given: How many frames of a clip the model sees at each end (default: a fifth of what it
+            generates).
+    """
 
     example = '--input first.png --input last.png --prompt "a man slashes"'
     clips = (2, 2)
@@ -65,10 +73,12 @@ class Inbetween(Overlapping):
 
 
 class Loop(Overlapping):
-    """close a clip to a loop, or make one from a prompt alone; the clip stays
+    """Close a clip to a loop, or make one from a prompt alone; the clip stays.
 
-    given: how many frames of the clip the model sees at each end (default: a fifth of what it
-    makes)."""
+    Args:
+        given: How many frames of the clip the model sees at each end (default: a fifth of what it
+            generates).
+    """
 
     example = '--input clip.mp4 --prompt "a woman walks left" --output loop.gif'
     clips = (0, 1)
@@ -92,9 +102,11 @@ class Loop(Overlapping):
 
 
 class Animate(Task):
-    """bring a picture to life; it stays as the first or last frame
+    """Bring a picture to life; it stays as the first or last frame.
 
-    at: "first" or "last". Two pictures are first and last."""
+    Args:
+        at: "first" or "last". Two pictures are first and last.
+    """
 
     example = '--input picture.png --at first --prompt "a man walks left"'
     clips = (1, 2)
@@ -123,9 +135,11 @@ class Animate(Task):
 
 
 class InterpolateFrames(Task):
-    """more frames for a slow clip; the given frames stay
+    """More frames for a slow clip; its own frames stay.
 
-    factor: frames made for each given one, 2 or more."""
+    Args:
+        factor: Frames generated for each input frame, 2 or more.
+    """
 
     example = '--input slow.gif --factor 2 --prompt "an orc walks right"'
     least = 2

@@ -94,7 +94,8 @@ def export(
     were loaded together and made a clip.
 
     storage: fp16, or int8 for teacher and student. overwrite: replace the models of an existing
-    folder; its other files stay. Raises UsageError for parts that do not fit together."""
+    folder; its other files stay. Raises UsageError for parts that do not fit together.
+    """
     if (output / "pipeline.json").exists() and not overwrite:
         raise UsageError(f"{output} holds a pipeline; give another --output, or --overwrite")
     cards = {role: read_card(models[role]) for role in ROLES}

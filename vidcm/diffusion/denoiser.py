@@ -79,8 +79,10 @@ class Denoiser(nn.Module, DenoiserBase):
         return Cond(tokens, mask, guidance_scale)
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Cond, s: Tensor | None = None) -> Prediction:
-        """As the base class has it, float32. For s = 0 x0 is the consistency function, equal to
-        x_t at t = 0 whatever the weights."""
+        """As in the base class, float32.
+
+        For s = 0 the prediction's x0 is the consistency function, equal to x_t at t = 0 whatever the weights.
+        """
         alpha, sigma = self.path.alpha(t), self.path.sigma(t)
         size = torch.hypot(alpha, sigma)
         cos, sin = like(alpha / size, x_t), like(sigma / size, x_t)

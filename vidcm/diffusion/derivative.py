@@ -20,8 +20,11 @@ Function = Callable[..., Tensor]
 
 
 class Derivative(Protocol):
-    """function: tensors to a tensor. primals: where, tangents: which way, of the same shapes and
-    dtypes. Returns value and directional derivative, both of the value's shape."""
+    """A function's value and its derivative along a direction, without a gradient graph.
+
+    Called with the function of tensors, `primals` (where) and `tangents` (which way, of the same shapes
+    and dtypes); returns value and directional derivative, both of the value's shape.
+    """
 
     def __call__(
         self, function: Function, primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...]
@@ -32,7 +35,8 @@ class Exact:
     """Forward-mode automatic differentiation, for two to three times the price of the function.
 
     In bf16 it errs by one to three hundredths. Dual tensors go through the network as it stands,
-    with the hooks of whatever has wrapped it, and through compiled parts as they were written."""
+    with the hooks of whatever has wrapped it, and through compiled parts as they were written.
+    """
 
     def __call__(
         self, function: Function, primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...]
@@ -45,19 +49,24 @@ class Exact:
 
 
 def _uncompiled() -> AbstractContextManager:
-    """torch.compile loses tangents without a word, so what is compiled runs eagerly. The import
-    that this takes is spared where nothing can have been compiled."""
+    """Run compiled parts eagerly: torch.compile loses tangents silently."""
     if "torch._dynamo" not in sys.modules:
         return nullcontext()
     return torch.compiler.set_stance("force_eager")
 
 
 class FiniteDifference:
-    """Central difference, (f(x + h dx) - f(x - h dx)) / 2h, for three times the price of the
-    function. h: how far to go along the tangents; the error is of order h^2 from curvature and of
-    order 1e-7 / h from float32. bf16 would leave a tenth of error at best.
+    """Central difference, (f(x + h dx) - f(x - h dx)) / 2h, for three times the price of the function.
 
-    Raises UsageError for a step that is not above zero."""
+    Its error is of order h^2 from curvature and of order 1e-7 / h from float32; bf16 would leave a tenth
+    of error at best.
+
+    Args:
+        h: Step along the tangents, above 0.
+
+    Raises:
+        UsageError: h is not above 0.
+    """
 
     def __init__(self, h: float = 2e-3):
         if not h > 0:

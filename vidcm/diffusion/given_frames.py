@@ -1,8 +1,8 @@
-"""Latent frames that are given. A model trained with them is shown these clean, at time 0 of their
-own, and makes the others from noise: time per frame (Chen et al. 2024, arXiv 2407.01392), random
-masks of past and future frames (Voleti et al. 2022, arXiv 2205.09853).
+"""Given frames: known latent frames, which the network sees clean while it generates the others.
 
-A mask is bool, True where a frame is given; None stands for no frame of any sample.
+They are at time 0 of their own: time per frame (Chen et al. 2024, arXiv 2407.01392), random masks of
+past and future frames (Voleti et al. 2022, arXiv 2205.09853). A mask is bool, True where a frame is
+given; None stands for no frame of any sample.
 """
 
 from collections.abc import Mapping
@@ -21,12 +21,17 @@ KINDS = ("first", "last", "both", "random")
 
 
 class GivenFrames:
-    """What is given of training samples. shares: of samples by kind, at most 1 in all; of the
-    rest, and without shares, nothing is. "first" is a beginning of any length, "last" an end,
-    "both" one of each, "random" any set; at least one frame is left to make, and of a clip too
-    short for that, or for a gap between two ends, nothing is given.
+    """Draws which latent frames of training samples are given.
 
-    Raises UsageError for an unknown kind or shares that make no sense."""
+    "first" is a beginning of any length, "last" an end, "both" frames at each end, "random" any subset.
+    At least one frame stays unknown; clips too short for the drawn kind get no given frames.
+
+    Args:
+        shares: Share of samples by kind, at most 1 in all; the other samples get no given frames.
+
+    Raises:
+        UsageError: A kind is unknown, or the shares make no sense.
+    """
 
     def __init__(self, shares: Mapping[str, float] | None = None):
         if shares is not None and not isinstance(shares, Mapping):
@@ -77,8 +82,11 @@ class GivenFrames:
         return given
 
     def check(self, config: TrainConfig) -> None:
-        """Raises UsageError for a run in which given frames would go unseen, by the network or by
-        the teacher."""
+        """Refuse a run whose given frames the network or the teacher would not see.
+
+        Raises:
+            UsageError: The run cannot use them.
+        """
         patch = config.model.get("backbone", {}).get("patch_size", (1,))
         if self and patch[0] != 1:
             raise UsageError(

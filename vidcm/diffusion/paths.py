@@ -103,8 +103,10 @@ class TrigFlow(ProbPath):
 
 
 class VarianceExploding(ProbPath):
-    """alpha = 1, sigma = t on [0, 80 / 0.5]: EDM's clock for data of unit variance
-    (Karras et al. 2022, arXiv 2206.00364)."""
+    """Variance exploding: alpha = 1, sigma = t on [0, 80 / 0.5].
+
+    EDM's clock for data of unit variance (Karras et al. 2022, arXiv 2206.00364).
+    """
 
     t_max = 160.0
 
@@ -127,7 +129,8 @@ class VarianceExploding(ProbPath):
 def match(x_t: Tensor, t: Tensor, source: ProbPath, target: ProbPath) -> tuple[Tensor, Tensor]:
     """The same noisy latents on another path: (x, t) on `target` at equal signal-to-noise ratio.
 
-    Computed in float64; times are returned in the dtype of `t`."""
+    Computed in float64; times are returned in the dtype of `t`.
+    """
     # The float32 next to t_max may lie beyond it, where the ratio changes its sign.
     wide = t.double().clamp(max=source.t_max)
     there = target.t_from_sigma(source.sigma_ratio(wide)).clamp(max=target.t_max)

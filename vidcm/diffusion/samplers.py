@@ -79,8 +79,11 @@ def heun(
     rng: Noise | None = None,
     on_step: OnStep = keep,
 ) -> Tensor:
-    """Second order (Karras et al. 2022, arXiv 2206.00364, algorithm 1): two evaluations per
-    interval, x_s = x_t + (s - t) (v_t + v_s) / 2; one in an interval that ends at the data."""
+    """Heun's method (Karras et al. 2022, arXiv 2206.00364, algorithm 1), of second order.
+
+    x_s = x_t + (s - t) (v_t + v_s) / 2: two evaluations per interval, one in an interval that ends at the
+    data.
+    """
     for step, t, s in _intervals(times):
         slope = denoiser.velocity(x, _at(t, x), cond)
         ahead = x + (s - t) * slope
@@ -100,12 +103,11 @@ def dpm(
     rng: Noise | None = None,
     on_step: OnStep = keep,
 ) -> Tensor:
-    """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2): second order with one
-    evaluation per interval.
+    """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2), of second order.
 
-    x_s = sigma_s / sigma_t x_t + (alpha_s - alpha_t sigma_s / sigma_t) D with D = x0 +
-    (x0 - x0') h / (2 h'), where x0' and h' are those of the interval before and h = ln of the ratio
-    of sigma / alpha. The first interval, and those at pure noise or data, are first order: D = x0.
+    x_s = sigma_s / sigma_t x_t + (alpha_s - alpha_t sigma_s / sigma_t) D with D = x0 + (x0 - x0') h / (2 h'),
+    where x0' and h' are those of the interval before and h = ln of the ratio of sigma / alpha. One
+    evaluation per interval. The first interval, and those at pure noise or data, are first order: D = x0.
     """
     path, before = denoiser.path, None
     for step, t, s in _intervals(times):
@@ -131,8 +133,10 @@ def consistency(
     rng: Noise,
     on_step: OnStep = keep,
 ) -> Tensor:
-    """Multistep consistency sampling (Song et al. 2023, arXiv 2303.01469, algorithm 1): predict the
-    data, add fresh noise up to the next time; as many evaluations as times."""
+    """Multistep consistency sampling (Song et al. 2023, arXiv 2303.01469, algorithm 1).
+
+    Predict the data, add fresh noise up to the next time; as many evaluations as times.
+    """
     for step, t in enumerate(float(t) for t in times):
         if step:
             x = denoiser.path.add_noise(x, rng.normal(*x.shape[1:]), _at(t, x))
@@ -149,8 +153,10 @@ def flow_map(
     rng: Noise | None = None,
     on_step: OnStep = keep,
 ) -> Tensor:
-    """Deterministic sampling with a flow map or a phased student: jump from each time to the next
-    and from the last to the data; as many evaluations as times."""
+    """Deterministic sampling with a flow map or a phased student.
+
+    Jump from each time to the next and from the last to the data; as many evaluations as times.
+    """
     for step, t, s in _intervals([*map(float, times), 0.0]):
         x = on_step(step, t, denoiser.flow_map(x, _at(t, x), _at(s, x), cond))
     return x

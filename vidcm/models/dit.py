@@ -59,13 +59,25 @@ class Block(nn.Module):
 
 
 class DiT(TransformerBackbone):
-    """channels: of the latents; context: width of the text tokens (both given by the denoiser).
-    patch_size: `(t, h, w)` latents per token. guidance_embed: takes a guidance scale as an input (a student).
-    two_times: takes a second time, that which a jump ends at; starts deaf to it. The attribute
-    `activation_checkpointing`: compute blocks anew in the backward pass rather than keep what is inside them.
+    """A diffusion transformer on spacetime patches.
 
-    Raises UsageError for a size that is not above 0, when heads do not divide hidden_size, the head is not
-    a multiple of 16, or a shape does not divide into patches.
+    The attribute `activation_checkpointing` computes blocks anew in the backward pass instead of keeping
+    their activations.
+
+    Args:
+        channels: Of the latents; set by the denoiser.
+        context: Width of the text tokens; set by the denoiser.
+        hidden_size: Width of the tokens.
+        num_layers: Number of blocks.
+        num_heads: Attention heads of a block.
+        patch_size: `(t, h, w)` latents per token.
+        mlp_ratio: Width of an MLP over `hidden_size`.
+        guidance_embed: Take a guidance scale as an input, as a student does.
+        two_times: Take a second time, the target of a jump; it has no effect before training.
+
+    Raises:
+        UsageError: A size is not above 0, heads do not divide `hidden_size`, or a head is not a multiple
+            of 16.
     """
 
     student_inputs = ("guidance", "span")

@@ -265,8 +265,7 @@ def _import(device: torch.device) -> Any:
 
 
 def _let_tangents_through(model: nn.Module) -> None:
-    """Hooks of ZeRO-3 send what goes into a module and comes out of it through functions that do
-    nothing but watch for the backward pass. They lack the rule of forward-mode differentiation."""
+    """Give ZeRO-3's hook functions, which only watch for the backward pass, a forward-mode rule."""
     for module in model.modules():
         for name in ("pre_bwd_fn", "post_bwd_fn"):
             watch = vars(module).get(name)

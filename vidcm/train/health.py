@@ -28,9 +28,14 @@ VARIETY = 0.25  # of a student's clips over its teacher's: less is a collapse to
 
 
 class Vitals(NamedTuple):
-    """motion, spread, smooth: of every clip, float64 `(n,)`: grey levels between neighbouring
-    frames; deviation over a frame's pixels, in grey levels; correlation of neighbouring pixels (1
-    where all are equal). apart: mean grey levels between a clip and the next; nan of one clip."""
+    """Measurements of clips by which collapse shows.
+
+    Attributes:
+        motion: Mean difference of neighbouring frames in grey levels, float64 `(n,)`.
+        spread: Deviation over the pixels of a frame in grey levels, float64 `(n,)`.
+        smooth: Correlation of neighbouring pixels, 1 where all are equal, float64 `(n,)`.
+        apart: Mean difference between a clip and the next in grey levels; nan for one clip.
+    """
 
     motion: np.ndarray
     spread: np.ndarray
@@ -80,13 +85,19 @@ _TEACHER = "so are the teacher's: look at its run and at the codec first"
 
 
 def diagnose(frames: Tensor, reference: Tensor | None = None) -> list[str]:
-    """One sentence for each sickness that uint8 frames `(n t h w c)` show, of what was seen and
-    what usually causes it; none where they look healthy.
+    """One sentence for each sickness that clips show, with its usual cause; none where they look healthy.
 
-    A sickness of single clips (solid colour, noise, standing still) counts when half of them have
-    it: data may hold a wall or two. reference: the teacher's clips for the same prompts and noise,
-    in the same shape, against which motion and variety are measured. One frame does not move, and
-    one clip has no variety. Raises ValueError for other types or shapes."""
+    A sickness of single clips (solid colour, noise, standing still) counts when half of them have it:
+    data may hold a wall or two. One frame does not move, and one clip has no variety.
+
+    Args:
+        frames: uint8 `(n t h w c)`.
+        reference: The teacher's clips for the same prompts and noise, in the same shape; motion and
+            variety are measured against them.
+
+    Raises:
+        ValueError: Types or shapes are others.
+    """
     if reference is not None and reference.shape != frames.shape:
         raise ValueError(f"got {tuple(frames.shape)}, the reference is {tuple(reference.shape)}")
     now, teacher = vitals(frames), None if reference is None else vitals(reference)
@@ -146,9 +157,11 @@ def check_finite(latents: Tensor, label: str) -> None:
 
 
 def logged_motion(log: Path, step: int | None = None) -> dict[str, float]:
-    """The last motion ratios of a run's `metrics.jsonl`, by their full names, of at most `step`;
-    none where there is no such file or line. Passed over are torn lines, as of a killed run, and
-    ratios to a teacher that stands still."""
+    """The last motion ratios of a run's `metrics.jsonl` up to `step`, by their full names.
+
+    Empty where there is no such file or line. Torn lines, as of a killed run, and ratios to a teacher
+    that stands still are passed over.
+    """
     found: dict[str, float] = {}
     if not log.is_file():
         return found

@@ -90,11 +90,17 @@ def export(
     storage: str = "fp16",
     overwrite: bool = False,
 ) -> None:
-    """Write model folders (one for each of `ROLES`) and settings as a pipeline folder, after they
-    were loaded together and made a clip.
+    """Write model folders and settings as a pipeline folder, once they have generated a clip together.
 
-    storage: fp16, or int8 for teacher and student. overwrite: replace the models of an existing
-    folder; its other files stay. Raises UsageError for parts that do not fit together.
+    Args:
+        models: The model folder of each of `ROLES`.
+        output: The pipeline folder.
+        settings: Of the pipeline.
+        storage: Precision of the weights: "fp16", or "int8" for teacher and student.
+        overwrite: Replace the models of an existing folder; its other files stay.
+
+    Raises:
+        UsageError: Parts do not fit together.
     """
     if (output / "pipeline.json").exists() and not overwrite:
         raise UsageError(f"{output} holds a pipeline; give another --output, or --overwrite")

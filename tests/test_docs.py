@@ -1,7 +1,7 @@
 """What the documents tell to type is typed, in a copy of the repository, and what it makes is seen.
 
-README.md's own clips and edits run by default, and every block of Python; the whole road with
-`pytest -m slow`: each command of each document in order, cut short by `SHORT`.
+README.md's own clips and edits run by default, and every block of Python. `pytest -m slow` runs those
+of the other documents, and the README's road to a model of one's own, cut short by `SHORT`.
 """
 
 import json
@@ -27,7 +27,6 @@ from vidcm.media.write import write_clip
 REPO = Path(__file__).parents[1]
 CARD = Path("vidcm/pretrained/lpc-64")
 DOCUMENTS = [Path("README.md"), *(p.relative_to(REPO) for p in sorted(REPO.glob("docs/*.md")))]
-DOCUMENTS.append(CARD / "README.md")  # the last, for it overwrites the bundled model
 FRAMES, SIDE = 9, 64  # of the bundled model's clips
 
 # Words added to a command: later ones win over what the document says.
@@ -73,6 +72,13 @@ def blocks(document: Path) -> Iterator[Block]:
     text = (REPO / document).read_text("utf-8")
     for found in re.finditer(r"^```(\w*)[^\n]*\n(.*?)^```$", text, re.M | re.S):
         yield Block(document, text.count("\n", 0, found.start()) + 1, found[1], found[2])
+
+
+def commands(document: Path) -> Iterator[tuple[Block, list[str]]]:
+    """The command lines of a document, each with the block that it stands in."""
+    for block in blocks(document):
+        if block.language in ("", "bash", "sh"):
+            yield from ((block, words) for words in block.commands())
 
 
 class Reader:
@@ -203,11 +209,10 @@ def pictures(path: Path) -> np.ndarray:
 
 def test_the_readme_s_clips_and_edits(tmp_path):
     reader, typed = Reader(tmp_path), 0
-    for block in blocks(Path("README.md")):
-        for words in block.commands() if block.language in ("", "bash", "sh") else ():
-            if command_of(words) in ("generate", "edit") and "--checkpoint" not in words:
-                reader.type(words, block)
-                typed += 1
+    for block, words in commands(Path("README.md")):
+        if command_of(words) in ("generate", "edit") and "--checkpoint" not in words:
+            reader.type(words, block)
+            typed += 1
     assert typed > 4
 
 
@@ -236,9 +241,20 @@ def test_blocks_of_python_run(document, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_every_command_of_every_document_in_order(tmp_path, lpc_art):
-    reader = Reader(tmp_path, lpc_art)
-    for block in [b for document in DOCUMENTS for b in blocks(document)]:
-        for words in block.commands() if block.language in ("", "bash", "sh") else ():
-            if words and words[0] not in NOT_RUN:
-                reader.type(words, block)
+@pytest.mark.parametrize("document", DOCUMENTS[1:], ids=str)
+def test_clips_and_edits_of_the_other_documents(document, tmp_path):
+    reader = Reader(tmp_path)
+    for block, words in commands(document):
+        if command_of(words) in ("generate", "edit") and "--checkpoint" not in words:
+            reader.type(words, block)
+
+
+@pytest.mark.slow
+def test_the_readme_s_road_to_a_model_of_one_s_own(tmp_path, lpc_art):
+    reader, typed = Reader(tmp_path, lpc_art), []
+    for block, words in commands(Path("README.md")):
+        bundled = command_of(words) in ("generate", "edit") and "--checkpoint" not in words
+        if words and words[0] not in NOT_RUN and not bundled:
+            reader.type(words, block)
+            typed.append(command_of(words))
+    assert {"train", "encode", "export", "generate", "evaluate", "benchmark"} <= {*typed}

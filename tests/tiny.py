@@ -7,6 +7,7 @@ from torch import nn
 
 from vidcm.cli import export
 from vidcm.data.batch import Batch
+from vidcm.pipeline import VideoPipeline
 from vidcm.registry import build
 from vidcm.rng import SampleRng
 from vidcm.settings import PipelineSettings, StudentSettings, TeacherSettings
@@ -78,16 +79,22 @@ def parts(folder: Path) -> dict[str, Path]:
     return {role: save(folder / role, spec, i) for i, (role, spec) in enumerate(specs.items())}
 
 
-def export_arguments(models: dict[str, Path], output: Path) -> list[str]:
-    """What to tell `tools/export.py` to make a pipeline of them."""
-    options = {**models, "output": output, **SIZE, "teacher-steps": 3, "steps": 2}
+def export_arguments(models: dict[str, Path], output: Path, **size: int) -> list[str]:
+    """The words of `vidcm export` that make a pipeline of models, of `SIZE` unless `size` differs."""
+    options = {**models, "output": output, **SIZE, **size, "teacher-steps": 3, "steps": 2}
     return [text for name, value in options.items() for text in (f"--{name}", str(value))]
 
 
-def pipeline(folder: Path) -> Path:
-    """A pipeline folder, made by the export command."""
-    assert export.main(export_arguments(parts(folder / "models"), folder / "pipeline")) == 0
+def pipeline(folder: Path, **size: int) -> Path:
+    """A pipeline folder of `SIZE` unless `size` differs, made by the export command."""
+    words = export_arguments(parts(folder / "models"), folder / "pipeline", **size)
+    assert export.main(words) == 0
     return folder / "pipeline"
+
+
+def load(folder: Path, **size: int) -> VideoPipeline:
+    """That pipeline, loaded."""
+    return VideoPipeline.from_pretrained(pipeline(folder, **size), device="cpu")
 
 
 class Clips:

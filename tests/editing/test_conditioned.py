@@ -185,12 +185,10 @@ def trained(folder: Path, role: str, kinds: list[str]) -> None:
 
 @pytest.fixture(scope="module")
 def pipe(tmp_path_factory) -> VideoPipeline:
-    folder = tiny.pipeline(tmp_path_factory.mktemp("conditioned"))
+    folder = tiny.pipeline(tmp_path_factory.mktemp("conditioned"), frames=9)
     for role in ("teacher", "student"):
         trained(folder, role, ["first", "both"])
-    pipe = VideoPipeline.from_pretrained(folder, device="cpu")
-    pipe.settings.num_frames = 9
-    return pipe
+    return VideoPipeline.from_pretrained(folder, device="cpu")
 
 
 def film(frames: int) -> np.ndarray:

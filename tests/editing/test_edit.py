@@ -1,7 +1,5 @@
 """Tasks on a tiny pipeline: what is kept, how long results are, what is refused."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import tiny
@@ -24,10 +22,7 @@ MASK[3:9, 5:19] = True
 
 @pytest.fixture(scope="module")
 def pipe(tmp_path_factory) -> VideoPipeline:
-    folder: Path = tiny.pipeline(tmp_path_factory.mktemp("editing"))
-    pipe = VideoPipeline.from_pretrained(folder, device="cpu")
-    pipe.settings.num_frames = 9
-    return pipe
+    return tiny.load(tmp_path_factory.mktemp("editing"), frames=9)
 
 
 def film(frames: int = 9, height: int = H, width: int = W, seed: int = 0) -> np.ndarray:

@@ -30,10 +30,7 @@ WINDOWS = 2  # of three latent frames each, the first of them the clip's first
 @pytest.fixture(scope="module")
 def pipe(tmp_path_factory) -> VideoPipeline:
     """A model of 9 frames, three latent ones."""
-    folder: Path = tiny.pipeline(tmp_path_factory.mktemp("long"))
-    pipe = VideoPipeline.from_pretrained(folder, device="cpu")
-    pipe.settings.num_frames = 9
-    return pipe
+    return tiny.load(tmp_path_factory.mktemp("long"), frames=9)
 
 
 def all_of(frames: np.ndarray) -> np.ndarray:

@@ -1,7 +1,5 @@
 """Loops close without a seam: the step from end to beginning is no larger than those beside it."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import tiny
@@ -23,10 +21,7 @@ B, T = 3, 7
 
 @pytest.fixture(scope="module")
 def pipe(tmp_path_factory) -> VideoPipeline:
-    folder: Path = tiny.pipeline(tmp_path_factory.mktemp("loop"))
-    pipe = VideoPipeline.from_pretrained(folder, device="cpu")
-    pipe.settings.num_frames = 9
-    return pipe
+    return tiny.load(tmp_path_factory.mktemp("loop"), frames=9)
 
 
 def steps(video: torch.Tensor) -> torch.Tensor:

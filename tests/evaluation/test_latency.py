@@ -13,22 +13,20 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import vidcm
 from vidcm.cli import benchmark as command
-from vidcm.codecs.causal_vae import CausalVAE
 from vidcm.diffusion import samplers
 from vidcm.diffusion.base import Cond
-from vidcm.diffusion.denoiser import Denoiser
 from vidcm.errors import UsageError, VidcmError
 from vidcm.evaluation import latency, latency_report
 from vidcm.evaluation.cost import flops_per_evaluation, speedups, summarize_times, tokens_of
 from vidcm.evaluation.latency import LatencyPlan, measure_latency
 from vidcm.evaluation.rows import Row
 from vidcm.models.dit import DiT
-from vidcm.store import save_model
 
 REPO = Path(vidcm.__file__).parents[1]
 FRAMES, HEIGHT, WIDTH = 9, 40, 56  # latents 3 x 5 x 7
@@ -38,46 +36,8 @@ ROWS = [Row("teacher", 3), Row("student", 2), Row("student", 1)]
 @pytest.fixture(scope="session")
 def pipeline(tmp_path_factory) -> Path:
     """A pipeline folder of tiny random models."""
-    folder = tmp_path_factory.mktemp("bench") / "tiny"
-    torch.manual_seed(0)
-    words = {
-        "name": "hashed_words",
-        "hidden_size": 32,
-        "num_layers": 1,
-        "num_heads": 2,
-        "buckets": 64,
-    }
-    codec = {
-        "channels": 4,
-        "widths": [48, 8, 16],
-        "encoder_depths": [0, 0, 0],
-        "decoder_depths": [0, 0, 0],
-    }
-    specs = {"codec": {"name": "causal_vae", **codec}}
-    for role in ("teacher", "student"):
-        dit = {
-            "name": "dit",
-            "hidden_size": 32,
-            "num_layers": 2,
-            "num_heads": 2,
-            "patch_size": [1, 1, 1],
-        }
-        dit["guidance_embed"] = role == "student"
-        specs[role] = {"name": "denoiser", "channels": 4, "backbone": dit, "conditioner": words}
-    for part, spec in specs.items():
-        options = {k: v for k, v in spec.items() if k != "name"}
-        model = (CausalVAE if part == "codec" else Denoiser)(**options)
-        save_model(folder / part, spec, model.state_dict(), dtype=torch.float16)
-    settings = {
-        "frames": FRAMES,
-        "height": HEIGHT,
-        "width": WIDTH,
-        "fps": 8.0,
-        "student": {"steps": 2, "guidance": 3.0},
-        "teacher": {"steps": 3, "guidance": 3.0},
-    }
-    (folder / "pipeline.json").write_text(json.dumps(settings))
-    return folder
+    folder = tmp_path_factory.mktemp("bench")
+    return tiny.pipeline(folder, frames=FRAMES, height=HEIGHT, width=WIDTH)
 
 
 @pytest.fixture(scope="session")

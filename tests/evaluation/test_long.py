@@ -10,7 +10,6 @@ import pytest
 import tiny
 import torch
 
-from vidcm import VideoPipeline
 from vidcm.cli import evaluate as command
 from vidcm.errors import UsageError
 from vidcm.evaluation import long
@@ -187,7 +186,7 @@ def test_a_seam_is_the_step_between_stretches_over_those_inside():
 def test_the_pipeline_makes_what_the_ways_say(tmp_path):
     """Windows repeat where no prompt changes; at once all frames differ, and the models are the
     same; a wide clip is cut to its middle."""
-    pipe = VideoPipeline.from_pretrained(tiny.pipeline(tmp_path), device="cpu")
+    pipe = tiny.load(tmp_path)
     frames, height, width = (tiny.SIZE[k] for k in ("frames", "height", "width"))
     generator = LongClipGenerator(pipe, SimpleNamespace(num_frames=frames), 2)
     prompts, seeds = [["a man walks", "an orc"], ["a man falls", "a skeleton"]], [3, 5]

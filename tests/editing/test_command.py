@@ -13,7 +13,7 @@ import tiny
 import vidcm
 from vidcm.cli import edit
 from vidcm.errors import UsageError
-from vidcm.media.load import fit_mask, read_film, read_mask
+from vidcm.media.load import fit_mask, load_clip, load_mask
 from vidcm.media.write import read_png, write_clip, write_png
 from vidcm.registry import TABLE
 
@@ -89,8 +89,8 @@ def test_one_command_keeps_what_no_mask_covers(world, tmp_path):
 )
 def test_masks_may_be_boxes_colours_and_clips(world, monkeypatch, mask, covered):
     monkeypatch.chdir(world)
-    film = read_film(world / "clip", 8, None)
-    found = read_mask(mask, film, 8)
+    film = load_clip(world / "clip", 8, None)
+    found = load_mask(mask, film, 8)
     assert found.shape == (T, H, W) and covered(found)
 
 
@@ -224,7 +224,7 @@ INPAINT = ["inpaint", "--input", "clip"]
         ([*INPAINT, "--mask", "empty.png"], "covers none of 384 pixels"),
         ([*INPAINT, "--mask", "full.png"], "covers all of 384 pixels"),
         ([*INPAINT, "--mask", "20,8,24,16"], "does not lie in the clip's 24x16 pixels"),
-        ([*INPAINT, "--mask", "1,2,3"], "is no box; give x,y,width,height"),
+        ([*INPAINT, "--mask", "1,2,3"], "is not a box; give x,y,width,height"),
         ([*INPAINT, "--mask", "1,2,3,4,7,9"], "is for 7 to 9 s and the clip lasts from 0 to 0.5 s"),
         ([*INPAINT, "--mask", "musk.png"], "is no file, no x,y,width,height and no colour"),
         (["inpaint", "--input", "grey", "--mask", "#ff00ff"], "grey is grey"),
@@ -266,6 +266,6 @@ def test_refusals_are_one_line_and_leave_nothing(world, monkeypatch, capsys, wor
 
 def test_a_start_beyond_the_end(world):
     with pytest.raises(UsageError, match="has 5 frames; start before 0.62 s"):
-        read_film(world / "clip", 8, None, start=1.0)
+        load_clip(world / "clip", 8, None, start=1.0)
     with pytest.raises(UsageError, match="ends at 0.69 s"):
-        read_film(world / "wide.mp4", 8, None, start=1.0)
+        load_clip(world / "wide.mp4", 8, None, start=1.0)

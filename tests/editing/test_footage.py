@@ -10,7 +10,7 @@ import torch
 from editing.test_command import main
 
 from vidcm.editing.operators import luminance
-from vidcm.media.load import fit, fit_mask, read_film
+from vidcm.media.load import fit, fit_mask, load_clip
 from vidcm.media.sound import NoSound, add_sound, has_sound
 from vidcm.media.write import read_png, write_clip, write_png
 
@@ -167,7 +167,7 @@ def test_real_footage_is_kept_to_the_bit(world, shared_data, tmp_path, capsys, t
     if not paths[0].exists():
         pytest.skip(f"{paths[0]} is not there")
     size, made_part, given_part = KEPT[task]
-    films = [read_film(p, RATES.get(task, 8), None).frames for p in paths]
+    films = [load_clip(p, RATES.get(task, 8), None).frames for p in paths]
     one, two = (fit(frames, size) for frames in films)
     inputs, options = paths[:1], OPTIONS.get(task, [])
     if task == "animate":

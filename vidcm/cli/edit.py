@@ -152,7 +152,14 @@ def _read(
     import numpy as np
 
     from vidcm.editing.scene import grown, grows, input_size, most_frames, pace
-    from vidcm.media.load import at_once, describe, fit, fit_mask, read_film, read_mask
+    from vidcm.media.load import (
+        describe_fit,
+        fit,
+        fit_mask,
+        frames_in_memory,
+        load_clip,
+        load_mask,
+    )
 
     fps, size, bound = pipe.settings.fps / pace(tasks), input_size(tasks, canvas), math.inf
     if not grows(tasks):
@@ -162,19 +169,19 @@ def _read(
     else:
         seconds = round(SECONDS * pipe.settings.fps)
         canvas = replace(canvas, frames=max(canvas.frames, min(seconds, canvas.most)))
-        bound = at_once(args.input[0])
+        bound = frames_in_memory(args.input[0])
     most = most_frames(tasks, canvas)
     most = most if most is None else int(min(most, bound))
-    films = [read_film(path, fps, most, args.start) for path in args.input]
+    films = [load_clip(path, fps, most, args.start) for path in args.input]
     clips = [fit(film.frames, size) for film in films]
     preview = [clip.copy() for clip in clips]
     more = "" if args.frames else " (--frames takes more)"
     notes = [
-        describe(film, clip, fps, more * grows(tasks))
+        describe_fit(film, clip, fps, more * grows(tasks))
         for film, clip in zip(films, clips, strict=True)
     ]
     if "inpaint" in specs:
-        mask = fit_mask(read_mask(args.mask, films[0], fps, args.start), size)
+        mask = fit_mask(load_mask(args.mask, films[0], fps, args.start), size)
         specs["inpaint"]["mask"] = mask
         preview[0][np.broadcast_to(mask, preview[0].shape[:3])] = 48
         notes.append(_filled(mask))

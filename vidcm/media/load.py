@@ -20,10 +20,15 @@ NEAR = 24  # grey levels by which each colour of a pixel may differ from a key c
 
 
 @dataclass(frozen=True)
-class Film:
-    """frames: uint8 `(t h w 3)` as in the file. total: frames of the whole file at the rate asked
-    for. rate: frames a second that a video claims to hold, 0 where it does not say; None for
-    pictures."""
+class SourceClip:
+    """Frames of a file, before they are fitted to a model.
+
+    Attributes:
+        path: the file or folder.
+        frames: uint8 `(t h w 3)` in the size of the file.
+        total: number of frames of the whole file at the rate of `frames`.
+        rate: frames per second by the header of a video, 0 if it has none; None for pictures.
+    """
 
     path: Path
     frames: np.ndarray
@@ -34,35 +39,50 @@ class Film:
         return str(self.path)
 
 
-def read_film(path: Path, fps: float, most: int | None, start: float = 0.0) -> Film:
-    """A video, a picture (.png) or a folder of pictures, whose frames count as 1 / fps apart.
+def load_clip(
+    path: Path, fps: float, max_frames: int | None = None, start: float = 0.0
+) -> SourceClip:
+    """Load a video, a picture (.png) or a folder of pictures, which count as 1 / fps apart.
 
-    fps: at which to take frames. most: how many at most (None: all). start: seconds to leave out.
-    Raises UsageError and BadClip."""
+    Args:
+        path: file or folder.
+        fps: frames per second to load.
+        max_frames: limit (None: all frames).
+        start: seconds to skip.
+
+    Raises:
+        UsageError: nothing at `start`, more frames than memory should hold, or pictures of
+            different sizes.
+        BadClip: the file cannot be read.
+    """
     if _is_pictures(path):
-        return _pictures(path, fps, most, start)
+        return _load_pictures(path, fps, max_frames, start)
     info = probe(path)
     last = info.last_seconds
     if start > last + SLACK_SECONDS:
         raise UsageError(f"{path} ends at {last:.2f} s; start before that, not at {start:g} s")
     total = int((last - start) * fps + 1e-3) + 1
-    count, held = min(total, most or total), _at_once(info)
-    if count > held:
+    count, limit = min(total, max_frames or total), _frames_in_memory(info)
+    if count > limit:
         raise UsageError(
             f"{path}: {count} frames of {info.width}x{info.height} are more than memory should "
-            f"hold; take at most {held}, or a smaller video"
+            f"hold; take at most {limit}, or a smaller video"
         )
     times = start + np.arange(count) / fps
     frames = read_frames(path, times.clip(max=last), max_pixels=MAX_PIXELS).frames
-    return Film(path, frames, total, _rate(path))
+    return SourceClip(path, frames, total, _rate(path))
 
 
-def at_once(path: Path) -> float:
-    """How many frames of a video memory should hold; of pictures any number. Raises BadClip."""
-    return math.inf if _is_pictures(path) else _at_once(probe(path))
+def frames_in_memory(path: Path) -> float:
+    """Number of frames of a video that memory should hold; infinite for pictures.
+
+    Raises:
+        BadClip: the file cannot be read.
+    """
+    return math.inf if _is_pictures(path) else _frames_in_memory(probe(path))
 
 
-def _at_once(info: VideoInfo) -> int:
+def _frames_in_memory(info: VideoInfo) -> int:
     return MAX_PIXELS // (info.height * info.width)
 
 
@@ -75,67 +95,82 @@ def _rate(path: Path) -> float:
         return float(source.stream.average_rate or source.stream.guessed_rate or 0)
 
 
-def _pictures(path: Path, fps: float, most: int | None, start: float) -> Film:
+def _load_pictures(path: Path, fps: float, max_frames: int | None, start: float) -> SourceClip:
     names = sorted(path.glob("*.png")) if path.is_dir() else [path]
     if not names:
         raise UsageError(f"{path} holds no .png pictures; give a folder of frames, or a video")
     chosen = names[int(start * fps + 0.5) :]
     if not chosen:
         raise UsageError(f"{path} has {len(names)} frames; start before {len(names) / fps:.2f} s")
-    pictures = [read_png(name)[..., :3] for name in chosen[:most]]
+    pictures = [read_png(name)[..., :3] for name in chosen[:max_frames]]
     for name, picture in zip(chosen, pictures, strict=False):
         if picture.shape != pictures[0].shape:
             raise UsageError(
                 f"{name} is {picture.shape[1]}x{picture.shape[0]} and the first picture "
                 f"{pictures[0].shape[1]}x{pictures[0].shape[0]}; give frames of one size"
             )
-    return Film(path, np.stack(pictures), len(chosen), None)
+    return SourceClip(path, np.stack(pictures), len(chosen), None)
 
 
 def fit(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """uint8 `(t h w 3)` scaled until it covers `size` (height, width) and cut at the centre; to
-    whole multiples and divisors without blur between pixels of one picture element."""
+    """Scale and crop a clip to a size.
+
+    Args:
+        frames: uint8 `(t h w 3)`, scaled until they cover `size` and cropped at the centre.
+        size: height and width in pixels.
+    """
     return resize_crop(torch.from_numpy(np.ascontiguousarray(frames)), size).numpy()
 
 
 def fit_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """bool `(t h w)` as `fit` does; whatever it touches is masked."""
+    """Scale and crop a mask, bool `(t h w)`, as `fit`; partly masked pixels are masked."""
     return (
         fit(np.where(mask, np.uint8(255), np.uint8(0))[..., None].repeat(3, -1), size)[..., 0] > 0
     )
 
 
-def read_mask(text: str, film: Film, fps: float, start: float = 0.0) -> np.ndarray:
-    """What to fill in, bool `(t h w)` in the size of a film, t 1 or that of the film.
+def load_mask(text: str, clip: SourceClip, fps: float, start: float = 0.0) -> np.ndarray:
+    """Load the mask of an inpainting: True where pixels are to be filled.
 
-    text: `x,y,width,height`, in pixels, with `,from,to` in seconds if it is not for all of the
-    clip; `#rrggbb`, a key colour; or a file: a picture, a video or a folder of pictures, white
-    where to fill. Raises UsageError."""
+    Args:
+        text: `x,y,width,height` in pixels, or `x,y,width,height,from,to` with seconds; a key colour
+            `#rrggbb`; or the path of a picture, video or folder of pictures, white where to fill.
+        clip: the clip that it belongs to.
+        fps: frames per second of the clip.
+        start: seconds that the clip skips, skipped in the mask too.
+
+    Returns:
+        bool `(t h w)` in the size of the clip; t is 1 or the length of the clip.
+
+    Raises:
+        UsageError: the text is none of these, or does not fit the clip.
+        BadClip: the file cannot be read.
+    """
     if re.fullmatch(r"\s*#?[0-9a-fA-F]{6}\s*", text) and not Path(text).exists():
-        return _keyed(text.strip().lstrip("#"), film)
+        return _key_mask(text.strip().lstrip("#"), clip)
     if re.fullmatch(r"[-+\d.\s,]+", text) and "," in text:
-        return _boxed(text, film, fps)
+        return _box_mask(text, clip, fps)
     path = Path(text)
     if not path.exists():
         raise UsageError(
             f"the mask {text!r} is no file, no x,y,width,height and no colour such as #ff00ff"
         )
-    most = len(film.frames)
-    drawn = read_film(path, fps, most, start if path.suffix.lower() != ".png" else 0.0)
-    if drawn.frames.shape[1:3] != film.frames.shape[1:3]:
+    count = len(clip.frames)
+    mask = load_clip(path, fps, count, start if path.suffix.lower() != ".png" else 0.0)
+    if mask.frames.shape[1:3] != clip.frames.shape[1:3]:
         raise UsageError(
-            f"the mask {path} is {_size(drawn.frames)} and the clip {_size(film.frames)}; draw it in "
+            f"the mask {path} is {_size(mask.frames)} and the clip {_size(clip.frames)}; draw it in "
             "the clip's size"
         )
-    if drawn.total not in (1, film.total):
+    if mask.total not in (1, clip.total):
         raise UsageError(
-            f"the mask {path} has {drawn.total} frames and the clip {film.total} at {fps:g} a "
+            f"the mask {path} has {mask.total} frames and the clip {clip.total} at {fps:g} a "
             "second; give one frame or as many"
         )
-    return drawn.frames.mean(-1) > 127
+    return mask.frames.mean(-1) > 127
 
 
-def _boxed(text: str, film: Film, fps: float) -> np.ndarray:
+def _box_mask(text: str, clip: SourceClip, fps: float) -> np.ndarray:
     parts = [part.strip() for part in text.split(",")]
     try:
         box, span = [int(p) for p in parts[:4]], [float(p) for p in parts[4:]]
@@ -143,16 +178,16 @@ def _boxed(text: str, film: Film, fps: float) -> np.ndarray:
         box, span = [], []
     if len(box) != 4 or len(span) not in (0, 2):
         raise UsageError(
-            f"the mask {text!r} is no box; give x,y,width,height in whole pixels, or also from,to in "
+            f"the mask {text!r} is not a box; give x,y,width,height in whole pixels, or also from,to in "
             "seconds"
         )
-    (x, y, width, height), (rows, columns) = box, film.frames.shape[1:3]
+    (x, y, width, height), (rows, columns) = box, clip.frames.shape[1:3]
     if min(x, y) < 0 or min(width, height) < 1 or x + width > columns or y + height > rows:
         raise UsageError(
             f"the mask {text} does not lie in the clip's {columns}x{rows} pixels; make x + width and "
             "y + height fit"
         )
-    mask = np.zeros((len(film.frames), rows, columns), bool)
+    mask = np.zeros((len(clip.frames), rows, columns), bool)
     seconds = np.arange(len(mask)) / fps
     first, last = span or (0.0, np.inf)
     when = (seconds >= first - SLACK_SECONDS) & (seconds <= last + SLACK_SECONDS)
@@ -165,34 +200,45 @@ def _boxed(text: str, film: Film, fps: float) -> np.ndarray:
     return mask
 
 
-def _keyed(colour: str, film: Film) -> np.ndarray:
+def _key_mask(colour: str, clip: SourceClip) -> np.ndarray:
     key = np.array([int(colour[i : i + 2], 16) for i in (0, 2, 4)])
-    spread = int(np.ptp(film.frames.astype(np.int16), axis=-1).max())
+    spread = int(np.ptp(clip.frames.astype(np.int16), axis=-1).max())
     if spread <= NEAR < np.ptp(key) - NEAR:
         raise UsageError(
-            f"the key colour #{colour} needs a clip in colour, and {film} is grey; give a mask or a box"
+            f"the key colour #{colour} needs a clip in colour, and {clip} is grey; give a mask or a box"
         )
-    mask = np.abs(film.frames - key).max(-1) <= NEAR
+    mask = np.abs(clip.frames - key).max(-1) <= NEAR
     if not mask.any():
         raise UsageError(
-            f"no pixel of {film} is within {NEAR} grey levels of #{colour}; its first is "
-            f"#{bytes(film.frames[0, 0, 0]).hex()}; give the colour of the parts to fill"
+            f"no pixel of {clip} is within {NEAR} grey levels of #{colour}; its first is "
+            f"#{bytes(clip.frames[0, 0, 0]).hex()}; give the colour of the parts to fill"
         )
     return mask
 
 
-def describe(film: Film, clip: np.ndarray, fps: float, more: str = "") -> str | None:
-    """What became of a film to fit the model, in words; None when nothing did. more: said of a cut.
+def describe_fit(
+    source: SourceClip, fitted: np.ndarray, fps: float, advice: str = ""
+) -> str | None:
+    """Describe how a clip was changed to fit a model.
 
-    "clip.mp4: 320x240 at 30 fps, resampled to 64x64 at 8 fps, cut to 9 of 40 frames"."""
-    before, after = _size(film.frames), _size(clip)
-    if film.rate is not None and not np.isclose(film.rate, fps, rtol=1e-3):
-        was = f" at {film.rate:.4g} fps" if film.rate else " at no stated rate"
+    Args:
+        source: the loaded clip.
+        fitted: the fitted clip `(t h w 3)`.
+        fps: its frames per second.
+        advice: appended if frames were cut.
+
+    Returns:
+        A text such as "clip.mp4: 320x240 at 30 fps, resampled to 64x64 at 8 fps, cut to 9 of 40
+        frames"; None without changes.
+    """
+    before, after = _size(source.frames), _size(fitted)
+    if source.rate is not None and not np.isclose(source.rate, fps, rtol=1e-3):
+        was = f" at {source.rate:.4g} fps" if source.rate else " at no stated rate"
         before, after = before + was, f"{after} at {fps:g} fps"
     changes = [f"{before}, resampled to {after}"] if before != after else []
-    if len(clip) < film.total:
-        changes.append(f"cut to {len(clip)} of {film.total} frames{more}")
-    return f"{film}: {', '.join(changes)}" if changes else None
+    if len(fitted) < source.total:
+        changes.append(f"cut to {len(fitted)} of {source.total} frames{advice}")
+    return f"{source}: {', '.join(changes)}" if changes else None
 
 
 def _size(frames: np.ndarray) -> str:

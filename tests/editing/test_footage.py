@@ -89,7 +89,7 @@ def test_sound_that_a_container_does_not_take(tmp_path):
     source = film(tmp_path / "source.mp4", "aac")
     made = write_clip(np.zeros((6, 16, 16, 3), np.uint8), tmp_path / "made.webm", fps=8)
     before = made.read_bytes()
-    with pytest.raises(NoSound, match=".webm does not hold aac"):
+    with pytest.raises(NoSound, match=".webm does not support aac"):
         add_sound(made, source)
     with pytest.raises(NoSound, match="silent in these seconds"):
         add_sound(made.rename(tmp_path / "made.mp4"), source, start=9)
@@ -106,9 +106,9 @@ def test_sound_goes_along_where_the_timing_is_kept(world, tmp_path, capsys):
     assert set(packets(kept)[i][1] for i in range(9)) <= {content for _, content in packets(source)}
     refused = {
         "longer.mp4": ("extend", "the result has another timing"),
-        "wrong.webm": ("colorize", ".webm does not hold aac"),
-        "mute.gif": ("colorize", ".gif files hold none"),
-        "frames/": ("colorize", "png files hold none"),
+        "wrong.webm": ("colorize", ".webm does not support aac"),
+        "mute.gif": ("colorize", ".gif files have no sound"),
+        "frames/": ("colorize", "png files have no sound"),
     }
     for name, (task, why) in refused.items():
         code, _, error = main(capsys, task, *words, "--output", f"{tmp_path}/{name}")

@@ -1,9 +1,8 @@
-"""A small video network that names the attributes of a clip, for the features on the way.
+"""A small video network that classifies the attributes of LPC clips; its features compare clips.
 
-Convolutions over space and windows along time alternate ((2+1)-D, Tran et al. 2018, arXiv
-1711.11248). A second question, how the clip was played (forward, backward, frozen, shuffled), makes
-the features sensitive to motion, which an animation's attributes alone would not: most of them show
-in a single frame.
+Convolutions over space alternate with convolutions along time ((2+1)-D, Tran et al. 2018, arXiv
+1711.11248). Most attributes can be seen in a single frame; a second task, classifying the playback
+(forward, backward, frozen, shuffled), makes the features sensitive to motion.
 """
 
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ PLAYBACK = ("forward", "backward", "frozen", "shuffled")
 
 
 class Block(nn.Module):
-    """3x3 over space (half the size after it), then three frames along time, added."""
+    """3x3 over space with stride 2, then a residual layer over three frames."""
 
     def __init__(self, width: int, out: int):
         super().__init__()
@@ -27,7 +26,7 @@ class Block(nn.Module):
         self.time_norm = nn.BatchNorm2d(out)
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
-        """`(b*t, c, h, w)` -> `(b*t, out, h/2, w/2)`."""
+        """Map `(b*t, c, h, w)` to `(b*t, out, h/2, w/2)`."""
         x = F.relu(self.space_norm(self.space(x)))
         near = rearrange(x, "(b t) c h w -> b t h w c", t=frames)
         near = F.pad(near, (0, 0, 0, 0, 0, 0, 1, 1))
@@ -59,7 +58,7 @@ class AttributeNet(nn.Module):
         a, b, c = widths
         self.stem = nn.Conv2d(3, a, 8, stride=4, padding=2)
         self.blocks = nn.ModuleList([Block(a, b), Block(b, c)])
-        # Pooling over a mostly empty picture leaves small differences between clips to scale up.
+        # Pooled over mostly empty pictures, features of different clips differ little.
         self.pool_norm = nn.BatchNorm1d(2 * c)
         self.project = nn.Linear(2 * c, width)
         self.heads = nn.Linear(width, sum(self.classes.values()))
@@ -69,18 +68,18 @@ class AttributeNet(nn.Module):
         self.std: Tensor
 
     def embed(self, video: Tensor) -> Tensor:
-        """Raw features `(b, width)`: of what is there, and of what changes between frames."""
+        """Raw features `(b, width)` from the means of activations and of their changes in time."""
         frames = video.shape[2]
         x = rearrange(video, "b c t h w -> (b t) c h w")
         x = F.relu(self.stem(x.contiguous(memory_format=torch.channels_last)))
         for block in self.blocks:
             x = block(x, frames)
         x = rearrange(x, "(b t) c h w -> b t c h w", t=frames)
-        what, change = x.mean((1, 3, 4)), x.diff(dim=1).abs().mean((1, 3, 4))
-        return self.project(self.pool_norm(torch.cat([what, change], dim=1)))
+        content, change = x.mean((1, 3, 4)), x.diff(dim=1).abs().mean((1, 3, 4))
+        return self.project(self.pool_norm(torch.cat([content, change], dim=1)))
 
     def forward(self, video: Tensor) -> dict[str, Tensor]:
-        """Logits `(b, values)` by attribute, the playback's last."""
+        """Logits `(b, values)` by attribute, last of the playback."""
         logits = self.heads(F.relu(self.embed(video)))
         parts = logits.split(list(self.classes.values()), dim=1)
         return dict(zip(self.classes, parts, strict=True))

@@ -1,7 +1,7 @@
-"""A text tower with heads that name a caption's attributes: a first lesson before it sees a clip.
+"""Pre-training of a text tower: it classifies the attributes that a caption names.
 
-A denoiser teaches its tower slowly, since a word moves few pixels; naming attributes teaches the
-same words in minutes. Only the tower is kept (`text` in a training config).
+In denoiser training a word changes few pixels, so that a tower learns slowly; this task teaches the
+same words in minutes. Denoisers start from the tower (`init_text` in a training config).
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,12 @@ from vidcm.registry import build
 
 
 class CaptionReader(nn.Module):
-    """conditioner: spec of the tower. classes: attribute -> number of its values."""
+    """A text tower with a linear classifier for each attribute.
+
+    Args:
+        conditioner: spec of the tower.
+        classes: attribute -> number of its values.
+    """
 
     def __init__(self, conditioner: dict, classes: Mapping[str, int]):
         super().__init__()

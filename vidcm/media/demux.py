@@ -1,6 +1,6 @@
-"""Open a video safely; hand out its packets, frames and their seconds (the lower half of `read`).
+"""Open a video safely and iterate over its packets, frames and their seconds.
 
-Nothing is decoded before a file is known to be regular, a video container and small enough.
+Nothing is decoded before the file is known to be regular, a video container and small enough.
 """
 
 from __future__ import annotations
@@ -33,15 +33,19 @@ FORMATS = (
     "mxf,nut"
 )
 SIZED = ("mov", "matroska", "gif", "apng", "avi", "ivf")  # these always store the frame size
+# Names of boxes in mp4, first bytes of other containers: such files are damaged, not another kind.
 BOXES = (b"ftyp", b"moov", b"mdat", b"moof", b"styp", b"sidx", b"free", b"skip", b"wide")
 MAGIC = (b"\x1aE\xdf\xa3", b"RIFF", b"OggS", b"FLV", b"GIF8", b"\0\0\1", b"\0\0\0\1", b"0&\xb2u")
 
 
 class BadClip(VidcmError):
-    """A clip that cannot be used: `path`, `reason` (one word, for counting) and `detail`.
+    """A clip that cannot be used.
 
-    Reasons: missing, permission, not-a-file, empty, not-video, unreadable, no-video-stream,
-    too-large, too-short, truncated, decode-error, decoder-crash, timeout.
+    Attributes:
+        path: the file.
+        reason: missing, permission, not-a-file, empty, not-video, unreadable, no-video-stream,
+            too-large, too-short, truncated, decode-error, decoder-crash or timeout.
+        detail: a sentence.
     """
 
     def __init__(self, path: str, reason: str, detail: str) -> None:
@@ -53,7 +57,7 @@ class BadClip(VidcmError):
 
 
 def regular_file(path: str | os.PathLike[str]) -> str:
-    """Absolute path of a readable, non-empty regular file; never blocks. Raises BadClip."""
+    """Absolute path of a readable, non-empty regular file, without blocking. Raises BadClip."""
     file = os.path.abspath(os.fspath(path))
     try:
         status = os.stat(file)
@@ -72,29 +76,36 @@ def regular_file(path: str | os.PathLike[str]) -> str:
 
 
 def why(error: Exception) -> str:
-    """The short text of an error: FFmpeg's own words without number and path."""
+    """The text of an error without number and path."""
     return getattr(error, "strerror", None) or str(error)
 
 
 def check_pixels(file: str, height: int, width: int, count: int, limit: int) -> None:
-    """Raises BadClip `too-large` if a frame, or `count` of them, pass what memory may hold."""
+    """Raise BadClip `too-large` if a frame, or `count` frames, exceed the limits of memory."""
     for number, most in ((1, MAX_FRAME_PIXELS), (count, limit)):
         if number * height * width > most:
-            what = f"{number} frame(s) of {width}x{height}, at most {most} pixels"
-            raise BadClip(file, "too-large", f"{what}; shrink the video or raise the limit")
+            size = f"{number} frame(s) of {width}x{height}, at most {most} pixels"
+            raise BadClip(file, "too-large", f"{size}; shrink the video or raise the limit")
 
 
 @dataclass(frozen=True)
 class Source:
-    """An opened video: its path, its first real video stream, and when to give up."""
+    """An opened video.
+
+    Attributes:
+        file: its path.
+        container: the demuxer.
+        stream: the first video stream that is not a cover picture.
+        stop: deadline on `time.monotonic()`.
+    """
 
     file: str
     container: InputContainer
     stream: VideoStream
-    stop: float  # on time.monotonic()
+    stop: float
 
     def packets(self) -> Iterator[av.Packet]:
-        """The packets from here on, the empty one that flushes the decoder last."""
+        """Yield the following packets, last the empty one that flushes the decoder."""
         try:
             for packet in self.container.demux(self.stream):
                 if time.monotonic() > self.stop:
@@ -104,7 +115,7 @@ class Source:
             raise BadClip(self.file, "decode-error", f"cannot read on ({why(error)})") from None
 
     def frames(self) -> Iterator[av.VideoFrame]:
-        """The decoded frames from here on. Half a packet at the very end is `truncated`."""
+        """Yield the following frames, decoded; half a packet at the very end is `truncated`."""
         torn: BadClip | None = None
         for packet in self.packets():
             if torn and packet.size:
@@ -122,13 +133,13 @@ class Source:
             raise torn
 
     def first_frame(self) -> av.VideoFrame:
-        """The first frame from here on; raises BadClip if there is none."""
+        """The next frame. Raises BadClip if there is none."""
         for frame in self.frames():
             return frame
-        raise self.short("it holds no frame")
+        raise self.short("it has no frame")
 
     def short(self, detail: str, end: float = 0.0) -> BadClip:
-        """The error for a video that ends at second `end`, `truncated` if its header says later."""
+        """The error for a video that ends at second `end`: `truncated` if its header says later."""
         claimed, tick = 0.0, float(self.stream.time_base or 0)
         if self.stream.duration:
             claimed = self.stream.duration * tick
@@ -143,12 +154,17 @@ class Source:
 
 @contextmanager
 def opened(file: str, stop: float) -> Iterator[Source]:
-    """Open `file` (from `regular_file`), checked by its header alone; `stop` as in `Source`.
+    """Open a video, checked by its header alone.
 
-    Raises BadClip.
+    Args:
+        file: path from `regular_file`.
+        stop: deadline on `time.monotonic()`.
+
+    Raises:
+        BadClip: not a video, or one too large to decode.
     """
     # max_pixels: refuses a frame larger than the header said, before memory is taken for it.
-    # explode: damaged frames are errors; without it they come back smeared, as if all was well.
+    # explode: damaged frames are errors; without it they come back smeared, without an error.
     options = {"max_pixels": str(MAX_FRAME_PIXELS), "err_detect": "explode"}
     try:
         container = av.open(
@@ -181,8 +197,11 @@ def opened(file: str, stop: float) -> Iterator[Source]:
 
 
 class Timestamps:
-    """Seconds since the first frame: by pts; by dts in AVI, which stores no pts; by counting at
-    the assumed rate in raw streams, which store no time at all (`stamp` is then empty)."""
+    """Seconds since the first frame.
+
+    They come from pts, from dts in AVI, which stores no pts, and from counting at the assumed rate
+    in raw streams, which store no times (`stamp` is then empty).
+    """
 
     def __init__(self, source: Source, first: av.VideoFrame) -> None:
         stream = source.stream
@@ -196,7 +215,7 @@ class Timestamps:
         self.origin: int = origin
 
     def of_frame(self, frame: av.VideoFrame) -> float:
-        """Second of a frame; call it once for every frame, in order."""
+        """Second of a frame; must be called once for every frame, in order."""
         self.counted += 1
         ticks = getattr(frame, self.stamp) if self.stamp else self.counted - 1
         if ticks is None:
@@ -204,7 +223,7 @@ class Timestamps:
         return (ticks - self.origin) * self.tick
 
     def of_last(self, packets: Iterator[av.Packet]) -> float:
-        """Second of the last whole packet that shows something, 0 if there is none."""
+        """Second of the last complete packet with a visible frame, 0 if there is none."""
         last, count = 0.0, 0
         for packet in packets:
             if not packet.size or packet.is_corrupt or packet.is_discard:
@@ -222,7 +241,7 @@ def upright(file: str, frame: av.VideoFrame, pixels: np.ndarray) -> np.ndarray:
         return pixels
     # x' = a x + c y, y' = b x + d y with y downwards, ISO/IEC 14496-12 section 8.3.2
     a, b, c, d = (int(np.sign(np.frombuffer(bytes(data), "<i4")[i])) for i in (0, 1, 3, 4))
-    if not (a or b or c or d):  # an empty matrix says nothing
+    if not (a or b or c or d):  # an empty matrix
         return pixels
     if bool(a and d) == bool(b and c) or bool(a) != bool(d) or bool(b) != bool(c):
         raise BadClip(file, "unreadable", "its display matrix is not made of quarter turns")

@@ -1,5 +1,4 @@
-"""Frames to files as players expect them, through PyAV: mp4, webm, gif and png. What may be
-written, and putting it in place, is `vidcm/media/write.py`'s."""
+"""Encode frames as mp4, webm and gif, through PyAV; `vidcm.media.write` checks and places files."""
 
 from collections.abc import Iterator
 from fractions import Fraction
@@ -54,16 +53,27 @@ def find_encoder(kind: str) -> None:
 
 
 def encode(frames: np.ndarray, path: Path, kind: str, fps: float, scale: int) -> None:
-    """Write uint8 `(t h w 3)` to `path` (absolute) as `kind`, one of ENCODINGS, enlarged."""
+    """Encode a clip into a file.
+
+    Args:
+        frames: uint8 `(t h w 3)`.
+        path: absolute path of the new file.
+        kind: key of ENCODINGS.
+        fps: frames per second.
+        scale: whole number by which pixels are enlarged.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     import av
     from av.error import FFmpegError
 
     encoding = ENCODINGS[kind]
-    # Every ratio in use (24000/1001, 29.97, 12.5) is met exactly; a float's own is not a ratio.
+    # Rates in use (24000/1001, 29.97, 12.5) become the exact ratio, which a float is not.
     rate = Fraction(float(fps)).limit_denominator(1001)
     pictures = _indexed(frames, scale) if kind == ".gif" else _subsampled(frames, scale)
     try:
-        # `path` is absolute, so no part of a name can pass for one of ffmpeg's protocols.
+        # The path is absolute, so that no name can be taken for a protocol of ffmpeg.
         with av.open(str(path), "w", format=kind[1:], options=encoding.container) as out:
             stream = cast(
                 "av.VideoStream", out.add_stream(encoding.encoder, rate, encoding.options)
@@ -94,7 +104,7 @@ def _subsampled(frames: np.ndarray, scale: int) -> Iterator["av.VideoFrame"]:
         image = enlarge(frame, scale)
         odd = [(0, side % 2) for side in image.shape[:2]]
         image = np.pad(image, [*odd, (0, 0)], mode="edge")
-        # AREA gives a 2x2 block the mean of its colours; others bleed colour across pixel edges.
+        # AREA gives a 2x2 block the mean of its colours; others blend colours across pixel edges.
         yield av.VideoFrame.from_ndarray(image, format="rgb24").reformat(
             format="yuv420p",
             dst_colorspace=Colorspace.ITU709,
@@ -104,7 +114,7 @@ def _subsampled(frames: np.ndarray, scale: int) -> Iterator["av.VideoFrame"]:
 
 
 def _indexed(frames: np.ndarray, scale: int) -> Iterator["av.VideoFrame"]:
-    """Frames with one palette: the colours themselves up to 256, else ffmpeg's best 256."""
+    """Frames with one palette: the exact colours up to 256, else the 256 that ffmpeg chooses."""
     import av
     from av.filter import Graph
 
@@ -156,12 +166,12 @@ def _packed(frame: np.ndarray) -> np.ndarray:
 
 
 def enlarge(image: np.ndarray, scale: int) -> np.ndarray:
-    """Every pixel of `(h w c)` as scale x scale pixels."""
+    """Repeat every pixel of `(h w c)` as scale x scale pixels."""
     return image.repeat(scale, 0).repeat(scale, 1) if scale > 1 else image
 
 
 def page(frames: np.ndarray, columns: int) -> np.ndarray:
-    """`(t h w c)` as one image, read like a page; unused cells zero."""
+    """Frames `(t h w c)` as one image in rows of `columns` frames; unused cells are zero."""
     t, h, w, c = frames.shape
     rows = -(-t // columns)
     cells = np.zeros((rows * columns, h, w, c), np.uint8)

@@ -1,4 +1,4 @@
-"""Pixels as files hold them and as networks see them; the two conversions between the two.
+"""Conversions between the pixels of files and the input of networks.
 
 `frames` are uint8 RGB, channels last: `(b t h w c)` as a batch, `(t h w c)` as one clip.
 `video` is float in [-1, 1], channels second: `(b c t h w)`.
@@ -11,17 +11,19 @@ from vidcm.errors import VidcmError
 
 
 def to_video(frames: Tensor) -> Tensor:
-    """uint8 frames `(b t h w c)` to a float32 video `(b c t h w)` in [-1, 1]."""
+    """Convert uint8 frames `(b t h w c)` to a float32 video `(b c t h w)` in [-1, 1]."""
     if frames.dtype != torch.uint8 or frames.ndim != 5:
         raise ValueError(f"got {frames.dtype} {tuple(frames.shape)}, expected uint8 (b t h w c)")
     return frames.permute(0, 4, 1, 2, 3).float().div(127.5).sub(1).contiguous()
 
 
 def to_frames(video: Tensor) -> Tensor:
-    """A float video `(b c t h w)` to uint8 frames `(b t h w c)`; the exact inverse of `to_video`.
+    """Convert a float video `(b c t h w)` to uint8 frames `(b t h w c)`, inverting `to_video`.
 
-    Values outside [-1, 1] are clamped, the rest rounded half to even. Raises VidcmError when a
-    value is not finite.
+    Values outside [-1, 1] are clamped, the others rounded half to even.
+
+    Raises:
+        VidcmError: a value is not finite.
     """
     if not video.is_floating_point() or video.ndim != 5:
         raise ValueError(f"got {video.dtype} {tuple(video.shape)}, expected float (b c t h w)")

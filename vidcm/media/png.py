@@ -1,4 +1,4 @@
-"""Lossless pictures: uint8 arrays to and from the bytes of a png."""
+"""Encode and decode png pictures as uint8 arrays."""
 
 from io import BytesIO
 

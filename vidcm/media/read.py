@@ -1,8 +1,8 @@
-"""Decode the frames of a video nearest to given times, or say in one word why it cannot be done.
+"""Decode the frames of a video nearest to some times, with a one-word reason for every failure.
 
-Timestamps decide: headers lie about frame counts and rates. Second 0 is the first frame that a
-player would show; rotations and reflections in the metadata are applied; transparency is dropped.
-Memory holds the chosen frames plus what the decoder keeps, whatever the length of the file.
+Frames are chosen by timestamps, since headers lie about frame counts and rates. Second 0 is the
+first frame that a player would show. Rotations and reflections in the metadata are applied,
+transparency is dropped. Memory holds the chosen frames and the buffers of the decoder.
 """
 
 from __future__ import annotations
@@ -36,13 +36,18 @@ __all__ = ["MAX_PIXELS", "BadClip", "Frames", "VideoInfo", "probe", "read_frames
 
 log = logging.getLogger(__name__)
 
-SEEK_SECONDS = 2.0  # to decode so little is cheaper and surer than to seek
+SEEK_SECONDS = 2.0  # decoding less than this is cheaper and more reliable than seeking
 _seen_fallback = False
 
 
 class Frames(NamedTuple):
-    """frames: uint8 RGB `(t h w c)`; seconds: float64 `(t,)`, when each is shown, from the first
-    frame of the file; backend: "av" or "decord", whoever decoded them."""
+    """Decoded frames.
+
+    Attributes:
+        frames: uint8 RGB `(t h w c)`.
+        seconds: float64 `(t,)`, their times from the first frame of the file.
+        backend: the decoder, "av" or "decord".
+    """
 
     frames: np.ndarray
     seconds: np.ndarray
@@ -50,7 +55,7 @@ class Frames(NamedTuple):
 
 
 class VideoInfo(NamedTuple):
-    """Size in pixels as shown, after rotation; last_seconds: when the last frame is shown."""
+    """Height and width in pixels, after rotation; time of the last frame."""
 
     height: int
     width: int
@@ -65,11 +70,19 @@ def read_frames(
     deadline: float = 30.0,
     max_pixels: int = MAX_PIXELS,
 ) -> Frames:
-    """The frames of `path` nearest to `times` (seconds from the first frame, not decreasing).
+    """Read the frames of a video that are nearest to some times.
 
-    backend: "av", or "decord", which leaves to PyAV what it cannot read. deadline: seconds after
-    which decoding stops between two packets; against a decoder that hangs use `ReaderProcess`.
-    max_pixels: the most that t*h*w may be. Raises BadClip; UsageError for wrong arguments.
+    Args:
+        path: the file.
+        times: seconds from the first frame, not decreasing.
+        backend: "av" or "decord", which falls back to PyAV for files that it cannot read.
+        deadline: seconds after which decoding stops between two packets; `ReaderProcess` also
+            stops decoders that hang.
+        max_pixels: limit of frames x height x width.
+
+    Raises:
+        BadClip: the file cannot be read at these times.
+        UsageError: wrong arguments.
     """
     wanted = np.asarray(times, dtype=np.float64)
     rising = wanted.ndim == 1 and len(wanted) > 0 and np.isfinite(wanted).all()
@@ -91,9 +104,10 @@ def read_frames(
 
 
 def probe(path: str | os.PathLike[str], *, deadline: float = 30.0) -> VideoInfo:
-    """Size and length of a video from its packets, of which it reads only the last if it can seek.
+    """Size and length of a video, from its last packets if it can be seeked, else from all.
 
-    Raises BadClip.
+    Raises:
+        BadClip: the file cannot be read.
     """
     file, stop = regular_file(path), time.monotonic() + deadline
     with opened(file, stop) as source:
@@ -114,13 +128,13 @@ def probe(path: str | os.PathLike[str], *, deadline: float = 30.0) -> VideoInfo:
 
 
 def _read_av(source: Source, times: np.ndarray, max_pixels: int, may_seek: bool) -> Frames | None:
-    """None: the seek landed after the first wanted frame, or nowhere."""
+    """The frames, or None if the seek failed or landed after the first time."""
     frames = source.frames()
     first = next(frames, None)
     if first is None:
-        raise source.short("it holds no frame")
+        raise source.short("it has no frame")
     stamps = Timestamps(source, first)
-    shown = _timed(stamps, first, frames)
+    timed = _timed(stamps, first, frames)
     if may_seek and stamps.stamp and times[0] > SEEK_SECONDS:
         try:
             target = stamps.origin + int(times[0] / stamps.tick)
@@ -132,10 +146,10 @@ def _read_av(source: Source, times: np.ndarray, max_pixels: int, may_seek: bool)
             return None
         if first is None or stamps.of_frame(first) > times[0]:
             return None
-        shown = _timed(stamps, first, frames)
+        timed = _timed(stamps, first, frames)
     pixels: np.ndarray | None = None
     seconds, chosen = np.empty(len(times)), None
-    for i, (now, frame) in enumerate(_nearest_streaming(source, shown, times)):
+    for i, (now, frame) in enumerate(_nearest_streaming(source, timed, times)):
         seconds[i] = now
         if pixels is not None and frame is chosen:
             pixels[i] = pixels[i - 1]
@@ -154,7 +168,7 @@ def _read_av(source: Source, times: np.ndarray, max_pixels: int, may_seek: bool)
 def _timed(
     stamps: Timestamps, first: av.VideoFrame, rest: Iterator[av.VideoFrame]
 ) -> Iterator[tuple[float, av.VideoFrame]]:
-    """Frames with their seconds, strictly increasing."""
+    """Frames with their seconds, which strictly increase."""
     last = stamps.of_frame(first)
     yield last, first
     for frame in rest:
@@ -162,20 +176,20 @@ def _timed(
         if now < last:
             detail = f"timestamps fall from {last:.3f} to {now:.3f} s"
             raise BadClip(stamps.file, "decode-error", detail)
-        if now > last:  # of frames with one timestamp a player shows one
+        if now > last:  # of frames with the same timestamp a player shows one
             yield now, frame
         last = now
 
 
 def _nearest_streaming(
-    source: Source, shown: Iterator[tuple[float, av.VideoFrame]], times: np.ndarray
+    source: Source, timed: Iterator[tuple[float, av.VideoFrame]], times: np.ndarray
 ) -> Iterator[tuple[float, av.VideoFrame]]:
-    """`timing.nearest` on frames that pass by once: one item per time, two frames in memory."""
-    last, interval = next(shown), 0.0
+    """`timing.nearest` on a stream: one item per time, two frames in memory."""
+    last, interval = next(timed), 0.0
     i = int(np.searchsorted(times, last[0], side="right"))
     yield from [last] * i
     while i < len(times):  # no frame is decoded that no time needs: it may be damaged
-        following = next(shown, None)
+        following = next(timed, None)
         if following is None:
             break
         while i < len(times) and times[i] <= following[0]:
@@ -202,8 +216,10 @@ def _rgb(file: str, frame: av.VideoFrame) -> np.ndarray:
 
 
 def _read_decord(source: Source, times: np.ndarray, max_pixels: int) -> Frames | None:
-    """None, counted by the caller and logged once, for what decord cannot read or reads otherwise
-    than PyAV: other codecs, several video streams, turned pictures, damage."""
+    """The frames, or None for files that decord cannot read or reads differently from PyAV.
+
+    These are other codecs, several video streams, rotated pictures and damage; the first is logged.
+    """
     global _seen_fallback
     try:
         import decord
@@ -225,6 +241,8 @@ def _read_decord(source: Source, times: np.ndarray, max_pixels: int) -> Frames |
     except Exception as error:  # decord raises whatever its C++ side throws
         if not _seen_fallback:
             reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-            log.warning("decord cannot read %s (%s); using PyAV for such", source.file, reason[0])
+            log.warning(
+                "decord cannot read %s (%s); using PyAV for such files", source.file, reason[0]
+            )
             _seen_fallback = True
         return None

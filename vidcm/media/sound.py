@@ -1,4 +1,4 @@
-"""The sound of an edited clip: its source's own packets, unchanged, where the timing is."""
+"""The sound of an edited clip: packets of its source, copied where the timing is unchanged."""
 
 import time
 from collections.abc import Sequence
@@ -14,76 +14,98 @@ from vidcm.files import replacing
 from vidcm.media.demux import Timestamps, opened, regular_file
 from vidcm.media.encoders import ENCODINGS
 
-SECONDS = 30.0  # a deadline, as that of reading frames
+SECONDS = 30.0  # deadline of reading, as for frames
 
 
 class NoSound(VidcmError):
-    """Why a clip goes without the sound of its source, as the end of a sentence."""
+    """A reason why the sound of a source cannot be kept, worded as the end of a sentence."""
 
 
 def pass_sound(sources: Sequence[Path], result: Path, in_time: bool, start: float) -> list[str]:
-    """Put the sound of the one video among `sources` into `result` if it is in time with that, from
-    second `start` on; returns in words why the sound of others is left out."""
+    """Add the sound of the sources to a result where that is possible.
+
+    Args:
+        sources: inputs of an edit.
+        result: the file written for it.
+        in_time: whether the result has the timing of the source.
+        start: seconds of the source that the edit skipped.
+
+    Returns:
+        A sentence for each sound that is left out.
+
+    Raises:
+        VidcmError: reading or writing fails.
+    """
     notes = []
     for source in sources:
         if source.is_dir() or source.suffix.lower() == ".png" or not has_sound(source):
             continue
         try:
             if result.suffix.lower() not in (".mp4", ".webm"):
-                raise NoSound(f"{result.suffix or 'png'} files hold none")
+                raise NoSound(f"{result.suffix or 'png'} files have no sound")
             if not in_time:
                 raise NoSound("the result has another timing")
             add_sound(result, source, start)
-        except NoSound as why:
-            notes.append(f"{source}: its sound is left out: {why}")
+        except NoSound as reason:
+            notes.append(f"{source}: its sound is left out: {reason}")
     return notes
 
 
 def has_sound(source: Path) -> bool:
-    """Whether a video holds sound. Raises BadClip for what is no video."""
-    with opened(regular_file(source), time.monotonic() + SECONDS) as held:
-        return bool(held.container.streams.audio)
+    """Whether a video has sound. Raises BadClip if the file is not a video."""
+    with opened(regular_file(source), time.monotonic() + SECONDS) as video:
+        return bool(video.container.streams.audio)
 
 
 def add_sound(video: Path, source: Path, start: float = 0.0) -> None:
-    """Put the first sound of `source` from second `start` on into `video`, an .mp4 or .webm whose
-    second 0 that is, for as long as that lasts; in place, whole or not at all.
+    """Add the first sound of a source to a video, in place and atomically.
 
-    Packets are copied, not coded anew, so that the beginning is met to within one (about 20 ms).
-    Raises NoSound where the container does not take them, VidcmError where it cannot be written."""
+    Packets are copied without encoding, so that the start is exact to one packet (about 20 ms).
+
+    Args:
+        video: an .mp4 or .webm.
+        source: a video with sound.
+        start: second of the source at which `video` starts.
+
+    Raises:
+        NoSound: the container does not support the codec, or the source is silent there.
+        VidcmError: reading or writing fails.
+    """
     stop = time.monotonic() + SECONDS
     kind = video.suffix.lower()
     options = ENCODINGS[kind].container
     try:
         with (
             replacing(video) as part,
-            opened(regular_file(source), stop) as held,
-            av.open(f"file:{video}") as made,
+            opened(regular_file(source), stop) as sound,
+            av.open(f"file:{video}") as pictures,
             av.open(f"file:{part}", "w", kind[1:], options) as out,
         ):
-            _copy(made, held.container, out, _origin(source, stop) + start)
+            _copy(pictures, sound.container, out, _origin(source, stop) + start)
     except FFmpegError as error:
         raise VidcmError(f"cannot put sound into {video}: {error.strerror or error}") from None
 
 
 def _origin(source: Path, stop: float) -> float:
-    """The second, by the timestamps of a file, that its first frame is shown at."""
-    with opened(regular_file(source), stop) as held:
-        stamps = Timestamps(held, held.first_frame())
+    """Second of the first frame by the timestamps of the file."""
+    with opened(regular_file(source), stop) as video:
+        stamps = Timestamps(video, video.first_frame())
         return stamps.origin * stamps.tick
 
 
-def _copy(made: InputContainer, source: InputContainer, out: OutputContainer, start: float) -> None:
-    """All of `made` and of the sound of `source` as much, from second `start` of its own clock."""
-    pictures, sound = made.streams.video[0], source.streams.audio[0]
+def _copy(
+    video: InputContainer, source: InputContainer, out: OutputContainer, start: float
+) -> None:
+    """Copy all of `video`, and as many seconds of the sound of `source` from second `start`."""
+    pictures, sound = video.streams.video[0], source.streams.audio[0]
     if sound.codec_context is None or sound.codec_context.name not in out.supported_codecs:
         name = "an unknown codec" if sound.codec_context is None else sound.codec_context.name
-        raise NoSound(f".{out.format.name} does not hold {name}")
+        raise NoSound(f".{out.format.name} does not support {name}")
     targets: dict[Any, Any] = {
         pictures: out.add_stream_from_template(pictures),
         sound: out.add_stream_from_template(sound),
     }
-    packets: list[av.Packet[Any]] = [p for p in made.demux(pictures) if p.size]
+    packets: list[av.Packet[Any]] = [p for p in video.demux(pictures) if p.size]
     end = start + max(_seconds(p, p.pts) + _seconds(p, p.duration) for p in packets)
     before = len(packets)
     for packet in source.demux(sound):

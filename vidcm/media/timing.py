@@ -1,4 +1,4 @@
-"""Which frames of a video make a clip: times in seconds, never indices of a claimed frame rate."""
+"""Times of the frames of a clip, in seconds, since the frame rates of headers are unreliable."""
 
 from __future__ import annotations
 
@@ -23,17 +23,23 @@ def clip_seconds(num_frames: int, fps: float) -> float:
 
 
 def frame_times(num_frames: int, fps: float, start: float = 0.0) -> np.ndarray:
-    """Wanted times of a clip: `(t,)` float64 seconds from the video's first frame."""
+    """Times of the frames of a clip: float64 `(t,)`, seconds from the first frame of the video."""
     clip_seconds(num_frames, fps)
     return start + np.arange(num_frames, dtype=np.float64) / fps
 
 
 def nearest(stamps: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """Index into `stamps` of the frame nearest to each time, the earlier one of a tie.
+    """Index of the frame nearest to each time, the earlier of two equally near.
 
-    stamps: `(n,)` seconds, strictly increasing; times: `(t,)` seconds, not decreasing. So the
-    error is at most half a source frame. The last frame reaches half its interval further;
-    raises ValueError if a time lies beyond that.
+    Args:
+        stamps: times of the frames `(n,)` in seconds, strictly increasing.
+        times: `(t,)` in seconds, not decreasing.
+
+    Returns:
+        `(t,)`; the error is at most half the interval between two frames.
+
+    Raises:
+        ValueError: a time is later than half an interval after the last frame.
     """
     half = (stamps[-1] - stamps[-2]) / 2 if len(stamps) > 1 else 0.0
     if len(times) and times[-1] > stamps[-1] + half + SLACK_SECONDS:
@@ -44,7 +50,7 @@ def nearest(stamps: np.ndarray, times: np.ndarray) -> np.ndarray:
 
 
 def random_start(last_seconds: float, num_frames: int, fps: float, rng: torch.Generator) -> float:
-    """A start second drawn evenly from all that let the clip fit (0 if none does)."""
+    """A uniformly drawn start, in seconds, at which the clip still fits; 0 if there is none."""
     import torch
 
     draw = torch.rand((), generator=rng, dtype=torch.float64).item()

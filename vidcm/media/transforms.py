@@ -1,4 +1,4 @@
-"""Frames of any size -> frames of one size; every frame treated alike."""
+"""Frames of any size to frames of one size, the same for every frame."""
 
 from __future__ import annotations
 
@@ -11,10 +11,18 @@ from vidcm.errors import UsageError
 def resize_crop(
     frames: torch.Tensor, size: tuple[int, int], rng: torch.Generator | None = None
 ) -> torch.Tensor:
-    """Scale so that `size` is just covered, then cut out `size`: uint8 `(t h w c)` -> same.
+    """Scale frames until they cover a size, with antialiasing and the same aspect, then crop.
 
-    Antialiased bilinear, aspect ratio kept. The cut is central, or random (one place for the
-    whole clip) when a generator is given. Frames that have the size already come back as they are.
+    Args:
+        frames: uint8 `(t h w c)`; unchanged if they have the size already.
+        size: height and width in pixels.
+        rng: draws the place of the crop, the same for all frames; None for the centre.
+
+    Returns:
+        uint8 `(t height width c)`.
+
+    Raises:
+        UsageError: the size is below 1.
     """
     height, width = size
     if height < 1 or width < 1:
@@ -28,7 +36,7 @@ def resize_crop(
     else:  # both are always drawn, so that later draws do not depend on the source size
         draw = torch.rand(2, generator=rng, dtype=torch.float64)
         top, left = int(draw[0] * (top + 1)), int(draw[1] * (left + 1))
-    if scaled != (h, w):  # frame by frame: one frame in float32 at a time, not the whole clip
+    if scaled != (h, w):  # frame by frame, since float32 takes four times the memory
         frames = torch.stack([_resize(frame, scaled) for frame in frames])
     return frames[:, top : top + height, left : left + width].contiguous()
 

@@ -1,8 +1,7 @@
-"""Read videos in another process that can be killed: decoders hang holding the GIL, and crash.
+"""Read videos in a process that can be killed, since decoders crash, or hang holding the GIL.
 
-The worker is started by command line, not by multiprocessing: that also works inside a data
-loader's own workers (which may have no multiprocessing children) and in scripts without a main
-guard.
+The worker is started by command line, not by multiprocessing, so that it also works inside workers
+of a data loader (which may not have children) and in scripts without a main guard.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from vidcm.media.demux import BadClip
 from vidcm.media.read import MAX_PIXELS, Frames, VideoInfo, probe, read_frames
 
 START_SECONDS = 120.0  # imports on a busy machine or a network disk
-GRACE_SECONDS = 1.0  # the worker's own deadline gives the better message, so it comes first
+GRACE_SECONDS = 1.0  # the deadline inside the worker gives the better message, so it comes first
 BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[2]);"
     "from vidcm.media.worker import serve; serve(int(sys.argv[1]))"
@@ -31,11 +30,20 @@ BOOT = (
 
 
 class ReaderProcess:
-    """`read` and `probe` of `vidcm.media.read` under a deadline that nothing outlasts.
+    """`read_frames` and `probe` in another process, with a deadline that also stops hangs.
 
-    deadline: seconds for one call. A worker that hangs or crashes costs its clip (BadClip `timeout`
-    or `decoder-crash`) and is replaced at the next call. `restarts` and `fallbacks` (reads that
-    decord left to PyAV) count. May be pickled, and used after a fork: each process gets its worker.
+    A worker that hangs or crashes fails its clip (BadClip `timeout` or `decoder-crash`) and is
+    replaced at the next call. The object may be pickled, and used after a fork: each process gets
+    its own worker.
+
+    Args:
+        backend: decoder, "av" or "decord".
+        deadline: seconds of one call.
+        max_pixels: limit of frames x height x width of one call.
+
+    Attributes:
+        restarts: number of workers replaced.
+        fallbacks: number of reads that decord left to PyAV.
     """
 
     def __init__(
@@ -51,14 +59,14 @@ class ReaderProcess:
         self._owner = 0
 
     def read(self, path: str | os.PathLike[str], times: np.ndarray) -> Frames:
-        """As `read_frames(path, times)`."""
+        """`read_frames(path, times)`."""
         options = {"backend": self.backend, "max_pixels": self.max_pixels}
         found: Frames = self._call("read", os.fspath(path), np.asarray(times), options)
         self.fallbacks += found.backend != self.backend
         return found
 
     def probe(self, path: str | os.PathLike[str]) -> VideoInfo:
-        """As `probe(path)`."""
+        """`probe(path)`."""
         return self._call("probe", os.fspath(path), None, {})
 
     def close(self) -> None:
@@ -89,7 +97,7 @@ class ReaderProcess:
         link = self._started()
         try:
             link.send(request)
-        except OSError:  # it died between two calls, through no fault of this clip
+        except OSError:  # it died between two calls, not because of this clip
             link = self._restarted()
             link.send(request)
         try:
@@ -138,12 +146,12 @@ class ReaderProcess:
 
 
 def serve(descriptor: int) -> None:
-    """The worker: answer requests from the pipe until it closes."""
+    """Run the worker: answer requests from the pipe until it closes."""
     link = Connection(descriptor)
-    # The default action ends the process in the kernel, whoever holds the GIL: a worker whose
-    # parent was killed cannot hang for ever.
+    # The default action ends the process in the kernel, whatever thread holds the GIL: a worker
+    # whose parent was killed cannot hang for ever.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     link.send("ready")
     while True:
         try:
@@ -158,7 +166,7 @@ def serve(descriptor: int) -> None:
                 answer = read_frames(path, times, **options)
         except VidcmError as error:
             link.send(error)
-        except Exception as error:  # whatever a decoder's binding throws is a bad clip, not a crash
+        except Exception as error:  # decoders raise anything; it is a bad clip, not a crash
             link.send(BadClip(path, "decode-error", f"{type(error).__name__}: {error}"))
         else:
             if isinstance(answer, Frames):

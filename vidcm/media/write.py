@@ -1,9 +1,7 @@
-"""Pixels as the model sees them, as files hold them, and the writers between the two.
+"""Write clips and pictures in the format of a file name; needs no torch.
 
-`frames` are uint8 RGB, channels last: `(b t h w c)` as a batch, `(t h w c)` as one clip.
-`video` is float in [-1, 1], channels second: `(b c t h w)`. `to_video` and `to_frames` are the
-only conversion. Writers refuse bad requests before they touch the disk (`check_output` does so
-alone, before a long generation), and put files in place whole or not at all.
+All checks happen before the disk is touched (`check_output` alone before a long generation), and
+files appear complete or not at all.
 """
 
 import os
@@ -21,15 +19,22 @@ from vidcm.media.encoders import enlarge as enlarge
 from vidcm.media.png import decode_png, encode_png
 
 FORMATS = (".mp4", ".webm", ".gif", ".png")
-LARGEST = 16384  # pixels a side, h264's limit
+LARGEST = 16384  # pixels of a side, the limit of h264
 
 
 def check_output(path: str | os.PathLike[str], overwrite: bool = False) -> Path:
-    """The absolute path `write_clip` would write to, with links and `~` resolved; writes nothing.
+    """Check that `write_clip` can write to a path, without writing.
 
-    Raises UsageError for an unknown extension, something in the way (with `overwrite`: something
-    other than a file, or than a folder of nothing but frames), and VidcmError for a folder that
-    cannot be written to or an encoder that is missing.
+    Args:
+        path: file or folder.
+        overwrite: allow an existing file, or a folder with nothing but frames.
+
+    Returns:
+        The absolute path, with links and `~` resolved.
+
+    Raises:
+        UsageError: unknown extension, or something in the way.
+        VidcmError: the folder is not writable, or the encoder is missing.
     """
     kind = _kind(path)
     if kind in ENCODINGS:
@@ -47,7 +52,7 @@ def check_output(path: str | os.PathLike[str], overwrite: bool = False) -> Path:
         raise UsageError(f"{target} is in the way of the {wanted} to write: give another name")
     if kind and mode and not stat.S_ISREG(mode):
         raise UsageError(f"{target} is a device or pipe, not a file to write: give another name")
-    # A folder is replaced as a whole, so anything but our own frames in it is somebody's work.
+    # A folder is replaced with everything in it, so anything but frames is somebody's work.
     if other := [name for name in found if not re.fullmatch(r"frame_\d{4,}\.png", name)]:
         raise UsageError(f"folder {target} holds other files ({other[0]}): give another name")
     if mode and (kind or found) and not overwrite:
@@ -73,21 +78,31 @@ def write_clip(
     scale: int = 1,
     columns: int | None = None,
 ) -> Path:
-    """Write uint8 frames `(t h w c)` in the format that the extension names; returns its full path.
+    """Write a clip in the format of the extension, atomically and reproducibly.
 
-    .mp4   h264, index first, plays in any player; .webm is VP9. Both are lossy, 4:2:0 and tagged
-           BT.709; an odd width or height gains one column or row, a copy of the last one.
-    .gif   loops for ever, at most 50 fps (players slow faster ones down to 10), frame times in
-           1/100 s; lossless up to 256 colours, else one palette for the clip, dithered.
-    .png   lossless sprite sheet in rows of `columns` frames (default: all in one row), unused
-           cells zero.
-    path/  or no extension: a folder of lossless frame_0000.png, frame_0001.png, ...
+    - .mp4: h264, index first, plays in any player; .webm: VP9. Both are lossy, 4:2:0 and tagged
+      BT.709; an odd width or height gains one column or row, a copy of the last.
+    - .gif: loops for ever, frame times in 1/100 s; lossless up to 256 colours, otherwise with one
+      dithered palette.
+    - .png: lossless sprite sheet; unused cells are zero.
+    - a final / or no extension: folder of lossless frame_0000.png, frame_0001.png, ...
 
-    c is 3 (RGB), or 4 (RGBA) for the two png forms. `fps` is in frames per second; png files do
-    not record it. `scale` enlarges by whole numbers without blur. Missing parents are made.
-    Raises UsageError and VidcmError as `check_output` does, UsageError for options out of range,
-    ValueError for an array that is no clip, and VidcmError when writing fails; then, and on an
-    interrupt, no file is left behind and an older output is as it was.
+    Args:
+        frames: uint8 `(t h w c)`; c is 3 (RGB), or 4 (RGBA) for the png formats.
+        path: file or folder; missing parents are created.
+        fps: frames per second, 0.01 to 1000, in gif to 50 (players slow down faster files). png
+            files do not record it.
+        overwrite: replace an existing output.
+        scale: whole number by which pixels are enlarged, without blur.
+        columns: frames in a row of a sprite sheet (default: all).
+
+    Returns:
+        The absolute path.
+
+    Raises:
+        UsageError: as `check_output`, or an option is out of range.
+        ValueError: the array is not a clip.
+        VidcmError: as `check_output`, or writing fails.
     """
     kind = _kind(path)
     check_clip(frames, (3,) if kind in ENCODINGS else (3, 4))
@@ -120,16 +135,18 @@ def write_clip(
 
 
 def write_png(image: np.ndarray, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
-    """Write a uint8 image `(h w c)`, c 3 (RGB) or 4 (RGBA), without loss; errors as write_clip."""
+    """Write a uint8 image `(h w 3)` or `(h w 4)` without loss. Raises as `write_clip`."""
     if _kind(path) != ".png":
         raise UsageError(f"got {path}, expected a name that ends in .png")
     return write_clip(image[None], path, overwrite=overwrite)
 
 
 def read_png(path: str | os.PathLike[str]) -> np.ndarray:
-    """The png file at `path` as uint8 `(h w 3)`, or `(h w 4)` when it has alpha or a palette.
+    """Read a png as uint8 `(h w 3)`, or `(h w 4)` if it has transparency or a palette.
 
-    Raises UsageError when there is no such file, VidcmError when it is not a png.
+    Raises:
+        UsageError: there is no such file.
+        VidcmError: it is not a png, or damaged.
     """
     try:
         return decode_png(Path(path).read_bytes())
@@ -140,16 +157,16 @@ def read_png(path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def _kind(path: str | os.PathLike[str]) -> str:
-    """The extension that decides the format, in lower case; empty for a folder of frames."""
-    given = os.fspath(path)
-    name = os.path.basename(given.rstrip("/" + os.sep))
-    folder = given.endswith(("/", os.sep))
-    if name in ("", ".", "..", "~") or "\0" in given or (name.lower() in FORMATS and not folder):
-        raise UsageError(f"got output {given!r}, expected the name of a file or folder to write")
+    """The extension in lower case, which decides the format; empty for a folder of frames."""
+    text = os.fspath(path)
+    name = os.path.basename(text.rstrip("/" + os.sep))
+    folder = text.endswith(("/", os.sep))
+    if name in ("", ".", "..", "~") or "\0" in text or (name.lower() in FORMATS and not folder):
+        raise UsageError(f"got output {text!r}, expected the name of a file or folder to write")
     kind = "" if folder else Path(name).suffix.lower()
     if kind and kind not in FORMATS:
         raise UsageError(
-            f"got output {given!r}, expected {', '.join(FORMATS)}, or a trailing / for a folder "
+            f"got output {text!r}, expected {', '.join(FORMATS)}, or a trailing / for a folder "
             "of png frames"
         )
     return kind
@@ -165,7 +182,7 @@ def check_clip(frames: np.ndarray, channels: tuple[int, ...]) -> None:
 
 
 def numbered(path: str | Path, count: int) -> list[str]:
-    """The file names of `count` clips: the path itself for one."""
+    """File names of `count` clips: the path itself for one, else with -1, -2, ... added."""
     text = str(path)
     if count == 1:
         return [text]
@@ -176,6 +193,6 @@ def numbered(path: str | Path, count: int) -> list[str]:
 
 
 def check_positive(name: str, value: int) -> None:
-    """Refuse an option below one."""
+    """Raise UsageError unless an option is a whole number from 1."""
     if not isinstance(value, int) or value < 1:
         raise UsageError(f"got {name} {value}, expected a whole number from 1")

@@ -31,7 +31,7 @@ from vidcm.errors import UsageError, VidcmError
 from vidcm.generation import Generation
 from vidcm.limits import check_memory
 from vidcm.media.clips import Clips, Clock
-from vidcm.media.load import fit, read_film
+from vidcm.media.load import fit, load_clip
 from vidcm.media.write import check_clip
 from vidcm.rng import SampleRng
 from vidcm.runtime import fast_cpu, pick_device, pick_dtype
@@ -500,8 +500,8 @@ def load_video(
         BadClip: It cannot be read.
     """
     own = pipe.settings
-    film = read_film(Path(path), own.fps if fps is None else fps, num_frames, start)
-    return fit(film.frames, (height or own.height, width or own.width))
+    source = load_clip(Path(path), own.fps if fps is None else fps, num_frames, start)
+    return fit(source.frames, (height or own.height, width or own.width))
 
 
 def _check_clips(clips: Any) -> None:

@@ -53,7 +53,7 @@ class Oracle:
 
     def __call__(
         self, prompts, *, num_inference_steps, seed, num_frames=5, height=64, width=64,
-        prompt_schedule=(),
+        prompt_schedule=(), batch_size,
     ):  # fmt: skip
         frames, steps, then = num_frames, num_inference_steps, prompt_schedule
         self.calls.append((len(prompts), frames, steps))
@@ -88,7 +88,7 @@ def pipe(truth, tmp_path) -> Oracle:
 
 @pytest.fixture(scope="module")
 def measured(truth, tmp_path_factory) -> Path:
-    """The file of a whole measurement, in batches of two."""
+    """The file of a complete measurement."""
     folder = tmp_path_factory.mktemp("measured")
     job = EvalJob(Oracle(folder, truth), truth, folder / "l.json", "fake", batch_size=2)
     results = measure_long(job)
@@ -108,7 +108,7 @@ def test_every_way_gets_the_numbers_it_deserves(measured):
         assert row["motion"] == 1
         assert row["drift"] == (None if windows == 1 else 0)
     assert rows["windows-4-1"]["seam"] == true["seam"]
-    assert rows["windows-4-1"]["seconds_per_frame"] == pytest.approx(1.25 * 2 / COUNT)
+    assert rows["windows-4-1"]["seconds_per_frame"] == pytest.approx(1.25 / COUNT)
     still = rows["at once-4-1"]
     assert still["motion"] == 0 and still["seam"] is None and still["last"]["score"] < 1
     assert rows["one seed-4-4"]["drift"] == 0

@@ -4,7 +4,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -63,8 +63,12 @@ class Oracle:
         num_inference_steps: int,
         use_teacher: bool,
         seed: Sequence[int],
+        batch_size: int,
+        callback_on_step_end: Callable[[], None],
     ):
         steps, teacher = num_inference_steps, use_teacher
+        callback_on_step_end()
+        assert batch_size in (3, 4, 7, 16)
         self.calls.append((steps, teacher))
         if steps == self.breaks_at:
             raise VidcmError("the power went off")

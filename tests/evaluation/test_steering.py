@@ -39,8 +39,9 @@ class Oracle:
         self.steps: set[tuple[bool, int]] = set()
 
     def __call__(
-        self, prompts, *, num_inference_steps, guidance_scale, negative_prompt, seed, use_teacher
-    ):
+        self, prompts, *, num_inference_steps, guidance_scale, negative_prompt, seed, use_teacher,
+        batch_size,
+    ):  # fmt: skip
         steps, guidance, teacher = num_inference_steps, guidance_scale, use_teacher
         self.steps.add((teacher, steps))
         combinations = [self.truth.combinations[s - self.truth.seed] for s in seed]

@@ -1,5 +1,6 @@
 """Clips of the rows of a results table."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -39,43 +40,36 @@ def clip_generator(pipe: VideoPipeline, row: Row, batch_size: int) -> ClipGenera
     It raises VidcmError where they have another shape than the true clips.
     """
 
-    def generate_batch(
+    def generate(
         prompts: Sequence[str], true_clips: Tensor, seeds: Sequence[int]
     ) -> GeneratedClips:
         if row.role == "codec":
             start = time.perf_counter()
-            frames = codec_roundtrip(pipe, true_clips)
-            return GeneratedClips(frames, None, {"codec": time.perf_counter() - start})
-        clips = pipe(
-            list(prompts),
-            num_inference_steps=row.num_inference_steps,
-            use_teacher=row.role == "teacher",
-            seed=list(seeds),
-        )
-        return GeneratedClips(torch.from_numpy(clips.frames), clips.evaluations, clips.seconds)
+            frames = torch.cat([codec_roundtrip(pipe, c) for c in true_clips.split(batch_size)])
+            found = GeneratedClips(frames, None, {"codec": time.perf_counter() - start})
+        else:
+            steps = row.num_inference_steps * math.ceil(len(prompts) / batch_size)
+            with tqdm(total=steps, desc=str(row), unit="step", leave=False) as bar:
 
-    def generate(
-        prompts: Sequence[str], true_clips: Tensor, seeds: Sequence[int]
-    ) -> GeneratedClips:
-        frames: list[Tensor] = []
-        seconds: dict[str, float] = {}
-        evaluations = None
-        with tqdm(total=len(prompts), desc=str(row), unit="clip", leave=False) as bar:
-            for start in range(0, len(prompts), batch_size):
-                part = slice(start, start + batch_size)
-                batch = generate_batch(prompts[part], true_clips[part], seeds[part])
-                if batch.frames.shape != true_clips[part].shape:
-                    raise VidcmError(
-                        f"{row} generated clips (n t h w c) of {tuple(batch.frames.shape)}, and "
-                        f"true clips are {tuple(true_clips[part].shape)}; evaluate a model of the "
-                        "LPC task"
-                    )
-                frames.append(batch.frames)
-                evaluations = batch.evaluations
-                for stage, spent in batch.seconds.items():
-                    seconds[stage] = seconds.get(stage, 0.0) + spent
-                bar.update(len(batch.frames))
-        return GeneratedClips(torch.cat(frames), evaluations, seconds)
+                def tick(*_: object) -> None:
+                    bar.update()
+
+                clips = pipe(
+                    list(prompts),
+                    num_inference_steps=row.num_inference_steps,
+                    use_teacher=row.role == "teacher",
+                    seed=list(seeds),
+                    batch_size=batch_size,
+                    callback_on_step_end=tick,
+                )
+            frames = torch.from_numpy(clips.frames)
+            found = GeneratedClips(frames, clips.evaluations, clips.seconds)
+        if found.frames.shape != true_clips.shape:
+            raise VidcmError(
+                f"{row} generated clips (n t h w c) of {tuple(found.frames.shape)}, and true clips "
+                f"are {tuple(true_clips.shape)}; evaluate a model of the LPC task"
+            )
+        return found
 
     return generate
 

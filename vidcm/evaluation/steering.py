@@ -6,22 +6,22 @@ same prompts and noise. Negative prompts are tried on an attribute that the prom
 clip shows some background, and the negative prompt names it, or another one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from vidcm.evaluation.eval_set import EvalJob, EvalSet
 from vidcm.lpc import adherence, diversity
-from vidcm.pipeline import VideoPipeline
 
 VERSION = 1
 SCALES = (1.0, 2.0, 3.0, 5.0)
 NEGATIVE_SCALE = 3.0  # at which negative prompts are tried
 OPEN = "background"
 TEACHER_STEPS = 8
+
+Sampler = Callable[..., Tensor]  # (prompts, seeds, guidance, negative="") -> uint8 (n t h w c)
 
 
 def measure_steering(job: EvalJob) -> dict:
@@ -35,7 +35,7 @@ def measure_steering(job: EvalJob) -> dict:
     steps = {"student": job.pipe.settings.student.phases or 1, "teacher": TEACHER_STEPS}
     protocol = {"version": VERSION, "steps": steps, "negative_scale": NEGATIVE_SCALE, "open": OPEN}
     results = job.results("steering", protocol)
-    samplers = {role: _RoleSampler(job.pipe, role, n, job.batch_size) for role, n in steps.items()}
+    samplers = {role: _sampler(job, role, n) for role, n in steps.items()}
     if not all(results.has(role, "guidance") for role in steps):
         for role, scores in _guidance_metrics(samplers, job.eval_set).items():
             results.add(role, "guidance", row={"scales": scores})
@@ -45,33 +45,26 @@ def measure_steering(job: EvalJob) -> dict:
     return results.content()
 
 
-class _RoleSampler:
-    """Clips uint8 `(n t h w c)` of one role at its number of steps."""
-
-    def __init__(self, pipe: VideoPipeline, role: str, steps: int, batch_size: int):
-        self.pipe, self.role, self.steps, self.batch_size = pipe, role, steps, batch_size
-
-    def __call__(
-        self, prompts: Sequence[str], seeds: Sequence[int], guidance: float, negative: str = ""
+def _sampler(job: EvalJob, role: str, steps: int) -> Sampler:
+    def sample(
+        prompts: Sequence[str], seeds: Sequence[int], guidance: float, negative: str = ""
     ) -> Tensor:
-        frames = []
-        starts = range(0, len(prompts), self.batch_size)
-        for i in tqdm(starts, desc=f"{self.role}, guidance {guidance:g}", leave=False):
-            part = slice(i, i + self.batch_size)
-            clips = self.pipe(
-                list(prompts[part]),
-                num_inference_steps=self.steps,
-                guidance_scale=guidance,
-                negative_prompt=negative,
-                seed=list(seeds[part]),
-                use_teacher=self.role == "teacher",
-            )
-            frames.append(torch.from_numpy(clips.frames))
-        return torch.cat(frames)
+        clips = job.pipe(
+            list(prompts),
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            negative_prompt=negative,
+            seed=list(seeds),
+            use_teacher=role == "teacher",
+            batch_size=job.batch_size,
+        )
+        return torch.from_numpy(clips.frames)
+
+    return sample
 
 
 def _guidance_metrics(
-    samplers: dict[str, _RoleSampler], eval_set: EvalSet
+    samplers: dict[str, Sampler], eval_set: EvalSet
 ) -> dict[str, dict[str, dict]]:
     """By role and scale."""
     found: dict[str, dict[str, dict]] = {role: {} for role in samplers}
@@ -94,7 +87,7 @@ def _guidance_metrics(
     return found
 
 
-def _negative_metrics(sample: _RoleSampler, eval_set: EvalSet) -> dict[str, float]:
+def _negative_metrics(sample: Sampler, eval_set: EvalSet) -> dict[str, float]:
     """Share of clips that keep the value of `OPEN` they show, by what the negative prompt names."""
     lpc, values = eval_set.lpc, list(eval_set.lpc.words[OPEN])
     rngs = (np.random.default_rng([eval_set.seed, i, 4]) for i in range(eval_set.count))

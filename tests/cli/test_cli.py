@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 import vidcm
-from vidcm.cli import COMMANDS, common, main
+from vidcm.cli import COMMANDS, common, main, options
 from vidcm.errors import UsageError, VidcmError
 
 REPO = Path(vidcm.__file__).parents[1]
@@ -446,8 +446,8 @@ def test_good_arguments_arrive_as_they_are(tmp_path):
 
 def test_art_is_the_option_s_or_the_environment_s(monkeypatch):
     monkeypatch.setenv("VIDCM_LPC_ART", "theirs")
-    assert common.art_of(argparse.Namespace(art="mine")) == "mine"
-    assert common.art_of(argparse.Namespace(art=None)) == "theirs"
+    assert options.art_of(argparse.Namespace(art="mine")) == "mine"
+    assert options.art_of(argparse.Namespace(art=None)) == "theirs"
     monkeypatch.delenv("VIDCM_LPC_ART")
     with pytest.raises(UsageError, match="give --art, or set VIDCM_LPC_ART"):
-        common.art_of(argparse.Namespace(art=None))
+        options.art_of(argparse.Namespace(art=None))

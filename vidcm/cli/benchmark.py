@@ -9,12 +9,14 @@ from pathlib import Path
 
 from vidcm.cli.common import (
     Parser,
-    add_checkpoint,
-    add_device,
-    add_seed,
     existing_file,
     positive_int,
     run,
+)
+from vidcm.cli.options import (
+    add_checkpoint,
+    add_device,
+    add_seed,
 )
 from vidcm.errors import UsageError, VidcmError
 from vidcm.evaluation.latency_report import SCHEMA, compare_latency, latency_table, read_latency

@@ -1,4 +1,4 @@
-"""Argument types and options that commands share, and the one place where failures become lines.
+"""Argument types that commands share, and the one place where failures become lines.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted (Ctrl-C), 141 the reader of our output
 went away, 143 terminated. A user sees one line on stderr, `error: ...`, and never a traceback;
@@ -9,7 +9,6 @@ This module imports neither torch nor anything that does, so that `--help` answe
 
 import argparse
 import difflib
-import itertools
 import math
 import os
 import select
@@ -22,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, NoReturn
 
-from vidcm.errors import UsageError, VidcmError
+from vidcm.errors import VidcmError
 
 MAX_SEED = 2**63 - 1
 
@@ -226,90 +225,6 @@ def output_folder(text: str) -> Path:
     if path.exists() and not path.is_dir():
         raise argparse.ArgumentTypeError(f"{_quoted(text)} is a file, expected a folder")
     return path
-
-
-def add_device(group: argparse._ActionsContainer) -> None:
-    """The option `--device`."""
-    group.add_argument("--device", default="auto", help="auto (a GPU when there is one), cpu, cuda")
-
-
-def add_checkpoint(group: argparse._ActionsContainer) -> None:
-    """The option `--checkpoint`, of commands that read a pipeline."""
-    group.add_argument(
-        "--checkpoint",
-        default="lpc-64",
-        help="a bundled model or a pipeline folder (default: %(default)s)",
-    )
-
-
-def add_seed(group: argparse._ActionsContainer, meaning: str) -> None:
-    """The option `--seed`; meaning: the noun phrase of its help, as "of the prompts"."""
-    group.add_argument("--seed", type=seed, default=0, help=f"{meaning} (default: %(default)s)")
-
-
-def add_sampling(group: argparse._ActionsContainer) -> None:
-    """The options that choose a model and its sampler: checkpoint, role, steps, guidance, device."""
-    group.add_argument(
-        "--steps", type=whole_number(1, 1000), help="sampling steps (default: the checkpoint's)"
-    )
-    group.add_argument(
-        "--guidance",
-        type=number(0, 100),
-        help="guidance scale; 1 is without guidance (default: the checkpoint's)",
-    )
-    group.add_argument(
-        "--teacher", action="store_true", help="sample the many-step teacher instead of the student"
-    )
-    add_checkpoint(group)
-    add_device(group)
-
-
-def add_output(group: argparse._ActionsContainer, stem: str) -> None:
-    """The options of a command that writes clips; stem: of the default name (`free_output`)."""
-    group.add_argument(
-        "--output",
-        type=clip_output,
-        metavar="PATH",
-        help="mp4, webm, gif, png (a sprite sheet), or a folder with a final / (png frames); "
-        f"default: {stem}.mp4, or the next {stem}-2.mp4, {stem}-3.mp4 that is free",
-    )
-    group.add_argument(
-        "--scale",
-        type=whole_number(1, 64),
-        default=4,
-        help="enlarge pixels this many times (default: %(default)s)",
-    )
-    group.add_argument("--overwrite", action="store_true", help="replace existing outputs")
-    group.add_argument("--json", action="store_true", help="print one JSON object instead of text")
-
-
-def add_art(group: argparse._ActionsContainer) -> None:
-    """The option `--art`, which `art_of` reads."""
-    group.add_argument("--art", help="the LPC layers, folder or tar (default: $VIDCM_LPC_ART)")
-
-
-def check_model_folder(path: str | Path) -> None:
-    """Raise UsageError for a folder without a `model.json`; needs no torch."""
-    if not Path(path, "model.json").is_file():
-        raise UsageError(
-            f"{path} is not a model folder (no model.json); give the `final` folder of a run"
-        )
-
-
-def free_output(stem: str, count: int) -> str:
-    """The first of stem.mp4, stem-2.mp4, ... whose files for `count` clips do not exist."""
-    from vidcm.media.write import numbered
-
-    names = (f"{stem}-{i}.mp4" if i > 1 else f"{stem}.mp4" for i in itertools.count(1))
-    return next(n for n in names if not any(Path(p).exists() for p in numbered(n, count)))
-
-
-def art_of(args: argparse.Namespace) -> str:
-    """Return `--art`, or VIDCM_LPC_ART. Raises UsageError when neither is set."""
-    art = args.art or os.environ.get("VIDCM_LPC_ART")
-    if not art:
-        raise UsageError("the true clips need the LPC art; give --art, or set VIDCM_LPC_ART")
-    return art
 
 
 class _Terminated(BaseException):

@@ -3,7 +3,15 @@
 import argparse
 from pathlib import Path
 
-from vidcm.cli.common import Parser, add_art, art_of, existing_file, run
+from vidcm.cli.common import (
+    Parser,
+    existing_file,
+    run,
+)
+from vidcm.cli.options import (
+    add_art,
+    art_of,
+)
 from vidcm.errors import UsageError, VidcmError
 
 

@@ -8,8 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vidcm.cli.clips import note, progress_bar, report, warn
-from vidcm.cli.common import free_output, run
+from vidcm.cli.common import (
+    run,
+)
 from vidcm.cli.edit_options import SECONDS, TASK_OPTIONS, parser
+from vidcm.cli.options import (
+    free_output,
+)
 from vidcm.conditioning.prompts import check_prompts
 from vidcm.errors import UsageError
 from vidcm.registry import build, options_of

@@ -7,14 +7,16 @@ from typing import Any
 
 from vidcm.cli.common import (
     Parser,
-    add_output,
-    add_sampling,
     did_you_mean,
     number,
     positive_int,
     seed,
     sides,
     whole_number,
+)
+from vidcm.cli.options import (
+    add_output,
+    add_sampling,
 )
 from vidcm.registry import TABLE, lookup, options_of
 

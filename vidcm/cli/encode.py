@@ -5,15 +5,17 @@ from collections import Counter
 
 from vidcm.cli.common import (
     Parser,
-    add_art,
-    add_device,
-    add_seed,
-    art_of,
     number,
     output_folder,
     positive_int,
     run,
     sides,
+)
+from vidcm.cli.options import (
+    add_art,
+    add_device,
+    add_seed,
+    art_of,
 )
 from vidcm.errors import UsageError
 from vidcm.media.sizes import check_frames, check_size

@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING
 
 from vidcm.cli.common import (
     Parser,
-    add_art,
-    add_checkpoint,
-    add_device,
-    add_seed,
-    art_of,
     did_you_mean,
     existing_file,
     positive_int,
     run,
     whole_number,
+)
+from vidcm.cli.options import (
+    add_art,
+    add_checkpoint,
+    add_device,
+    add_seed,
+    art_of,
 )
 from vidcm.errors import UsageError
 from vidcm.evaluation.rows import EDIT_ROWS, ROWS, Row

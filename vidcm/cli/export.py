@@ -5,15 +5,17 @@ from pathlib import Path
 
 from vidcm.cli.common import (
     Parser,
-    add_art,
-    art_of,
-    check_model_folder,
     number,
     output_folder,
     positive_int,
     run,
     sides,
     whole_number,
+)
+from vidcm.cli.options import (
+    add_art,
+    art_of,
+    check_model_folder,
 )
 from vidcm.errors import UsageError
 from vidcm.media.sizes import check_frames, check_size

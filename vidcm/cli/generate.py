@@ -7,16 +7,18 @@ from pathlib import Path
 from vidcm.cli.clips import progress_bar, report, warn
 from vidcm.cli.common import (
     Parser,
-    add_output,
-    add_sampling,
-    add_seed,
     existing_file,
-    free_output,
     number,
     positive_int,
     run,
     sides,
     whole_number,
+)
+from vidcm.cli.options import (
+    add_output,
+    add_sampling,
+    add_seed,
+    free_output,
 )
 from vidcm.conditioning.prompts import check_prompts
 from vidcm.errors import UsageError

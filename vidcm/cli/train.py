@@ -4,8 +4,10 @@ import argparse
 
 from vidcm.cli.common import (
     Parser,
-    add_device,
     run,
+)
+from vidcm.cli.options import (
+    add_device,
 )
 from vidcm.config import load
 

@@ -4,14 +4,16 @@ import argparse
 
 from vidcm.cli.common import (
     Parser,
-    add_art,
-    add_device,
-    add_seed,
-    art_of,
     number,
     positive_int,
     run,
     whole_number,
+)
+from vidcm.cli.options import (
+    add_art,
+    add_device,
+    add_seed,
+    art_of,
 )
 
 LEVELS = (1.5, 3.0, 6.0, 10.0, 15.0, 25.0, 50.0, 100.0)

@@ -249,7 +249,7 @@ def test_solvers_are_measured_at_the_evaluations_they_really_take(world, puppets
     lines = comparison.run_comparison(config, puppets)["rows"]["heun"]["evaluations"]
     assert {n: line["evaluations"] for n, line in lines.items()} == {"1": 2, "3": 6}
     settings = json.loads((tmp_path / "runs" / "heun" / "pipeline" / "pipeline.json").read_text())
-    assert settings["teacher"]["shift"] == 8 and settings["teacher"]["guidance"] == 3
+    assert settings["teacher"]["shift"] == 8 and settings["teacher"]["guidance_scale"] == 3
 
 
 def test_seeds_are_shown_as_mean_and_deviation():

@@ -133,9 +133,9 @@ def test_the_pipeline_edits_what_pieces_are_given(task, pipeline):
     rng = np.random.default_rng(0)
     height, width = tiny.SIZE["height"], tiny.SIZE["width"]
     case = CASES[task](rng.integers(0, 256, (9, height, width, 3), np.uint8))
-    options = {"steps": 1, "seed": 3}
-    pieces = edit_in_pieces(pipeline, case, 5, "a man walks", **options)
-    whole = edit_in_pieces(pipeline, case, 9, "a man walks", **options)
+    options = {"num_inference_steps": 1, "seed": 3}
+    pieces = edit_in_pieces(pipeline, case, 5, "a man walks", steps=1, seed=3)
+    whole = edit_in_pieces(pipeline, case, 9, "a man walks", steps=1, seed=3)
     assert pieces.shape == whole.shape == (9, height, width, 3)
     np.testing.assert_array_equal(pieces[case.kept], case.given[case.kept])
     np.testing.assert_array_equal(

@@ -115,7 +115,7 @@ def _method(results: dict) -> str:
     row = next(iter(results["rows"].values()))
     text = (
         f"Medians of {results['repeats']} turns through all rows after {recipe['warmup']} to warm up; "
-        f"{recipe['batch']} x {clip['frames']} frames of {clip['width']}x{clip['height']} a call, "
+        f"{recipe['batch']} x {clip['num_frames']} frames of {clip['width']}x{clip['height']} a call, "
         f"{row['tokens']} tokens, {row['dtype']}, attention {' and '.join(row['attention'])}. End to "
         "end is prompt to written mp4, models loaded. "
     )

@@ -1,5 +1,6 @@
 """Configs are strict: what does not belong is refused by name, and every shipped one builds."""
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import yaml
 
 import vidcm
 from vidcm import config
-from vidcm.config import LoraConfig, TrainConfig, load, to_dict
+from vidcm.config import LoraConfig, OptimizerConfig, TrainConfig, load, to_dict
 from vidcm.errors import UsageError
 from vidcm.registry import build, options_of
 from vidcm.schema import from_dict
@@ -301,3 +302,11 @@ def test_keys_that_exclude_each_other(file):
 def test_every_key_is_in_the_class():
     """`from_dict` needs nothing but the dataclass: a new key is one line there."""
     assert set(to_dict(TrainConfig({}, {}, {}, "x", 1))) == set(config.TrainConfig.__annotations__)
+
+
+def test_the_documents_list_every_key():
+    text = (Path(__file__).parents[1] / "docs" / "training.md").read_text("utf-8")
+    for kind, prefix in ((TrainConfig, ""), (OptimizerConfig, "optimizer.")):
+        for field in dataclasses.fields(kind):
+            known = field.name in ("optimizer", "lora") or f"`{prefix}{field.name}" in text
+            assert known, f"docs/training.md lacks {prefix}{field.name}"

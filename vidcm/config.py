@@ -1,7 +1,6 @@
 """The keys of a training config, and how it is read."""
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,6 +75,12 @@ class LoraConfig:
             raise UsageError("lora.targets is empty; leave it out to update every linear layer")
 
 
+_AT_LEAST = {"num_workers": 0, "seed": 0} | dict.fromkeys(
+    ("steps", "batch_size", "gradient_accumulation_steps", "keep_checkpoints", "max_skipped"), 1
+)
+_AT_LEAST |= dict.fromkeys(("log_every", "sample_every", "save_every"), 1)
+
+
 @dataclass
 class TrainConfig:
     """The keys of a training config.
@@ -138,15 +143,7 @@ class TrainConfig:
     preview_prompts: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        positive = (
-            "steps",
-            "batch_size",
-            "gradient_accumulation_steps",
-            "keep_checkpoints",
-            "max_skipped",
-        )
-        least = dict.fromkeys((*positive, "log_every", "sample_every", "save_every"), 1)
-        for name, low in {**least, "num_workers": 0, "seed": 0}.items():
+        for name, low in _AT_LEAST.items():
             if getattr(self, name) < low:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be at least {low}")
         if self.seed >= 2**63:
@@ -162,9 +159,6 @@ class TrainConfig:
                 "compile=true cannot look past the hooks by which zero=3 gathers the weights of every "
                 "layer; use zero=2, or compile=false"
             )
-        for name in ("output", "init", "init_text", "teacher", "codec"):
-            if (path := getattr(self, name)) is not None:
-                setattr(self, name, os.path.expanduser(path))
         if self.lora and not self.start:
             raise UsageError(
                 "lora updates a network that is there already; set init (or teacher) to its folder"

@@ -25,10 +25,10 @@ MOST_STEPS = 8  # beyond, more steps of a consistency student rarely help
 
 
 def student_facts(student: str | Path | None) -> dict[str, Any]:
-    """How a student is sampled, from its card: sampler, guidance range, levels or phases."""
-    facts: dict[str, Any] = {"guidance_range": (1.0, 5.0), "sampler": "consistency"}
-    found = {} if student is None else read_card(student)["metadata"].get("student", {})
-    return facts | {k: tuple(v) if k == "guidance_range" else v for k, v in found.items() if v}
+    """Return the settings of a student that its training determined, from its model folder."""
+    facts = {} if student is None else read_card(student)["metadata"].get("student", {})
+    low, high = facts.get("guidance_range", (1.0, 5.0))
+    return {"sampler": "consistency", **facts, "guidance_range": (low, high)}
 
 
 def known_words(student: str | Path) -> str:

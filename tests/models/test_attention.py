@@ -118,3 +118,15 @@ def test_memory_is_linear_in_tokens():
     few, many = peak_bytes(1024), peak_bytes(4096)
     assert few > 1024 * 256 * 4  # the scores of a chunk, at the least
     assert many < 4.5 * few
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_on_a_cpu_matrix_products_of_bf16_inputs_are_fp32(autocast):
+    """Only the result is rounded: within half a unit of bf16's eight bits of the exact one."""
+    (q, k, v), _ = inputs(11, 7)
+    q, k, v = (x.bfloat16() for x in (q, k, v))
+    exact = naive(q.double(), k.double(), v.double())
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = attend(q.float() if autocast else q, k, v)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.double(), exact, rtol=2**-8, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Consistency tuning in the closed-form world, and mutants of it that these tests must catch."""
+"""Consistency tuning in the closed-form world, and planted mistakes that these tests must catch."""
 
 import pytest
 import torch

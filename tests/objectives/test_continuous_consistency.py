@@ -1,4 +1,4 @@
-"""Continuous-time consistency in the closed-form world, and mutants that these tests must catch."""
+"""Continuous-time consistency in the closed-form world, and planted mistakes that these tests must catch."""
 
 import pytest
 import tiny

@@ -1,4 +1,4 @@
-"""Training with given frames in the closed-form world of clips, and mutants that must be caught."""
+"""Training with given frames in the closed-form world of clips, and planted mistakes."""
 
 import pytest
 import torch

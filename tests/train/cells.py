@@ -59,6 +59,7 @@ ROWS: dict[str, dict[str, Any]] = {
         "adversarial": {"blocks": [1]},
     },
 }
+BF16 = "latent_consistency"  # the row that is run in bf16 too
 Steps = list[tuple[str, float, float]]  # whose turn, loss, gradient norm
 
 
@@ -157,6 +158,9 @@ def on_rank(mode: str, folder: Path) -> None:
         with suppress(UsageError):
             config = settings(row, folder / "teacher", zero, lora, compile=mode == "compiled")
             results[row, zero, lora] = Cell(config, start_on_ranks).run(again=True)
+    for zero in STAGES if mode == "eager" else ():
+        config = settings(BF16, folder / "teacher", zero, False, precision="bf16")
+        results["bf16", zero, False] = Cell(config, start_on_ranks).run(again=True)
     if mode == "compiled":
         from torch._dynamo.utils import counters
 

@@ -119,6 +119,20 @@ def test_equals_one_process(eager: list[dict], alone, folder: Path, row: str, ze
     assert_cells(eager, alone, folder, row, zero)
 
 
+@needs_deepspeed
+@pytest.mark.parametrize("zero", cells.STAGES)
+def test_bf16_on_two_ranks_is_close_to_fp32_in_one_process(
+    eager: list[dict], alone, zero: int
+) -> None:
+    """Losses within 2 %, weights being rounded to bf16 as well; gradient norms within 10 %."""
+    first, second = (found["bf16", zero, False] for found in eager)
+    expected = alone(cells.BF16, False)
+    assert first == second
+    for (_, loss, norm), (_, other, size) in zip(first, expected, strict=True):
+        assert loss == pytest.approx(other, rel=0.02) and loss != other
+        assert norm == pytest.approx(size, rel=0.1)
+
+
 @pytest.mark.slow
 @needs_deepspeed
 @pytest.mark.parametrize("row", cells.ROWS)

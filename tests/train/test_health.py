@@ -158,7 +158,9 @@ def test_noise_in_latents_is_smooth_but_restless():
     small = torch.randint(0, 256, (5, 7, 8, 9, 3), dtype=torch.uint8)
     blotches = small.repeat_interleave(8, 2).repeat_interleave(8, 3)[:, :, :61, :67].contiguous()
     assert vitals(blotches).smooth.min() > 0.8
-    assert one(diagnose(blotches, squares())).endswith("covers the times that sampling visits")
+    assert one(diagnose(blotches, squares())).endswith(
+        "draws the noise levels that sampling visits"
+    )
 
 
 def test_all_prompts_alike():

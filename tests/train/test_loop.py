@@ -24,6 +24,8 @@ from vidcm.data.loader import batches, positions
 from vidcm.errors import UsageError, VidcmError
 from vidcm.rng import SampleRng
 from vidcm.train import checkpoint, loop
+from vidcm.train.engine import StepReport
+from vidcm.train.log import Log
 from vidcm.train.lr_schedule import learning_rate
 from vidcm.train.stop_signal import StopSignal
 
@@ -187,6 +189,54 @@ def test_the_log_is_cut_to_the_checkpoint(tmp_path: Path) -> None:
         file.write('{"step": 10, "loss": 1.0}\n{"step": 8, "lo')
     assert train(run, Interrupting(9 * ranks.BATCH)) == 143, "stops where it resumed"
     assert lines(run) == before
+
+
+def test_a_resume_hashes_its_checkpoint_once_and_other_ranks_never(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, hashed = tmp_path / "run", []
+    assert train(run, Interrupting(9 * ranks.BATCH)) == 143
+    digest = checkpoint.file_hash
+    monkeypatch.setattr(checkpoint, "file_hash", lambda path: hashed.append(path) or digest(path))
+    folder = checkpoint.newest(run)
+    assert folder is not None and hashed == [folder / "state.pt"]
+    state, manifest = checkpoint.read(folder)  # as every rank does
+    assert manifest["step"] == 9 and state["model"] and len(hashed) == 1
+    hashed.clear()
+    assert train(run, Interrupting(9 * ranks.BATCH)) == 143
+    assert hashed == [folder / "state.pt"], "it stops where it resumed, so nothing is written"
+
+
+def test_what_is_resumed_outlives_the_file(tmp_path: Path) -> None:
+    """Ranks map the file; a later checkpoint removes it, and the optimizer works on in its state."""
+    chosen = ranks.config()
+    engine = ranks.local(chosen)
+    ranks.run(engine, chosen, 0, 2)
+    folder = checkpoint.save(tmp_path, 2, engine.state(), {}, keep=1)
+    resumed = ranks.local(chosen)
+    resumed.load(checkpoint.read(folder)[0])
+    before = (folder / "state.pt").read_bytes()
+    assert ranks.run(resumed, chosen, 3, 5) == ranks.run(engine, chosen, 3, 5)
+    assert (folder / "state.pt").read_bytes() == before
+
+
+def test_a_stopped_run_says_what_is_saved(tmp_path: Path, capsys) -> None:
+    assert train(tmp_path / "run", Interrupting(9 * ranks.BATCH)) == 143
+    said = capsys.readouterr().err
+    assert f"{tmp_path}/run: stopped after step 9, which is saved; the same command resumes" in said
+    assert train(tmp_path / "run") == 0
+    assert f"{tmp_path}/run/final: the model after step 20" in capsys.readouterr().out
+
+
+def test_speed_is_of_the_steps_alone(tmp_path: Path) -> None:
+    log, report = Log(tmp_path, enabled=True), StepReport(1.0, {}, 1.0, True)
+    time.sleep(0.02)
+    log.add(report)
+    with log.pause():
+        time.sleep(0.2)
+    log.write(1, 100)
+    speed = lines(tmp_path)[0]["samples_per_second"]
+    assert 100 / 0.12 < speed <= 100 / 0.02
 
 
 def test_another_config_does_not_resume(tmp_path: Path) -> None:

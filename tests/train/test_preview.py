@@ -10,6 +10,8 @@ from vidcm.registry import build
 from vidcm.train import denoiser_task as module
 from vidcm.train import preview as sheets
 
+CPU = torch.device("cpu")
+
 
 @pytest.mark.parametrize(
     "options, scale",
@@ -28,9 +30,7 @@ def test_previews_stay_inside_the_range_of_scales(tmp_path, monkeypatch, options
         codec=str(models["codec"]),
         preview_prompts=["an orc", "a lady"],
     )
-    made = module.denoiser_task(
-        config, build("model", config.model), tiny.Clips(), torch.device("cpu")
-    )
+    made = module.denoiser_task(config, build("model", config.model), tiny.Clips(), CPU)
     told, walked = [], []
     encode, guided = Denoiser.encode, sheets.CFGDenoiser
 
@@ -46,3 +46,35 @@ def test_previews_stay_inside_the_range_of_scales(tmp_path, monkeypatch, options
     monkeypatch.setattr(sheets, "CFGDenoiser", walks)
     made.preview(made.model.state_dict(), tmp_path / "sheet.png")
     assert told == [scale, scale] and walked == [scale]
+
+
+def test_a_frozen_teacher_is_sampled_once_in_a_run(tmp_path, monkeypatch):
+    """The second preview draws the same teacher, and evaluates the student alone."""
+    models = tiny.parts(tmp_path)
+    config = TrainConfig(
+        model=tiny.denoiser(guidance_embed=True),
+        objective={"name": "consistency_tuning"},
+        data={"name": "clips"},
+        output=str(tmp_path / "run"),
+        steps=1,
+        teacher=str(models["teacher"]),
+        codec=str(models["codec"]),
+        preview_prompts=["an orc", "a lady"],
+    )
+    task = module.denoiser_task(config, build("model", config.model), tiny.Clips(), CPU)
+    calls, predict = [], Denoiser.predict
+
+    def count(self, x_t, t, cond, s=None):
+        calls.append(self)
+        return predict(self, x_t, t, cond, s)
+
+    monkeypatch.setattr(Denoiser, "predict", count)
+    numbers, counts = [], []
+    for name in ("first", "second"):
+        calls.clear()
+        numbers.append(task.preview(task.model.state_dict(), tmp_path / f"{name}.png"))
+        counts.append(len(calls))
+    student = sum(sheets.STUDENT_STEPS)
+    assert counts == [sheets.TEACHER_STEPS + student, student]
+    assert numbers[0] == numbers[1]
+    assert (tmp_path / "first.png").read_bytes() == (tmp_path / "second.png").read_bytes()

@@ -21,10 +21,24 @@ TRITON = find_spec("triton") is not None  # imported only when a GPU wants a der
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """softmax(q k' / sqrt(d)) v over `(b, heads, n, d)`; mask: bool `(b, keys)`, True to attend.
+    """softmax(q k' / sqrt(d)) v over `(b, heads, n, d)`.
 
-    Inside `torch.func.jvp` the result carries its derivative.
+    Inside `torch.func.jvp` the result carries its derivative. On CPUs the matrix products are at
+    least fp32: bf16 is slow there without instructions for it.
+
+    Args:
+        q: Queries.
+        k: Keys.
+        v: Values.
+        mask: bool `(b, keys)`, True to attend.
     """
+    if q.device.type == "cpu" and torch.bfloat16 in (q.dtype, k.dtype, v.dtype):
+        with torch.autocast("cpu", enabled=False):
+            return _attend(q.float(), k.float(), v.float(), mask).to(v.dtype)
+    return _attend(q, k, v, mask)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     (q, tq), (k, tk), (v, tv) = (forward_ad.unpack_dual(x) for x in (q, k, v))
     if tq is None and tk is None and tv is None:
         bias = None if mask is None else mask[:, None, None, :]

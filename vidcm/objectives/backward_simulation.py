@@ -7,7 +7,12 @@ from torch import Tensor
 
 from vidcm.diffusion.denoiser import Denoiser
 from vidcm.diffusion.paths import ProbPath
-from vidcm.diffusion.times import sample_sigma, student_timesteps, to_path_time
+from vidcm.diffusion.times import (
+    DEFAULT_LOWEST_SIGMA,
+    sample_sigma,
+    student_timesteps,
+    to_path_time,
+)
 from vidcm.errors import UsageError
 from vidcm.objectives.common import PromptBatch
 from vidcm.rng import SampleRng
@@ -18,17 +23,23 @@ def sample_timesteps(path: ProbPath, rng: SampleRng, p_mean: float, p_std: float
     return path.t_from_sigma(sample_sigma(path, rng, p_mean, p_std)).clamp(max=path.t_max)
 
 
-def step_prefixes(steps: Sequence[int]) -> list[tuple[float, ...]]:
+def step_prefixes(
+    steps: Sequence[int], lowest_sigma: float = DEFAULT_LOWEST_SIGMA
+) -> list[tuple[float, ...]]:
     """Return every beginning of the consistency sampler's times for these numbers of steps.
 
+    Args:
+        steps: Numbers of sampling steps.
+        lowest_sigma: Noise level of the last step.
+
     Raises:
-        UsageError: There is no number, or one below 1.
+        UsageError: There is no number, one below 1, or a level out of range.
     """
     if not steps or min(steps) < 1:
         raise UsageError(
             f"steps {list(steps)} are not numbers of sampling steps, such as [1, 2, 4]"
         )
-    lists = [tuple(student_timesteps(n)) for n in steps]
+    lists = [tuple(student_timesteps(n, lowest_sigma)) for n in steps]
     return sorted({times[:k] for times in lists for k in range(1, len(times) + 1)})
 
 

@@ -16,6 +16,7 @@ from vidcm.data.batch import Batch
 from vidcm.diffusion.base import Cond
 from vidcm.diffusion.denoiser import Denoiser
 from vidcm.diffusion.derivative import Derivative, Exact
+from vidcm.diffusion.given_frames import free_mean
 from vidcm.diffusion.guidance import CFGDenoiser
 from vidcm.diffusion.paths import ProbPath
 from vidcm.diffusion.shapes import like
@@ -120,6 +121,10 @@ class StudentObjective(Objective):
         negative = Cond(null.tokens.expand(rows, -1, -1), null.mask.expand(rows, -1))
         guided = CFGDenoiser(self.teacher, prompts.scale, negative)
         return guided.velocity(x_t, t, prompts.encode(self.teacher, with_guidance=False))
+
+    def errors(self, difference: Tensor, given: Tensor | None = None) -> Tensor:
+        """Return the mean square of each sample `(b,)`, over the frames that are not given."""
+        return free_mean(difference.square(), given)
 
     def data_step(self, path: ProbPath, x0: Tensor, eps: Tensor, r: Tensor) -> Tensor:
         """Return x_r of the sample itself, with the noise of x_t."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vidcm.data.batch import Batch
 from vidcm.diffusion.denoiser import Denoiser
-from vidcm.diffusion.given_frames import GivenFrames, free_mean, hold
+from vidcm.diffusion.given_frames import GivenFrames, hold
 from vidcm.diffusion.shapes import like
 from vidcm.diffusion.times import sample_sigma
 from vidcm.errors import UsageError
@@ -115,10 +115,6 @@ class ConsistencyTuning(StudentObjective):
         shrink = self.q ** -(stage + 1) * (1 + 8 * torch.sigmoid(-0.5 * sigma))
         lower = (sigma * (1 - shrink)).clamp(min=0)
         return torch.where(lower < self.min_sigma, 0, lower)
-
-    def errors(self, difference: Tensor, given: Tensor | None) -> Tensor:
-        """Return the mean square of each sample `(b,)`, over the frames that are not given."""
-        return free_mean(difference.square(), given)
 
     def weight(self, sigma: Tensor, lower: Tensor) -> Tensor:
         """Return the weights `(b,)`; the gap is one of sigma, not of the path's time."""

@@ -140,10 +140,6 @@ class ContinuousConsistency(StudentObjective):
         """Return the root mean square of each sample, shaped to divide the tangent."""
         return like(tangent.square().flatten(1).mean(1).sqrt(), tangent)
 
-    def errors(self, difference: Tensor) -> Tensor:
-        """Return the mean square of each sample, `(b,)`."""
-        return difference.square().flatten(1).mean(1)
-
 
 def trig_velocity(model: Denoiser, z: Tensor, ratio: Tensor, cond: Cond) -> Tensor:
     """Return F of a denoiser's consistency function, whatever its path.

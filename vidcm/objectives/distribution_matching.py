@@ -8,6 +8,7 @@ its distribution depends on the scale, so the fake score gets it too.
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch import Tensor
 from vidcm.data.batch import Batch
 from vidcm.diffusion.denoiser import Denoiser
 from vidcm.diffusion.shapes import like
+from vidcm.diffusion.times import DEFAULT_LOWEST_SIGMA
 from vidcm.objectives.backward_simulation import (
     backward_simulation,
     sample_timesteps,
@@ -34,6 +36,7 @@ class DistributionMatching(StudentObjective):
         p_mean: Mean of the ln sigma at which scores are compared.
         p_std: Deviation of that ln sigma.
         steps: Numbers of sampling steps to train for.
+        lowest_sigma: Noise level of the last of those steps; the student is sampled so.
         guidance_range: Scales of teacher, student and fake score.
         prompt_dropout: Share of empty prompts.
         student_update_freq: The student has one step in so many, the fake score the others.
@@ -54,6 +57,7 @@ class DistributionMatching(StudentObjective):
         p_mean: float = 1.6,
         p_std: float = 1.8,
         steps: Sequence[int] = (1, 2, 4),
+        lowest_sigma: float = DEFAULT_LOWEST_SIGMA,
         guidance_range: tuple[float, float] | list[float] = (1.0, 5.0),
         prompt_dropout: float = 0.1,
         student_update_freq: int = 5,
@@ -64,8 +68,13 @@ class DistributionMatching(StudentObjective):
         check_period(student_update_freq, 1)
         self.make_fake, self.student_update_freq = make_fake, student_update_freq
         self.p_mean, self.p_std = check_log_normal(p_mean, p_std)
-        self.step_prefixes = step_prefixes(steps)
+        self.step_prefixes = step_prefixes(steps, lowest_sigma)
+        self.lowest_sigma = lowest_sigma
         self.lr_scale, self.betas = lr_scale, role_settings(lr_scale, betas)
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        return super().sampling | {"lowest_sigma": self.lowest_sigma}
 
     @cached_property
     def fake(self) -> Denoiser:

@@ -143,10 +143,6 @@ class FlowMap(StudentObjective):
         """Return the target of u; what the derivative moved along is no part of its error."""
         return u + moved + (v - along)
 
-    def errors(self, difference: Tensor) -> Tensor:
-        """Return the mean square of each sample, `(b,)`."""
-        return difference.square().flatten(1).mean(1)
-
     def reduce(self, errors: Tensor) -> Tensor:
         """Return the loss of errors `(b,)`; their weights are numbers to the gradient."""
         return (self.weight(errors.detach()) * errors).mean()

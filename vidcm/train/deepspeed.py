@@ -265,7 +265,7 @@ def _import(device: torch.device) -> Any:
 
 
 def _let_tangents_through(model: nn.Module) -> None:
-    """Give ZeRO-3's hook functions, which only watch for the backward pass, a forward-mode rule."""
+    """Give ZeRO-3's hooks, identities that watch for the backward pass, a forward-mode rule."""
     for module in model.modules():
         for name in ("pre_bwd_fn", "post_bwd_fn"):
             watch = vars(module).get(name)

@@ -1,7 +1,7 @@
-"""What a sick run's samples look like, said in sentences: a loss may fall while clips freeze.
+"""Diagnoses of a run's samples as sentences: a loss may fall while clips freeze.
 
-The thresholds lie between what sick and healthy clips measure that tests/train/test_health.py makes
-on purpose; they are for collapse, not for quality. Grey levels are of 0 to 255.
+The thresholds lie between measurements of sick and healthy clips, which tests/train/test_health.py
+has by construction; they detect collapse, not poor quality. Grey levels are 0 to 255.
 """
 
 import json
@@ -28,13 +28,13 @@ VARIETY = 0.25  # of a student's clips over its teacher's: less is a collapse to
 
 
 class Vitals(NamedTuple):
-    """Measurements of clips by which collapse shows.
+    """Measurements of clips.
 
     Attributes:
-        motion: Mean difference of neighbouring frames in grey levels, float64 `(n,)`.
-        spread: Deviation over the pixels of a frame in grey levels, float64 `(n,)`.
-        smooth: Correlation of neighbouring pixels, 1 where all are equal, float64 `(n,)`.
-        apart: Mean difference between a clip and the next in grey levels; nan for one clip.
+        motion: Grey levels between neighbouring frames, float64 `(n,)`.
+        spread: Deviation over a frame's pixels in grey levels, float64 `(n,)`.
+        smooth: Correlation of neighbouring pixels, float64 `(n,)`; 1 where all are equal.
+        apart: Mean grey levels between a clip and the next; NaN for one clip.
     """
 
     motion: np.ndarray
@@ -43,7 +43,7 @@ class Vitals(NamedTuple):
     apart: float
 
     def signs(self, frames: int) -> dict[str, np.ndarray]:
-        """Which of the clips, of so many frames, have a sickness: bool `(n,)` by its name."""
+        """Return the clips of `frames` frames that have a sickness: bool `(n,)` by its name."""
         flat = self.spread < FLAT
         still = self.motion < (STILL if frames > 1 else 0.0)
         return {"flat": flat, "noise": ~flat & (self.smooth < NOISE), "still": ~flat & still}
@@ -51,7 +51,7 @@ class Vitals(NamedTuple):
 
 @torch.no_grad()
 def vitals(frames: Tensor) -> Vitals:
-    """Measure uint8 frames `(n t h w c)`. Raises ValueError for anything else."""
+    """Measure uint8 frames `(n t h w c)`. Raises ValueError for other types or shapes."""
     if frames.dtype != torch.uint8 or frames.ndim != 5 or not frames.numel():
         raise ValueError(f"got {frames.dtype} {tuple(frames.shape)}, expected uint8 (n t h w c)")
     frames = frames.cpu()
@@ -77,7 +77,7 @@ _CAUSES = {
     "flat": "usually a network that hardly trained or went back to the mean of the data: train on "
     "while the loss falls, else lower optimizer.lr",
     "noise": "usually sampling starts at noise that training hardly drew, or the latents are of "
-    "another codec: move the objective's law of noise up, or set the codec they were made with",
+    "another codec: raise p_mean of the objective, or set the codec of the latents",
     "still": "usually still data, or a student that distribution matching trained for too long: "
     "look at the data, or stop earlier and keep a consistency loss beside it",
 }
@@ -85,18 +85,21 @@ _TEACHER = "so are the teacher's: look at its run and at the codec first"
 
 
 def diagnose(frames: Tensor, reference: Tensor | None = None) -> list[str]:
-    """One sentence for each sickness that clips show, with its usual cause; none where they look healthy.
+    """Describe each sickness of clips, with its usual cause.
 
-    A sickness of single clips (solid colour, noise, standing still) counts when half of them have it:
-    data may hold a wall or two. One frame does not move, and one clip has no variety.
+    A sickness of single clips (solid colour, noise, standing still) counts when half of them have
+    it: data may hold a wall or two. One frame does not move, and one clip has no variety.
 
     Args:
         frames: uint8 `(n t h w c)`.
         reference: The teacher's clips for the same prompts and noise, in the same shape; motion and
             variety are measured against them.
 
+    Returns:
+        One sentence per sickness; none for healthy clips.
+
     Raises:
-        ValueError: Types or shapes are others.
+        ValueError: Types or shapes differ.
     """
     if reference is not None and reference.shape != frames.shape:
         raise ValueError(f"got {tuple(frames.shape)}, the reference is {tuple(reference.shape)}")
@@ -129,7 +132,7 @@ def _unlike(ratio: float) -> str:
     if ratio > MOST_MOTION:
         return (
             f"{seen}, above {MOST_MOTION}; usually noise that is left in the latents: train on, or "
-            "check that the objective's law of noise covers the times that sampling visits"
+            "check that the objective draws the noise levels that sampling visits"
         )
     return ""
 
@@ -147,7 +150,7 @@ def _alike(apart: float, teacher: Vitals | None) -> str:
 
 
 def check_finite(latents: Tensor, label: str) -> None:
-    """Raises VidcmError where latents `(n c t h w)`, named `label`, are not finite."""
+    """Raises VidcmError where the latents `(n c t h w)` called `label` are not finite."""
     bad = int((~latents.isfinite().flatten(1).all(1)).sum())
     if bad:
         raise VidcmError(
@@ -157,10 +160,16 @@ def check_finite(latents: Tensor, label: str) -> None:
 
 
 def logged_motion(log: Path, step: int | None = None) -> dict[str, float]:
-    """The last motion ratios of a run's `metrics.jsonl` up to `step`, by their full names.
+    """Return the last motion ratios of a run, by their full names.
 
-    Empty where there is no such file or line. Torn lines, as of a killed run, and ratios to a teacher
-    that stands still are passed over.
+    Torn lines, as of a killed run, and ratios to a teacher that stands still are left out.
+
+    Args:
+        log: The run's `metrics.jsonl`.
+        step: Of lines up to this step; None for all.
+
+    Returns:
+        Empty where there is no such file or line.
     """
     found: dict[str, float] = {}
     if not log.is_file():

@@ -15,7 +15,13 @@ from vidcm.data.batch import Dataset
 from vidcm.diffusion import samplers
 from vidcm.diffusion.denoiser import Denoiser
 from vidcm.diffusion.guidance import CFGDenoiser
-from vidcm.diffusion.times import SHIFT, shifted_timesteps, student_timesteps, to_path_time
+from vidcm.diffusion.times import (
+    DEFAULT_LOWEST_SIGMA,
+    SHIFT,
+    shifted_timesteps,
+    student_timesteps,
+    to_path_time,
+)
 from vidcm.media.contact_sheet import contact_sheet
 from vidcm.media.pixels import to_frames
 from vidcm.metrics.motion import motion, motion_ratio
@@ -115,7 +121,8 @@ class Preview:
         cond = student.encode(self.prompts, scale if self.teacher else None)
         noise, rng = self._noise()
         for steps in [sampling["phases"]] if "phases" in sampling else STUDENT_STEPS:
-            timesteps = sampling.get("timesteps") or student_timesteps(steps)
+            lowest = sampling.get("lowest_sigma", DEFAULT_LOWEST_SIGMA)
+            timesteps = sampling.get("timesteps") or student_timesteps(steps, lowest)
             times = to_path_time(student.path, timesteps).tolist()
             start = noise * student.path.sigma(torch.tensor(times[0])).float()
             x = samplers.SAMPLERS[sampling["sampler"]](student, start, times, cond, rng)

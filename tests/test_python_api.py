@@ -12,6 +12,7 @@ import torch
 import vidcm
 from vidcm import VideoPipeline
 from vidcm.errors import UsageError
+from vidcm.inputs import warnings_about
 from vidcm.media.clips import Clips
 from vidcm.rng import SampleRng
 
@@ -256,10 +257,10 @@ def test_precisions_and_devices(folder, pipe):
 
 
 def test_arguments_without_effect_are_named(pipe):
-    assert pipe.warnings([PROMPT]) == []
-    found = pipe.warnings([PROMPT], negative_prompt="an orc", guidance_scale=1)
+    assert warnings_about(pipe.generation(), [PROMPT], "an orc") == []
+    found = warnings_about(pipe.generation(guidance_scale=1), [PROMPT], "an orc")
     assert found == ["the negative prompt has no effect at guidance 1; raise the guidance"]
-    (found,) = pipe.warnings(["word " * 15])
+    (found,) = warnings_about(pipe.generation(), ["word " * 15])
     assert found == "too long, the end of a prompt is not read: word word word word ..."
 
 

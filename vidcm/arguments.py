@@ -11,6 +11,27 @@ from vidcm.errors import UsageError
 from vidcm.schema import suggest
 
 MAX_SEED = 2**63
+# Names of arguments in other libraries and of the commands' options, and what they are called here.
+SYNONYMS = {
+    "prompts": "prompt",
+    "steps": "num_inference_steps",
+    "guidance": "guidance_scale",
+    "cfg_scale": "guidance_scale",
+    "frames": "num_frames",
+    "video_length": "num_frames",
+    "num_clips": "num_videos_per_prompt",
+    "num_images_per_prompt": "num_videos_per_prompt",
+    "negative_prompts": "negative_prompt",
+    "seeds": "seed",
+    "progress": "callback_on_step_end",
+    "callback": "callback_on_step_end",
+    "then": "prompt_schedule",
+    "teacher": "use_teacher",
+    "scheduler": "solver",
+    "dtype": "torch_dtype",
+    "return_type": "output_type",
+}
+
 P = ParamSpec("P")
 R = TypeVar("R")
 

@@ -135,28 +135,30 @@ class Generation:
         """Position of a pixel frame in latent frames; the first is a latent frame of its own."""
         return (frame - 1) / self.codec.time_stride + 1
 
-    def with_guidance(self, cond: Cond) -> Cond:
-        """A condition with this guidance scale, which only students take."""
-        if self.role == "teacher":
-            return replace(cond, guidance_scale=None)
-        scale = torch.full(
-            (len(cond),), self.guidance_scale, dtype=torch.float32, device=self.device
-        )
-        return replace(cond, guidance_scale=scale)
-
-    def encode(self, prompts: Sequence[str], schedule: Sequence[tuple[int, str]] = ()) -> Cond:
-        """Prompts to a condition with this guidance scale.
+    def encode(self, prompts: Sequence[str] | Cond) -> Cond:
+        """Prompts, or their embeddings, to a condition with this guidance scale.
 
         Args:
             prompts: One per sample.
-            schedule: (frame, prompt) of prompts that take over along every clip.
         """
-        cond = self.with_guidance(self.model.encode(prompts))
+        cond = prompts if isinstance(prompts, Cond) else self.model.encode(prompts)
+        scale = torch.full((len(cond),), self.guidance_scale, dtype=torch.float32)
+        return replace(
+            cond, guidance_scale=scale.to(self.device) if self.role == "student" else None
+        )
+
+    def scheduled(self, first: Cond, schedule: Sequence[tuple[int, str]]) -> Cond:
+        """A condition whose prompt changes along every clip.
+
+        Args:
+            first: The condition that clips begin with.
+            schedule: (frame, prompt) of the prompts that take over.
+        """
         if not schedule:
-            return cond
-        later = [self.with_guidance(self.model.encode([p] * len(prompts))) for _, p in schedule]
+            return first
+        later = [self.encode([prompt]).repeat(len(first)) for _, prompt in schedule]
         places = [self.latent_position(frame) for frame, _ in schedule]
-        return PromptSchedule.of(cond, list(zip(places, later, strict=True)))
+        return PromptSchedule.of(first, list(zip(places, later, strict=True)))
 
     def timesteps(self, start: float = 1.0) -> list[float]:
         """Times of the sampler on the model's path.

@@ -11,68 +11,37 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vidcm.arguments import (
-    MAX_SEED,
-    checked_names,
-    real_number,
-    seeds,
-    text,
-    texts,
-    whole_number,
-)
+from vidcm.arguments import SYNONYMS, checked_names, real_number, text, texts, whole_number
 from vidcm.codecs.causal_vae import CausalVAE
-from vidcm.conditioning.prompts import check_prompts, unknown_words
+from vidcm.conditioning.prompts import check_prompts
 from vidcm.diffusion import samplers
-from vidcm.diffusion.base import Cond, batched
+from vidcm.diffusion.base import Cond
 from vidcm.diffusion.denoiser import Denoiser
-from vidcm.diffusion.windows import PromptSchedule, check_schedule
 from vidcm.editing.edit import TaskSpec, edit
 from vidcm.errors import UsageError, VidcmError
 from vidcm.generation import Generation
+from vidcm.inputs import (
+    check_clips,
+    check_latents,
+    check_prompt,
+    check_prompt_schedule,
+    check_size,
+    draw_seeds,
+)
 from vidcm.limits import check_memory
-from vidcm.media.clips import Clips, Clock
+from vidcm.media.clips import OUTPUT_TYPES, Clips, Clock, as_output
 from vidcm.media.load import fit, load_clip
-from vidcm.media.write import check_clip
 from vidcm.rng import SampleRng
 from vidcm.runtime import fast_cpu, pick_device, pick_dtype
-from vidcm.settings import (
-    MAX_CLIPS,
-    MAX_FRAMES,
-    MAX_GUIDANCE,
-    MAX_SIDE,
-    MAX_STEPS,
-    PipelineSettings,
-    find_pipeline,
-)
+from vidcm.settings import MAX_CLIPS, MAX_GUIDANCE, MAX_STEPS, PipelineSettings, find_pipeline
 from vidcm.store import load_model
 
-OUTPUT_TYPES = ("np", "pt", "pil", "latent")
 BATCH_PIXELS = 2**21  # of all frames of the clips that are sampled and decoded at once
 
 # Called after each step as (pipe, step from 0, time, {"latents": x}); returns {} or new latents.
 StepCallback = Callable[
     ["VideoPipeline", int, float, dict[str, Tensor]], Mapping[str, Tensor] | None
 ]
-
-SYNONYMS = {
-    "prompts": "prompt",
-    "steps": "num_inference_steps",
-    "guidance": "guidance_scale",
-    "cfg_scale": "guidance_scale",
-    "frames": "num_frames",
-    "video_length": "num_frames",
-    "num_clips": "num_videos_per_prompt",
-    "num_images_per_prompt": "num_videos_per_prompt",
-    "negative_prompts": "negative_prompt",
-    "seeds": "seed",
-    "progress": "callback_on_step_end",
-    "callback": "callback_on_step_end",
-    "then": "prompt_schedule",
-    "teacher": "use_teacher",
-    "scheduler": "solver",
-    "dtype": "torch_dtype",
-    "return_type": "output_type",
-}
 
 
 class VideoPipeline:
@@ -246,43 +215,37 @@ class VideoPipeline:
                 or a size that the strides of codec and network do not divide.
         """
         # 1. Check inputs and resolve the checkpoint's own numbers.
-        text("negative_prompt", negative_prompt)
-        generation = self.generation(
-            "teacher" if use_teacher else "student", num_inference_steps, guidance_scale, solver
-        )
-        channels, *size = generation.latent_shape(*self._check_size(num_frames, height, width))
+        role = "teacher" if use_teacher else "student"
+        generation = self.generation(role, num_inference_steps, guidance_scale, solver)
+        channels, *size = generation.latent_shape(*check_size(num_frames, height, width))
         if output_type not in OUTPUT_TYPES:
             raise UsageError(f"output_type is {output_type!r}; use {', '.join(OUTPUT_TYPES)}")
-        per_prompt = whole_number("num_videos_per_prompt", num_videos_per_prompt, 1, MAX_CLIPS)
-        prompts = self._check_prompt(prompt, prompt_embeds, prompt_schedule)
-        count = len(prompts) * per_prompt
-        clip_shape = generation.pixel_shape(size)
+        text("negative_prompt", negative_prompt)
+        prompts = check_prompt(prompt, prompt_embeds)
+        copies = whole_number("num_videos_per_prompt", num_videos_per_prompt, 1, MAX_CLIPS)
+        count, clip_shape = len(prompts) * copies, generation.pixel_shape(size)
         batch = max(BATCH_PIXELS // math.prod(clip_shape), 1)
         if batch_size is not None:
             batch = whole_number("batch_size", batch_size, 1, MAX_CLIPS)
         check_memory(count, *clip_shape, batch)
-        window = generation.denoiser
-        padded = window.padded_frames(size[0])
-        shape = (channels, padded, *size[1:])
-        self._check_schedule(generation, prompt_schedule, shape[1:])
-        clip_seeds = _draw_seeds(generator, seed, count)
+        windowed = generation.denoiser
+        shape = (channels, windowed.padded_frames(size[0]), *size[1:])
+        check_prompt_schedule(prompt_schedule, generation, shape[1:])
+        clip_seeds = draw_seeds(generator, seed, count)
         if latents is not None:
-            latents = _check_latents(latents, (count, *shape))
+            latents = check_latents(latents, (count, *shape))
         on_step = self._on_step(callback_on_step_end)
         clock = Clock(self.device)
         made: list[Any] = []
         with torch.no_grad(), self.autocast():
             # 2. Encode the prompts, once for all batches.
-            if prompt_embeds is None:
-                cond = generation.encode(prompts, prompt_schedule)
-            else:
-                cond = generation.with_guidance(prompt_embeds)
-            cond = _repeated(cond, per_prompt)
+            cond = generation.encode(prompts if prompt_embeds is None else prompt_embeds)
+            cond = generation.scheduled(cond, prompt_schedule).repeat(copies)
             clock("text")
             for first in range(0, count, batch):
                 part = slice(first, min(first + batch, count))
                 # 3. Draw the noise of each clip from its seed.
-                rng = window.repeated_noise(SampleRng.of_seeds(clip_seeds[part], self.device))
+                rng = windowed.repeated_noise(SampleRng.of_seeds(clip_seeds[part], self.device))
                 noise = rng.normal(*shape)
                 if latents is not None:
                     noise = latents[part].to(self.device)
@@ -296,8 +259,8 @@ class VideoPipeline:
                 clock("decode")
         # 6. Give the clips the asked form.
         return Clips(
-            _as_type(torch.cat(made), output_type),
-            [p for p in prompts for _ in range(per_prompt)],
+            as_output(torch.cat(made), output_type),
+            [p for p in prompts for _ in range(copies)],
             clip_seeds,
             self.settings.fps,
             generation.evaluations(shape[1:], negative_prompt),
@@ -345,16 +308,14 @@ class VideoPipeline:
         Raises:
             UsageError: Tasks, clips or numbers that do not fit.
         """
-        self._check_size(num_frames, height, width)
-        generation = self.generation(
-            "teacher" if use_teacher else "student", num_inference_steps, guidance_scale
-        )
-        _check_clips(clips)
+        check_size(num_frames, height, width)
+        role = "teacher" if use_teacher else "student"
+        generation = self.generation(role, num_inference_steps, guidance_scale)
         with torch.no_grad(), self.autocast():
             return edit(
                 generation,
                 task,
-                list(clips),
+                check_clips(clips),
                 texts("prompt", prompt),
                 seed,
                 num_frames=num_frames,
@@ -363,94 +324,6 @@ class VideoPipeline:
                 zero_shot=zero_shot,
                 on_step=self._on_step(callback_on_step_end),
             )
-
-    def warnings(
-        self,
-        prompts: Sequence[str] = (),
-        *,
-        negative_prompt: str = "",
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
-        num_frames: int | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        use_teacher: bool = False,
-    ) -> list[str]:
-        """Sentences on arguments that a call accepts but that have no effect, or that lie outside
-        the range the models were tuned for."""
-        generation = self.generation(
-            "teacher" if use_teacher else "student", num_inference_steps, guidance_scale
-        )
-        found = []
-        sizes = {"frames": num_frames, "height": height, "width": width}
-        least = [min(axis) for axis in zip(*self.settings.shapes, strict=True)]
-        for (name, value), low in zip(sizes.items(), least, strict=True):
-            if value is not None and value < low:
-                found.append(f"the model was trained on {name} of {low} or more, not {value}")
-        student = self.settings.student
-        low, high = student.guidance_range
-        if not use_teacher and not low <= generation.guidance_scale <= high:
-            found.append(
-                f"the model was trained with guidance {low:g} to {high:g}, not "
-                f"{generation.guidance_scale:g}"
-            )
-        if not use_teacher and generation.num_inference_steps > student.max_inference_steps:
-            found.append(
-                f"the model was tuned for 1 to {student.max_inference_steps} steps, not "
-                f"{generation.num_inference_steps}"
-            )
-        named = [("a prompt", p) for p in prompts] + [("the negative prompt", negative_prompt)]
-        for name, prompt in named:
-            if left := generation.model.conditioner.dropped(prompt):
-                found.append(f"too long, the end of {name} is not read: {' '.join(left[:8])} ...")
-        known = set(self.settings.known_words.split())
-        if known and (words := unknown_words([p for _, p in named], known)):
-            more = " ..." * (len(words) > 8)
-            found.append(f"the model does not know: {', '.join(words[:8])}{more}")
-        if negative_prompt and generation.guidance_scale == 1:
-            found.append("the negative prompt has no effect at guidance 1; raise the guidance")
-        return found
-
-    def _check_size(self, *size: int | None) -> list[int | None]:
-        """Frames, height and width as whole numbers; None stays."""
-        limits = {"num_frames": MAX_FRAMES, "height": MAX_SIDE, "width": MAX_SIDE}
-        return [
-            None if value is None else whole_number(name, value, 1, high)
-            for (name, high), value in zip(limits.items(), size, strict=True)
-        ]
-
-    def _check_prompt(
-        self,
-        prompt: str | Sequence[str] | None,
-        embeds: Cond | None,
-        schedule: Sequence[tuple[int, str]],
-    ) -> list[str]:
-        """The prompts; "" for each row of embeddings."""
-        if (prompt is None) == (embeds is None):
-            raise UsageError("give either a prompt or prompt_embeds")
-        try:
-            pairs = [(whole_number("prompt_schedule", f, 1, MAX_FRAMES), p) for f, p in schedule]
-        except (TypeError, ValueError):
-            raise UsageError(
-                f"prompt_schedule is {schedule!r}; expected [(frame, prompt), ...]"
-            ) from None
-        check_prompts(["any", *(p for _, p in pairs)])
-        if embeds is None:
-            prompts = texts("prompt", prompt)
-            check_prompts(prompts)
-            return prompts
-        if not isinstance(embeds, Cond):
-            raise UsageError(f"prompt_embeds is a {type(embeds).__name__}; use encode_prompt")
-        if schedule:
-            raise UsageError("prompt_schedule needs prompts; leave prompt_embeds out")
-        return [""] * len(embeds)
-
-    def _check_schedule(
-        self, generation: Generation, schedule: Sequence[tuple[int, str]], shape: Sequence[int]
-    ) -> None:
-        windows = generation.denoiser.windows(shape[0], shape[1], shape[2])
-        places = [generation.latent_position(frame) for frame, _ in schedule]
-        check_schedule(schedule, places, [w.place for w in windows])
 
     def _on_step(self, callback: StepCallback | None) -> samplers.OnStep:
         """A sampler's callback of a user's."""
@@ -502,66 +375,3 @@ def load_video(
     own = pipe.settings
     source = load_clip(Path(path), own.fps if fps is None else fps, num_frames, start)
     return fit(source.frames, (height or own.height, width or own.width))
-
-
-def _check_clips(clips: Any) -> None:
-    if isinstance(clips, np.ndarray):
-        raise UsageError("clips is one array; give a list of clips, as [clip]")
-    if not isinstance(clips, Sequence):
-        raise UsageError(f"clips is {clips!r}; give a list of uint8 arrays (t, h, w, 3)")
-    for clip in clips:
-        if not isinstance(clip, np.ndarray):
-            raise UsageError(f"a clip is {clip!r}; load_video reads files as arrays")
-        try:
-            check_clip(clip, (3,))
-        except ValueError as error:
-            raise UsageError(f"a clip does not fit: {error}") from None
-
-
-def _draw_seeds(generator: Any, seed: Any, count: int) -> list[int]:
-    """One seed per clip, drawn from generators if there are any."""
-    if generator is None:
-        return seeds(seed, count, "clips")
-    if seed is not None:
-        raise UsageError("give either a seed or a generator")
-    if isinstance(generator, torch.Generator):
-        generators = [generator] * count
-    else:
-        generators = list(generator) if isinstance(generator, Sequence) else [generator]
-    if len(generators) != count or not all(isinstance(g, torch.Generator) for g in generators):
-        raise UsageError(f"generator is {generator!r}; give a torch.Generator, or {count} of them")
-    return [
-        int(torch.randint(MAX_SEED - 1, (), generator=g, device=g.device, dtype=torch.int64))
-        for g in generators
-    ]
-
-
-def _check_latents(latents: Any, shape: tuple[int, ...]) -> Tensor:
-    if not isinstance(latents, Tensor) or tuple(latents.shape) != shape:
-        got = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
-        raise UsageError(f"latents is {got}; expected a tensor of unit noise of shape {shape}")
-    return latents.float()
-
-
-def _repeated(cond: Cond, times: int) -> Cond:
-    """Every sample so many times in a row."""
-    if times == 1:
-        return cond
-    if isinstance(cond, PromptSchedule):
-        first = Cond(cond.tokens, cond.mask, cond.guidance_scale)
-        later = [(place, _repeated(c, times)) for place, c in cond.later]
-        return PromptSchedule.of(_repeated(first, times), later)
-    rows = [cond.rows(slice(i, i + 1)) for i in range(len(cond)) for _ in range(times)]
-    return batched(rows)
-
-
-def _as_type(frames: Tensor, output_type: str) -> Any:
-    """uint8 frames or latents in the form of `output_type`."""
-    if output_type in ("pt", "latent"):
-        return frames
-    arrays = frames.numpy()
-    if output_type == "np":
-        return arrays
-    from PIL import Image
-
-    return [[Image.fromarray(frame) for frame in clip] for clip in arrays]

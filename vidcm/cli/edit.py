@@ -63,14 +63,16 @@ def _edit(args: argparse.Namespace) -> None:
             raise UsageError(f"--preview and --output are both {args.preview}; name two files")
 
     from vidcm.editing.edit import canvas_of
+    from vidcm.inputs import warnings_about
     from vidcm.media.sound import pass_sound
     from vidcm.pipeline import VideoPipeline
 
     pipe = VideoPipeline.from_pretrained(args.checkpoint, device=args.device)
     height, width = args.size or (None, None)
     role = "teacher" if args.teacher else "student"
-    canvas = canvas_of(pipe.generation(role), height, width)
-    warn(pipe.warnings(prompts, num_inference_steps=args.steps, use_teacher=args.teacher))
+    generation = pipe.generation(role, args.steps, args.guidance)
+    canvas = canvas_of(generation, height, width)
+    warn(warnings_about(generation, prompts))
     inputs = _read(args, pipe, specs, stand_ins, canvas)
     loaded = time.perf_counter()
     several = len(seeds) > 1 or "interpolate" in specs

@@ -114,31 +114,31 @@ def _generate(args: argparse.Namespace) -> None:
     for path in numbered(args.output, count):
         check_output(path, args.overwrite)
 
+    from vidcm.inputs import warnings_about
     from vidcm.pipeline import VideoPipeline
 
     pipe = VideoPipeline.from_pretrained(args.checkpoint, device=args.device)
     role = "teacher" if args.teacher else "student"
-    numbers = {
-        "num_inference_steps": args.steps,
-        "guidance_scale": args.guidance,
-        "num_frames": args.frames,
-        "height": height,
-        "width": width,
-        "use_teacher": args.teacher,
-    }
-    pipe.generation(role).latent_shape(args.frames, height, width)  # refused before warnings
-    warn(pipe.warnings(every_prompt, negative_prompt=args.negative_prompt, **numbers))
+    generation = pipe.generation(role, args.steps, args.guidance, args.solver)
+    size = args.frames, height, width
+    generation.latent_shape(*size)  # refused before warnings
+    warn(warnings_about(generation, every_prompt, args.negative_prompt, *size))
     loaded = time.perf_counter()
 
     with progress_bar(args) as progress:
         clips = pipe(
             prompts,
             negative_prompt=args.negative_prompt,
-            seed=args.seed,
+            num_inference_steps=args.steps,
+            guidance_scale=args.guidance,
+            num_frames=args.frames,
+            height=height,
+            width=width,
             num_videos_per_prompt=args.num_clips,
+            seed=args.seed,
             prompt_schedule=args.then,
+            use_teacher=args.teacher,
             solver=args.solver,
-            **numbers,
             callback_on_step_end=progress,
         )
     before = time.perf_counter()

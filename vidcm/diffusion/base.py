@@ -41,6 +41,10 @@ class Cond:
         scale = None if self.guidance_scale is None else self.guidance_scale[part]
         return Cond(self.tokens[part], self.mask[part], scale)
 
+    def repeat(self, times: int) -> "Cond":
+        """Every sample so many times in a row."""
+        return self.rows(torch.arange(len(self)).repeat_interleave(times))
+
 
 def batched(conds: Sequence[Cond]) -> Cond:
     """Conditions as one batch, the shorter prompts padded.

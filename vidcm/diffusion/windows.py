@@ -165,7 +165,7 @@ class PromptSchedule(Cond):
         first = Cond(self.tokens, self.mask, self.guidance_scale)
         return next((c for start, c in reversed(self.later) if start <= place), first)
 
-    def rows(self, part: slice) -> "PromptSchedule":
+    def rows(self, part: slice | Tensor) -> "PromptSchedule":
         return PromptSchedule.of(super().rows(part), [(p, c.rows(part)) for p, c in self.later])
 
 

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vidcm.errors import UsageError
 from vidcm.media.write import numbered, write_clip
+
+OUTPUT_TYPES = ("np", "pt", "pil", "latent")
 
 
 @dataclass(frozen=True, repr=False)
@@ -82,6 +85,18 @@ class Clips:
             write_clip(clip, target, fps=fps or self.fps, overwrite=overwrite, scale=scale)
             for clip, target in zip(self.frames, numbered(path, len(self)), strict=True)
         ]
+
+
+def as_output(frames: Tensor, output_type: str) -> Any:
+    """uint8 frames `(n, t, h, w, 3)` or latents, on the CPU, in the form of `Clips.frames`."""
+    if output_type in ("pt", "latent"):
+        return frames
+    arrays = frames.numpy()
+    if output_type == "np":
+        return arrays
+    from PIL import Image
+
+    return [[Image.fromarray(frame) for frame in clip] for clip in arrays]
 
 
 class Clock:

@@ -108,8 +108,7 @@ def warnings_about(
     height: int | None = None,
     width: int | None = None,
 ) -> list[str]:
-    """Sentences on inputs that are accepted but have no effect, or that lie outside the range the
-    models were tuned for.
+    """Sentences on inputs without effect or outside the range the models were tuned for.
 
     Args:
         generation: Role, steps and guidance.

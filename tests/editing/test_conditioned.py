@@ -19,7 +19,7 @@ from vidcm.diffusion.given_frames import GivenFramesDenoiser, GivenLatents
 from vidcm.diffusion.guidance import CFGDenoiser
 from vidcm.diffusion.projection import ProjectedDenoiser
 from vidcm.diffusion.times import shifted_timesteps, to_path_time
-from vidcm.editing.edit import canvas_of
+from vidcm.editing.edit import output_spec
 from vidcm.editing.observations import given_latents
 from vidcm.editing.scene import compose
 from vidcm.editing.timing import Animate, Extend, ExtendBackward, Inbetween
@@ -284,7 +284,7 @@ def test_what_the_network_says_of_given_frames_is_overruled(pipe, teacher, given
     ],
 )
 def test_what_more_is_known_than_whole_latent_frames(pipe, task, clips, all):
-    scene = compose({"any": task}, clips, canvas_of(pipe.generation()))[1]
+    scene = compose({"any": task}, clips, output_spec(pipe.generation()))[1]
     found = given_latents(scene, pipe.codec, pipe.device)
     assert found is not None and found.complete is all
     looped = given_latents(replace(scene, ring=True), pipe.codec, pipe.device)
@@ -309,9 +309,9 @@ def test_both_ways_are_a_question_about_edits(tmp_path, capsys):
 
 def test_a_gap_holds_its_nearest_frame(pipe):
     """What latents of an end are encoded with."""
-    scene = compose({"inbetween": Inbetween(4)}, [TWO[:4], TWO[4:]], canvas_of(pipe.generation()))[
-        1
-    ]
+    scene = compose(
+        {"inbetween": Inbetween(4)}, [TWO[:4], TWO[4:]], output_spec(pipe.generation())
+    )[1]
     found = given_latents(scene, pipe.codec, pipe.device)
     clip = np.concatenate([TWO[:4], TWO[3:4], TWO[4:]])
     expected = pipe.codec.encode(to_video(torch.from_numpy(clip[None])))

@@ -7,7 +7,7 @@ import torch
 
 from vidcm import VideoPipeline
 from vidcm.editing.between import slerp
-from vidcm.editing.edit import build_tasks, canvas_of
+from vidcm.editing.edit import build_tasks, output_spec
 from vidcm.editing.observations import Observations
 from vidcm.editing.operators import luminance
 from vidcm.editing.scene import compose
@@ -114,7 +114,7 @@ def test_loops_close(pipe):
     np.testing.assert_array_equal(bridged[:6], clip)
     assert len(pipe.edit("loop", [], PROMPT).frames[0]) == 8
     tasks = build_tasks("loop")
-    canvas, scene = compose(tasks, [], canvas_of(pipe.generation()))
+    canvas, scene = compose(tasks, [], output_spec(pipe.generation()))
     known = Observations(scene, pipe.codec, pipe.device)
     shown = known.finish(torch.randn(2, 3, 9, H, W))
     assert torch.equal(shown[:, 0], shown[:, -1])

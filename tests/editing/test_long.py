@@ -54,7 +54,7 @@ KEPT = {  # task: what it is told, its clip, what must be alike in the result an
 
 
 def test_these_are_the_tasks_along_a_whole_clip():
-    assert {name for name in TABLE["task"] if lookup("task", name).grows} == set(KEPT)
+    assert {name for name in TABLE["task"] if lookup("task", name).follows_input} == set(KEPT)
 
 
 # --- long -----------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import torch
 from editing.test_edit import MASK, PROMPT, H, W, film, grey
 
 from vidcm import VideoPipeline
-from vidcm.editing.edit import build_tasks, canvas_of
+from vidcm.editing.edit import build_tasks, output_spec
 from vidcm.editing.joins import drawn_to_given, drawn_to_start
 from vidcm.editing.observations import Observations
 from vidcm.editing.operators import FADE, Pixels, Ring
@@ -122,7 +122,7 @@ def test_a_loop_of_other_tasks_keeps_what_they_know(pipe):
 def test_which_end_gives_way(pipe):
     """The end that is not known; of two the last, for the most part."""
     for names, clips, share in ((["loop"], [], 1 / 4), (["colorize", "loop"], [film(5)], 0)):
-        canvas, scene = compose(build_tasks(names), clips, canvas_of(pipe.generation()))
+        canvas, scene = compose(build_tasks(names), clips, output_spec(pipe.generation()))
         ring = Observations(scene, pipe.codec, pipe.device).operators[-1]
         assert isinstance(ring, Ring) and (ring.share == share).all()
         assert scene.ring and not scene.closes

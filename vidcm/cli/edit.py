@@ -23,7 +23,7 @@ from vidcm.settings import find_pipeline
 if TYPE_CHECKING:
     from numpy import ndarray
 
-    from vidcm.editing.scene import Canvas, Task
+    from vidcm.editing.scene import OutputSpec, Task
     from vidcm.pipeline import VideoPipeline
 
 STARTED = time.perf_counter()
@@ -62,7 +62,7 @@ def _edit(args: argparse.Namespace) -> None:
         if check_output(args.preview, args.overwrite) in targets:
             raise UsageError(f"--preview and --output are both {args.preview}; name two files")
 
-    from vidcm.editing.edit import canvas_of
+    from vidcm.editing.edit import output_spec
     from vidcm.inputs import warnings_about
     from vidcm.media.sound import pass_sound
     from vidcm.pipeline import VideoPipeline
@@ -71,9 +71,9 @@ def _edit(args: argparse.Namespace) -> None:
     height, width = args.size or (None, None)
     role = "teacher" if args.teacher else "student"
     generation = pipe.generation(role, args.steps, args.guidance)
-    canvas = canvas_of(generation, height, width)
+    spec = output_spec(generation, height, width)
     warn(warnings_about(generation, prompts))
-    inputs = _read(args, pipe, specs, stand_ins, canvas)
+    inputs = _read(args, pipe, specs, stand_ins, spec)
     loaded = time.perf_counter()
     several = len(seeds) > 1 or "interpolate" in specs
     with progress_bar(args) as progress:
@@ -151,14 +151,20 @@ def _read(
     pipe: "VideoPipeline",
     specs: Specs,
     tasks: dict[str, "Task"],
-    canvas: "Canvas",
+    spec: "OutputSpec",
 ) -> _Inputs:
     """Read the inputs and fit them to the model; puts the mask into `specs`."""
     from dataclasses import replace
 
     import numpy as np
 
-    from vidcm.editing.scene import grown, grows, input_size, most_frames, pace
+    from vidcm.editing.scene import (
+        follows_input,
+        frames_per_input,
+        input_size,
+        max_input_frames,
+        resolve_output,
+    )
     from vidcm.media.load import (
         describe_fit,
         fit,
@@ -168,23 +174,27 @@ def _read(
         load_mask,
     )
 
-    fps, size, bound = pipe.settings.fps / pace(tasks), input_size(tasks, canvas), math.inf
-    if not grows(tasks):
-        canvas = grown(tasks, [], canvas, args.frames)
+    fps, size, bound = (
+        pipe.settings.fps / frames_per_input(tasks),
+        input_size(tasks, spec),
+        math.inf,
+    )
+    if not follows_input(tasks):
+        spec = resolve_output(tasks, [], spec, args.frames)
     elif args.frames is not None:
-        canvas = replace(canvas, frames=args.frames)
+        spec = replace(spec, frames=args.frames)
     else:
         seconds = round(SECONDS * pipe.settings.fps)
-        canvas = replace(canvas, frames=max(canvas.frames, min(seconds, canvas.most)))
+        spec = replace(spec, frames=max(spec.frames, min(seconds, spec.max_frames)))
         bound = frames_in_memory(args.input[0])
-    most = most_frames(tasks, canvas)
+    most = max_input_frames(tasks, spec)
     most = most if most is None else int(min(most, bound))
     films = [load_clip(path, fps, most, args.start) for path in args.input]
     clips = [fit(film.frames, size) for film in films]
     preview = [clip.copy() for clip in clips]
     more = "" if args.frames else " (--frames takes more)"
     notes = [
-        describe_fit(film, clip, fps, more * grows(tasks))
+        describe_fit(film, clip, fps, more * follows_input(tasks))
         for film, clip in zip(films, clips, strict=True)
     ]
     if "inpaint" in specs:
@@ -196,9 +206,9 @@ def _read(
         x, y, width, height = specs["outpaint"]["place"]
         notes.append(
             f"the input is at x {x} to {x + width}, y {y} to {y + height} of the model's "
-            f"{canvas.width}x{canvas.height} pixels"
+            f"{spec.width}x{spec.height} pixels"
         )
-    timed = (len(clips[0]) - 1) * pace(tasks) + 1 if clips else 0
+    timed = (len(clips[0]) - 1) * frames_per_input(tasks) + 1 if clips else 0
     return _Inputs(clips, preview, [text for text in notes if text], timed)
 
 

@@ -17,7 +17,7 @@ from vidcm.diffusion.samplers import OnStep, keep
 from vidcm.editing.between import interpolate
 from vidcm.editing.joins import drawn_to_start
 from vidcm.editing.observations import Observations, decoded, network_input
-from vidcm.editing.scene import Canvas, Scene, Task, check, compose
+from vidcm.editing.scene import OutputSpec, Scene, Task, check, compose
 from vidcm.editing.tasks import Interpolate
 from vidcm.errors import UsageError
 from vidcm.generation import Generation
@@ -55,9 +55,9 @@ def build_tasks(specs: TaskSpec | Sequence[TaskSpec]) -> dict[str, Task]:
     return tasks
 
 
-def canvas_of(
+def output_spec(
     generation: Generation, height: int | None = None, width: int | None = None
-) -> Canvas:
+) -> OutputSpec:
     """The clip that a model generates, of its own size or another.
 
     Raises:
@@ -73,7 +73,7 @@ def canvas_of(
         latents = math.ceil((frames - 1) / stride) + 1
         return (windowed.padded_frames(latents) - 1) * stride + 1
 
-    return Canvas(frames, *size, stride, padded, most)
+    return OutputSpec(frames, *size, stride, padded, most)
 
 
 def edit(
@@ -114,15 +114,15 @@ def edit(
         assert isinstance(one, Interpolate)
         return interpolate(generation, one, clips, prompts, seed, on_step)
     drawn = seeds(seed, len(prompts), "prompts")
-    canvas = canvas_of(generation, height, width)
-    canvas, scene = compose(tasks, clips, canvas, num_frames)
-    return render(generation, canvas, scene, prompts, drawn, zero_shot, on_step)
+    spec = output_spec(generation, height, width)
+    spec, scene = compose(tasks, clips, spec, num_frames)
+    return render(generation, spec, scene, prompts, drawn, zero_shot, on_step)
 
 
 @torch.no_grad()
 def render(
     generation: Generation,
-    canvas: Canvas,
+    spec: OutputSpec,
     scene: Scene,
     prompts: list[str],
     seeds: list[int],
@@ -130,14 +130,14 @@ def render(
     on_step: OnStep = keep,
 ) -> Clips:
     """Clips of a scene, one for each prompt and seed."""
-    if scene.seen.any() or scene.strength is not None or scene.noise is not None:
+    if scene.known.any() or scene.strength is not None or scene.noise is not None:
         generation = generation.with_low_guidance()
     codec, device = generation.codec, generation.device
     clock = Clock(device)
     cond = generation.encode(prompts)
     clock("text")
     observations, windowed = Observations(scene, codec, device), generation.denoiser
-    shape = codec.latent_shape(canvas.frames, canvas.height, canvas.width)
+    shape = codec.latent_shape(spec.frames, spec.height, spec.width)
     rng = windowed.repeated_noise(SampleRng.of_seeds(seeds, device))
     noise, start = rng.normal(*shape), 1.0
     init = observations.init_latents() if observations.operators else torch.zeros(1, *shape)
@@ -193,4 +193,4 @@ def _with_surroundings(scene: Scene, made: np.ndarray) -> np.ndarray:
         for frames in (scene.before, scene.after)
     ]
     before, after = (np.broadcast_to(frames, (len(made), *frames.shape)) for frames in around)
-    return np.concatenate([before, made[:, : scene.last], after], 1)
+    return np.concatenate([before, made[:, : scene.length], after], 1)

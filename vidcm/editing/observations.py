@@ -68,12 +68,12 @@ class Observations:
     """
 
     def __init__(self, scene: Scene, codec: CausalVAE, device: torch.device):
-        frames, known = torch.from_numpy(scene.frames), torch.from_numpy(scene.seen)
+        frames, known = torch.from_numpy(scene.frames), torch.from_numpy(scene.known)
         self.codec, self.operators = codec, list[Operator]()
-        if scene.seen.any():
+        if scene.known.any():
             options = {"block_mean": {"size": scene.size}, "pixels": {"carry": CARRY}}
-            kind = lookup("operator", scene.keeps)
-            more = options.get(scene.keeps, {})
+            kind = lookup("operator", scene.operator)
+            more = options.get(scene.operator, {})
             self.operators.append(kind(frames.to(device), known.to(device), **more))
         if scene.ring:
             self.operators.append(Ring(_ring_share(scene).to(device), len(frames)))
@@ -106,7 +106,7 @@ class Observations:
 
 def _ring_share(scene: Scene) -> Tensor:
     """How much each end of a loop gives way, `(h w)`, by which of them is known."""
-    known = torch.from_numpy(scene.seen).repeat_interleave(scene.size, 1)
+    known = torch.from_numpy(scene.known).repeat_interleave(scene.size, 1)
     known = known.repeat_interleave(scene.size, 2)
     if both := int((known[0] & known[-1]).sum()):
         raise UsageError(
@@ -120,9 +120,9 @@ def _ring_share(scene: Scene) -> Tensor:
 
 def _prefix(scene: Scene, stride: int) -> int:
     """The number of leading known frames, where nothing else is known and they fill latent frames."""
-    complete = scene.seen.all((1, 2)).reshape(-1)
+    complete = scene.known.all((1, 2)).reshape(-1)
     count = int(complete.sum())
-    plain = scene.keeps == "pixels" and complete[:count].all() and not scene.seen[count:].any()
+    plain = scene.operator == "pixels" and complete[:count].all() and not scene.known[count:].any()
     return count if plain and count and (count - 1) % stride == 0 else 0
 
 
@@ -153,9 +153,9 @@ def given_latents(scene: Scene, codec: CausalVAE, device: torch.device) -> Given
     Returns:
         The frames; None where no frame is known, or less of one than its pixels.
     """
-    if scene.keeps != "pixels":
+    if scene.operator != "pixels":
         return None
-    known = torch.from_numpy(scene.seen.all((1, 2)))
+    known = torch.from_numpy(scene.known.all((1, 2)))
     given = torch.cat([known[:1], known[1:].view(-1, codec.time_stride).all(1)])
     if not given.any():
         return None
@@ -164,5 +164,5 @@ def given_latents(scene: Scene, codec: CausalVAE, device: torch.device) -> Given
     nearest = place[known][distance.argmin(1)]
     video = to_video(torch.from_numpy(scene.frames)[nearest][None])
     covered = torch.cat([given[:1], given[1:].repeat_interleave(codec.time_stride)])
-    beyond = scene.ring or bool(scene.seen[~covered.numpy()].any())
+    beyond = scene.ring or bool(scene.known[~covered.numpy()].any())
     return GivenLatents(encode_chunked(codec, video.to(device)), given.to(device), not beyond)

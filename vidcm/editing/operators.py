@@ -1,13 +1,13 @@
-"""What is known of a clip, as linear observations y = A x with a right inverse A+ (A A+ = 1).
+"""Linear observations y = A x of a clip, with a right inverse A+ (A A+ = 1).
 
-`project` gives the clip that agrees with what is known and is otherwise the given one,
+`project` gives the clip that agrees with the observations and is otherwise its argument,
 
     P x = x + A+ (y - A x) = A+ y + (1 - A+ A) x,
 
 which is the whole of zero-shot editing (Song et al. 2023, arXiv 2303.01469, section 5.4 and
 algorithm 4): a sampler's guess of the clean clip is projected, noised again, and guessed again.
-`exact` does the same in whole grey levels, so that written pixels keep what is known to the bit.
-Clips are `b 3 t h w` in [-1, 1], pixels uint8 `b t h w 3`; what is known serves every clip of a
+`exact` does the same in whole grey levels, so that written pixels agree to the bit.
+Clips are `b 3 t h w` in [-1, 1], pixels uint8 `b t h w 3`; observations serve every clip of a
 batch.
 """
 
@@ -30,7 +30,7 @@ Carried = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class Operator(ABC):
-    """y: what is known, `(1 c t h w)`, shaped as `observe` gives it."""
+    """Observations `y (1 c t h w)` and the maps A and A+."""
 
     y: Tensor
 
@@ -44,14 +44,14 @@ class Operator(ABC):
 
     @abstractmethod
     def exact(self, frames: Tensor) -> Tensor:
-        """The frames with what is known kept in whole grey levels; those that keep it unchanged."""
+        """The frames that agree in whole grey levels; unchanged where they do already."""
 
     def start(self) -> Tensor:
-        """A+ y: the clip that shows what is known and no more than A+ makes of it elsewhere."""
+        """A+ y: the observations, and elsewhere what A+ makes of them."""
         return self.restore(self.y)
 
     def project(self, video: Tensor) -> Tensor:
-        """The video, corrected where it contradicts what is known."""
+        """The video, corrected where it contradicts the observations."""
         return video + self.restore(self.y - self.observe(video))
 
     def blend(self, video: Tensor) -> Tensor:
@@ -62,21 +62,21 @@ class Operator(ABC):
 class Pixels(Operator):
     """The values of some pixels.
 
-    A+ corrects a pixel also by what is known of it at other times, as the mean of a Gaussian process
+    A+ corrects a pixel also by its values known at other times, as the mean of a Gaussian process
     does: C A' (A C A')^-1, C the covariance of errors along time.
 
     Args:
         frames: uint8 `(t h w 3)`.
-        seen: bool `(t h w)`, True where they are known.
+        known: bool `(t h w)`, True where they are known.
         carry: Correlation of errors of neighbouring frames, in [0, 1); of frames d apart it is carry^d.
             At 0 only known pixels are corrected.
     """
 
-    def __init__(self, frames: Tensor, seen: Tensor, carry: float = 0.0):
-        self.frames, self.seen = frames, seen
-        self.mask = seen[None, None].float()
+    def __init__(self, frames: Tensor, known: Tensor, carry: float = 0.0):
+        self.frames, self.known = frames, known
+        self.mask = known[None, None].float()
         self.y = to_video(frames[None]) * self.mask
-        self.carried = _carried(seen, carry) if carry else None
+        self.carried = _carried(known, carry) if carry else None
 
     def observe(self, video: Tensor) -> Tensor:
         return video * self.mask
@@ -85,7 +85,7 @@ class Pixels(Operator):
         return y if self.carried is None else _carry(y, self.carried)
 
     def exact(self, frames: Tensor) -> Tensor:
-        return torch.where(self.seen[..., None], self.frames, frames)
+        return torch.where(self.known[..., None], self.frames, frames)
 
     def blend(self, video: Tensor) -> Tensor:
         """Add the error on the kept side to the generated side.
@@ -96,10 +96,10 @@ class Pixels(Operator):
         off = (self.y - video) * self.mask
         share = _blur(self.mask)
         spread = _blur(off) / share.clamp(min=1e-6)
-        late = _carry(off, _carried(self.seen, FADE))
-        right = video + torch.where(self.seen, off, late.lerp(spread, (2 * share).clamp(max=1)))
-        joined = drawn_to_given(right, self.seen.all(2).all(1).tolist())
-        return torch.where(self.seen, video, joined)
+        late = _carry(off, _carried(self.known, FADE))
+        right = video + torch.where(self.known, off, late.lerp(spread, (2 * share).clamp(max=1)))
+        joined = drawn_to_given(right, self.known.all(2).all(1).tolist())
+        return torch.where(self.known, video, joined)
 
 
 class Luminance(Operator):
@@ -109,12 +109,12 @@ class Luminance(Operator):
 
     Args:
         frames: uint8 `(t h w 3)`, of which only the luminance is used.
-        seen: bool `(t h w)`, True where it is known.
+        known: bool `(t h w)`, True where it is known.
     """
 
-    def __init__(self, frames: Tensor, seen: Tensor):
-        self.grey, self.seen = luminance(frames), seen
-        self.mask = seen[None, None].float()
+    def __init__(self, frames: Tensor, known: Tensor):
+        self.grey, self.known = luminance(frames), known
+        self.mask = known[None, None].float()
         self.y = (self.grey[None, None].float() / 127.5 - 1) * self.mask
 
     def observe(self, video: Tensor) -> Tensor:
@@ -134,7 +134,7 @@ class Luminance(Operator):
         red, _, blue = _in_range(shifted, grey, (-1,)).round().unbind(-1)
         green = (1000 * grey[..., 0] - WEIGHTS[0] * red - WEIGHTS[2] * blue) / WEIGHTS[1]
         fixed = torch.stack([red, green.round(), blue], -1).to(torch.uint8)
-        right = (luminance(frames) == self.grey) | ~self.seen
+        right = (luminance(frames) == self.grey) | ~self.known
         return torch.where(right[..., None], frames, fixed)
 
 
@@ -143,13 +143,13 @@ class BlockMean(Operator):
 
     Args:
         frames: uint8 `(t h/size w/size 3)`.
-        seen: bool `(t h/size w/size)`, True where it is known.
+        known: bool `(t h/size w/size)`, True where it is known.
         size: Side of a block in pixels.
     """
 
-    def __init__(self, frames: Tensor, seen: Tensor, size: int):
-        self.frames, self.seen, self.size = frames, seen, size
-        self.mask = seen[None, None].float()
+    def __init__(self, frames: Tensor, known: Tensor, size: int):
+        self.frames, self.known, self.size = frames, known, size
+        self.mask = known[None, None].float()
         self.y = to_video(frames[None]) * self.mask
 
     def observe(self, video: Tensor) -> Tensor:
@@ -171,7 +171,7 @@ class BlockMean(Operator):
         rank = (low - wanted).argsort(dim=-1, stable=True).argsort(dim=-1)
         fixed = low + (rank < (target - low.sum(-1, keepdim=True)))
         right = (blocks.sum(-1, keepdim=True) == target).all(-2, keepdim=True)
-        right = right | ~self.seen[..., None, None]
+        right = right | ~self.known[..., None, None]
         return self._joined(torch.where(right, blocks, fixed)).to(torch.uint8)
 
     def _blocks(self, frames: Tensor) -> Tensor:
@@ -232,15 +232,15 @@ def _in_range(wanted: Tensor, mean: Tensor, over: tuple[int, ...]) -> Tensor:
     return mean + off * room.amin(over, keepdim=True).clamp(max=1)
 
 
-def _carried(seen: Tensor, carry: float) -> Carried:
+def _carried(known: Tensor, carry: float) -> Carried:
     """For each pixel the nearest known times before (or at) and after, `(t h w)`, with their weights.
 
     No other times count, since errors that correlate by carry^d are a Markov chain.
     """
-    count = len(seen)
-    time = torch.arange(count, device=seen.device).view(-1, 1, 1)
-    before = torch.where(seen, time, -1).cummax(0).values
-    after = torch.where(seen, time, count).flip(0).cummin(0).values.flip(0)
+    count = len(known)
+    time = torch.arange(count, device=known.device).view(-1, 1, 1)
+    before = torch.where(known, time, -1).cummax(0).values
+    after = torch.where(known, time, count).flip(0).cummin(0).values.flip(0)
     after = torch.cat([after[1:], torch.full_like(after[:1], count)])
     one = torch.where(before < 0, 0.0, carry ** (time - before).double())
     two = torch.where(after == count, 0.0, carry ** (after - time).double())

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from vidcm.editing.scene import BEGIN, KEEPS, SIZE, TIMING, Canvas, Given, Scene, Task
+from vidcm.editing.scene import BEGIN, OPERATOR, SIZE, TIMING, InputClip, OutputSpec, Scene, Task
 from vidcm.errors import UsageError
 
 
@@ -16,16 +16,16 @@ class Inpaint(Task):
     """
 
     example = '--input clip.mp4 --mask 80,32,96,64 --prompt "a woman with blue hair"'
-    grows = True
+    follows_input = True
 
     def __init__(self, mask: np.ndarray):
         self.mask = np.asarray(mask) != 0
 
-    def look(self, given: Given) -> Given:
+    def known_part(self, given: InputClip) -> InputClip:
         mask = self.mask if self.mask.ndim == 3 else self.mask[None]
-        if mask.shape[1:] != given.seen.shape[1:] or len(mask) not in (1, len(given)):
+        if mask.shape[1:] != given.known.shape[1:] or len(mask) not in (1, len(given)):
             raise UsageError(
-                f"the mask is {_size(mask)} and the clip {_size(given.seen)}; draw a mask of the "
+                f"the mask is {_size(mask)} and the clip {_size(given.known)}; draw a mask of the "
                 "clip's size, with one frame or as many"
             )
         if not mask.any():
@@ -37,7 +37,7 @@ class Inpaint(Task):
                 f"the mask covers all of {mask[0].size} pixels, so nothing is kept; mark only what "
                 "to fill, or make a clip with generate"
             )
-        return Given(given.frames, given.seen & ~mask)
+        return InputClip(given.frames, given.known & ~mask)
 
 
 class Outpaint(Task):
@@ -48,41 +48,41 @@ class Outpaint(Task):
     """
 
     example = '--input clip.mp4 --place 16,16,32,32 --prompt "an orc walks left"'
-    grows = True
+    follows_input = True
     decides = frozenset({SIZE})
 
     def __init__(self, place: tuple):
         self.box = place
 
-    def input_size(self, canvas: Canvas) -> tuple[int, int]:
+    def input_size(self, spec: OutputSpec) -> tuple[int, int]:
         x, y, width, height = self.box
         if width < 1 or height < 1 or min(x, y) < 0:
             raise UsageError(f"place {_box(self.box)} is no x,y,width,height inside the picture")
-        if x + width > canvas.width or y + height > canvas.height:
+        if x + width > spec.width or y + height > spec.height:
             raise UsageError(
-                f"place {_box(self.box)} reaches beyond the picture of {canvas.width}x"
-                f"{canvas.height}; make x + width and y + height fit"
+                f"place {_box(self.box)} reaches beyond the picture of {spec.width}x"
+                f"{spec.height}; make x + width and y + height fit"
             )
-        if (width, height) == (canvas.width, canvas.height):
+        if (width, height) == (spec.width, spec.height):
             raise UsageError(f"place {_box(self.box)} is the whole picture; leave a border to fill")
         return height, width
 
-    def finish(self, scene: Scene, canvas: Canvas) -> Scene:
+    def finish(self, scene: Scene, spec: OutputSpec) -> Scene:
         x, y, width, height = self.box
-        border = ((0, 0), (y, canvas.height - y - height), (x, canvas.width - x - width))
+        border = ((0, 0), (y, spec.height - y - height), (x, spec.width - x - width))
         frames = np.pad(scene.frames, (*border, (0, 0)))
-        return replace(scene, frames=frames, seen=np.pad(scene.seen, border))
+        return replace(scene, frames=frames, known=np.pad(scene.known, border))
 
 
 class Colorize(Task):
     """Colour a grey clip; its luminance stays."""
 
     example = '--input grey.mp4 --prompt "a man with red hair in a green shirt"'
-    grows = True
-    decides = frozenset({KEEPS})
+    follows_input = True
+    decides = frozenset({OPERATOR})
 
-    def finish(self, scene: Scene, canvas: Canvas) -> Scene:
-        return replace(scene, keeps="luminance")
+    def finish(self, scene: Scene, spec: OutputSpec) -> Scene:
+        return replace(scene, operator="luminance")
 
 
 class Upscale(Task):
@@ -93,25 +93,25 @@ class Upscale(Task):
     """
 
     example = '--input small.gif --factor 4 --prompt "a woman walks left"'
-    grows = True
-    decides = frozenset({KEEPS, SIZE})
+    follows_input = True
+    decides = frozenset({OPERATOR, SIZE})
 
     def __init__(self, factor: int = 4):
         if factor < 2:
             raise UsageError(f"factor is {factor}; use 2 or more")
         self.factor = factor
 
-    def input_size(self, canvas: Canvas) -> tuple[int, int]:
+    def input_size(self, spec: OutputSpec) -> tuple[int, int]:
         n = self.factor
-        if canvas.height % n or canvas.width % n:
+        if spec.height % n or spec.width % n:
             raise UsageError(
-                f"factor {n} does not divide the picture of {canvas.width}x{canvas.height}; "
+                f"factor {n} does not divide the picture of {spec.width}x{spec.height}; "
                 "use 2, 4 or 8"
             )
-        return canvas.height // n, canvas.width // n
+        return spec.height // n, spec.width // n
 
-    def finish(self, scene: Scene, canvas: Canvas) -> Scene:
-        return replace(scene, keeps="block_mean", size=self.factor)
+    def finish(self, scene: Scene, spec: OutputSpec) -> Scene:
+        return replace(scene, operator="block_mean", size=self.factor)
 
 
 class Variation(Task):
@@ -122,7 +122,7 @@ class Variation(Task):
     """
 
     example = '--input clip.mp4 --strength 0.7 --prompt "an orc walks left"'
-    grows = True
+    follows_input = True
     decides = frozenset({BEGIN})
 
     def __init__(self, strength: float = 0.7):
@@ -130,7 +130,7 @@ class Variation(Task):
             raise UsageError(f"strength is {strength:g}; use 0 (as it is) to 1 (all new)")
         self.strength = float(strength)
 
-    def finish(self, scene: Scene, canvas: Canvas) -> Scene:
+    def finish(self, scene: Scene, spec: OutputSpec) -> Scene:
         return replace(scene, strength=self.strength)
 
 
@@ -142,7 +142,7 @@ class Denoise(Task):
     """
 
     example = '--input noisy.mp4 --noise 30 --prompt "a man walks right"'
-    grows = True
+    follows_input = True
     decides = frozenset({BEGIN})
 
     def __init__(self, noise: float):
@@ -150,7 +150,7 @@ class Denoise(Task):
             raise UsageError(f"noise is {noise:g}; use a standard deviation above 0, at most 255")
         self.noise = float(noise)
 
-    def finish(self, scene: Scene, canvas: Canvas) -> Scene:
+    def finish(self, scene: Scene, spec: OutputSpec) -> Scene:
         return replace(scene, noise=self.noise)
 
 
@@ -164,7 +164,7 @@ class Interpolate(Task):
 
     example = '--prompt "a man walks left" --prompt "an orc walks left" --count 5 --output way.gif'
     clips = (0, 2)
-    decides = frozenset({BEGIN, KEEPS, SIZE, TIMING})
+    decides = frozenset({BEGIN, OPERATOR, SIZE, TIMING})
 
     def __init__(self, count: int = 5, strength: float = 0.7):
         if not 2 <= count <= 64:
@@ -180,8 +180,8 @@ class Image(Task):
     example = '--prompt "a man in golden armor" --output man.png'
     clips = (0, 0)
 
-    def canvas(self, canvas: Canvas) -> Canvas:
-        return replace(canvas, frames=1)
+    def output_spec(self, spec: OutputSpec) -> OutputSpec:
+        return replace(spec, frames=1)
 
 
 def _size(mask: np.ndarray) -> str:

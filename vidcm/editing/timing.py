@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from vidcm.editing.scene import TIMING, Canvas, Given, Scene, Task, blank, whole
+from vidcm.editing.scene import TIMING, InputClip, OutputSpec, Scene, Task, blank, from_start
 from vidcm.errors import UsageError
 
 
@@ -16,7 +16,7 @@ class Overlapping(Task):
     def __init__(self, given: int | None = None):
         self.given = given
 
-    def most(self, canvas: Canvas, alone: bool) -> int | None:
+    def max_input_frames(self, spec: OutputSpec, alone: bool) -> int | None:
         return None
 
 
@@ -30,10 +30,10 @@ class Extend(Overlapping):
     example = '--input clip.mp4 --prompt "a woman walks left"'
     decides = frozenset({TIMING})
 
-    def place(self, given: list[Given], canvas: Canvas) -> Scene:
+    def place(self, given: list[InputClip], spec: OutputSpec) -> Scene:
         clip = given[0]
-        count = _overlap(self.given, (canvas.frames - 1) // 8 * 4 + 1, len(clip), canvas)
-        scene = _ends(canvas, clip[len(clip) - count :], clip[:0])
+        count = _overlap(self.given, (spec.frames - 1) // 8 * 4 + 1, len(clip), spec)
+        scene = _ends(spec, clip[len(clip) - count :], clip[:0])
         return replace(scene, before=clip.frames[: len(clip) - count])
 
 
@@ -47,10 +47,10 @@ class ExtendBackward(Overlapping):
     example = '--input clip.mp4 --prompt "a woman walks left"'
     decides = frozenset({TIMING})
 
-    def place(self, given: list[Given], canvas: Canvas) -> Scene:
+    def place(self, given: list[InputClip], spec: OutputSpec) -> Scene:
         clip = given[0]
-        count = _overlap(self.given, (canvas.frames - 1) // 8 * 4, len(clip), canvas)
-        scene = _ends(canvas, clip[:0], clip[:count])
+        count = _overlap(self.given, (spec.frames - 1) // 8 * 4, len(clip), spec)
+        scene = _ends(spec, clip[:0], clip[:count])
         return replace(scene, after=clip.frames[count:])
 
 
@@ -64,12 +64,12 @@ class Inbetween(Overlapping):
 
     example = '--input first.png --input last.png --prompt "a man slashes"'
     clips = (2, 2)
-    least = 1
+    min_frames = 1
     decides = frozenset({TIMING})
 
-    def place(self, given: list[Given], canvas: Canvas) -> Scene:
+    def place(self, given: list[InputClip], spec: OutputSpec) -> Scene:
         left, right = given
-        return _bridge(left, right, self.given, canvas)
+        return _bridge(left, right, self.given, spec)
 
 
 class Loop(Overlapping):
@@ -83,22 +83,22 @@ class Loop(Overlapping):
     example = '--input clip.mp4 --prompt "a woman walks left" --output loop.gif'
     clips = (0, 1)
 
-    def most(self, canvas: Canvas, alone: bool) -> int | None:
-        return None if alone else canvas.frames - canvas.stride
+    def max_input_frames(self, spec: OutputSpec, alone: bool) -> int | None:
+        return None if alone else spec.frames - spec.stride
 
-    def place(self, given: list[Given], canvas: Canvas) -> Scene:
+    def place(self, given: list[InputClip], spec: OutputSpec) -> Scene:
         if not given:
-            return whole(given, canvas)
-        scene = _bridge(given[0], given[0], self.given, canvas)
+            return from_start(given, spec)
+        scene = _bridge(given[0], given[0], self.given, spec)
         assert scene.after is not None
         seen_again = len(given[0]) - len(scene.after)
-        return replace(scene, after=None, last=canvas.frames - seen_again, closes=True)
+        return replace(scene, after=None, length=spec.frames - seen_again, closes=True)
 
-    def finish(self, scene: Scene, canvas: Canvas) -> Scene:
+    def finish(self, scene: Scene, spec: OutputSpec) -> Scene:
         """Unless a clip was bridged to itself: the last frame is the first again, and left out."""
         if scene.before is not None:
             return scene
-        return replace(scene, ring=True, last=canvas.frames - 1)
+        return replace(scene, ring=True, length=spec.frames - 1)
 
 
 class Animate(Task):
@@ -110,7 +110,7 @@ class Animate(Task):
 
     example = '--input picture.png --at first --prompt "a man walks left"'
     clips = (1, 2)
-    least = 1
+    min_frames = 1
     decides = frozenset({TIMING})
 
     def __init__(self, at: str = "first"):
@@ -118,10 +118,10 @@ class Animate(Task):
             raise UsageError(f"at is {at!r}; use first or last")
         self.at = at
 
-    def most(self, canvas: Canvas, alone: bool) -> int | None:
+    def max_input_frames(self, spec: OutputSpec, alone: bool) -> int | None:
         return None
 
-    def place(self, given: list[Given], canvas: Canvas) -> Scene:
+    def place(self, given: list[InputClip], spec: OutputSpec) -> Scene:
         for clip in given:
             if len(clip) > 1:
                 raise UsageError(
@@ -129,9 +129,9 @@ class Animate(Task):
                     "use extend, extend_backward or inbetween"
                 )
         if len(given) == 2:
-            return _ends(canvas, *given)
+            return _ends(spec, *given)
         nothing = given[0][:0]
-        return _ends(canvas, *((given[0], nothing) if self.at == "first" else (nothing, given[0])))
+        return _ends(spec, *((given[0], nothing) if self.at == "first" else (nothing, given[0])))
 
 
 class InterpolateFrames(Task):
@@ -142,8 +142,8 @@ class InterpolateFrames(Task):
     """
 
     example = '--input slow.gif --factor 2 --prompt "an orc walks right"'
-    least = 2
-    grows = True
+    min_frames = 2
+    follows_input = True
     decides = frozenset({TIMING})
 
     def __init__(self, factor: int = 2):
@@ -151,56 +151,56 @@ class InterpolateFrames(Task):
             raise UsageError(f"factor is {factor}; use 2 or more")
         self.factor = factor
 
-    def pace(self) -> int:
+    def frames_per_input(self) -> int:
         return self.factor
 
-    def most(self, canvas: Canvas, alone: bool) -> int | None:
-        return (canvas.frames - 1) // self.factor + 1
+    def max_input_frames(self, spec: OutputSpec, alone: bool) -> int | None:
+        return (spec.frames - 1) // self.factor + 1
 
-    def place(self, given: list[Given], canvas: Canvas) -> Scene:
-        clip, most = given[0], (canvas.frames - 1) // self.factor + 1
+    def place(self, given: list[InputClip], spec: OutputSpec) -> Scene:
+        clip, most = given[0], (spec.frames - 1) // self.factor + 1
         if most < 2:
             raise UsageError(
-                f"factor {self.factor} leaves room for one given frame in {canvas.frames}; "
-                f"use at most {canvas.frames - 1}"
+                f"factor {self.factor} leaves room for one given frame in {spec.frames}; "
+                f"use at most {spec.frames - 1}"
             )
         if not 2 <= len(clip) <= most:
             raise UsageError(
                 f"the clip has {len(clip)} frames; with factor {self.factor} give 2 to {most}"
             )
-        scene = blank(clip, canvas)
+        scene = blank(clip, spec)
         end = (len(clip) - 1) * self.factor + 1
         scene.frames[: end : self.factor] = clip.frames
-        scene.seen[: end : self.factor] = clip.seen
-        return replace(scene, last=end)
+        scene.known[: end : self.factor] = clip.known
+        return replace(scene, length=end)
 
 
-def _overlap(requested: int | None, default: int, have: int, canvas: Canvas) -> int:
+def _overlap(requested: int | None, default: int, have: int, spec: OutputSpec) -> int:
     """How many given frames the model sees at one end."""
     count = min(default or 1, have) if requested is None else requested
-    if not 1 <= count < canvas.frames:
-        raise UsageError(f"given is {count}; use 1 to {canvas.frames - 1} frames")
+    if not 1 <= count < spec.frames:
+        raise UsageError(f"given is {count}; use 1 to {spec.frames - 1} frames")
     if count > have:
         raise UsageError(f"given is {count} and the clip has {have} frames; use at most {have}")
     return count
 
 
-def _bridge(left: Given, right: Given, requested: int | None, canvas: Canvas) -> Scene:
-    default = max(canvas.frames // 5, 1)
-    one, two = (_overlap(requested, default, len(clip), canvas) for clip in (left, right))
-    if one + two >= canvas.frames:
+def _bridge(left: InputClip, right: InputClip, requested: int | None, spec: OutputSpec) -> Scene:
+    default = max(spec.frames // 5, 1)
+    one, two = (_overlap(requested, default, len(clip), spec) for clip in (left, right))
+    if one + two >= spec.frames:
         raise UsageError(
-            f"given is {requested}, so {one + two} of {canvas.frames} frames are known and no room is "
-            f"left between; use at most {(canvas.frames - 1) // 2}"
+            f"given is {requested}, so {one + two} of {spec.frames} frames are known and no room is "
+            f"left between; use at most {(spec.frames - 1) // 2}"
         )
-    scene = _ends(canvas, left[len(left) - one :], right[:two])
+    scene = _ends(spec, left[len(left) - one :], right[:two])
     return replace(scene, before=left.frames[: len(left) - one], after=right.frames[two:])
 
 
-def _ends(canvas: Canvas, left: Given, right: Given) -> Scene:
-    """Frames at the beginning and at the end of the canvas; either may be empty."""
-    scene = blank(left if len(left) else right, canvas)
-    start = canvas.frames - len(right)
-    scene.frames[: len(left)], scene.seen[: len(left)] = left.frames, left.seen
-    scene.frames[start:], scene.seen[start:] = right.frames, right.seen
+def _ends(spec: OutputSpec, left: InputClip, right: InputClip) -> Scene:
+    """Frames at the beginning and at the end of the output; either may be empty."""
+    scene = blank(left if len(left) else right, spec)
+    start = spec.frames - len(right)
+    scene.frames[: len(left)], scene.known[: len(left)] = left.frames, left.known
+    scene.frames[start:], scene.known[start:] = right.frames, right.known
     return scene

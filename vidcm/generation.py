@@ -95,7 +95,8 @@ class Generation:
     def with_low_guidance(self) -> "Generation":
         """The same at a student's lowest guidance scale, if the scale is the checkpoint's own.
 
-        Where frames are given, guidance of a student adds nothing but grain."""
+        Where frames are given, guidance of a student adds nothing but grain.
+        """
         if self.role == "teacher" or not self.default_guidance:
             return self
         low = max(1.0, self.settings.student.guidance_range[0])

@@ -135,8 +135,17 @@ class VideoPipeline:
         guidance_scale: float | None = None,
         solver: str | None = None,
     ) -> Generation:
-        """How a role samples; None for the checkpoint's own numbers. Raises UsageError for numbers
-        of another type or out of range."""
+        """Resolve how a role samples; None for the checkpoint's own numbers.
+
+        Args:
+            role: "student" or "teacher".
+            num_inference_steps: Evaluations of a student, solver steps of a teacher, 1 to 1000.
+            guidance_scale: 0 to 100, 1 is without.
+            solver: The teacher's, "euler", "heun" or "dpm".
+
+        Raises:
+            UsageError: A number of another type or out of range.
+        """
         if num_inference_steps is not None:
             name = "num_inference_steps"
             num_inference_steps = whole_number(name, num_inference_steps, 1, MAX_STEPS)
@@ -285,8 +294,9 @@ class VideoPipeline:
         zero_shot: bool = False,
         callback_on_step_end: StepCallback | None = None,
     ) -> Clips:
-        """Edit clips without training: their known pixels stay exactly, the prompt describes the
-        rest ("" leaves it open).
+        """Edit clips without training.
+
+        Known pixels of the clips stay exactly, the prompt describes the rest ("" leaves it open).
 
         Args:
             task: A name ("extend"), a name with options ({"name": "inpaint", "mask": mask}), or

@@ -64,7 +64,7 @@ TABLE: dict[str, dict[str, str]] = {
         "pixels": "vidcm.editing.operators:Pixels",
         "luminance": "vidcm.editing.operators:Luminance",
         "block_mean": "vidcm.editing.operators:BlockMean",
-        "ring": "vidcm.editing.operators:Ring",
+        "periodic": "vidcm.editing.operators:Periodic",
     },
     "task": {
         "inpaint": "vidcm.editing.tasks:Inpaint",

@@ -287,7 +287,7 @@ def test_what_more_is_known_than_whole_latent_frames(pipe, task, clips, all):
     scene = compose({"any": task}, clips, output_spec(pipe.generation()))[1]
     found = given_latents(scene, pipe.codec, pipe.device)
     assert found is not None and found.complete is all
-    looped = given_latents(replace(scene, ring=True), pipe.codec, pipe.device)
+    looped = given_latents(replace(scene, periodic=True), pipe.codec, pipe.device)
     assert looped is not None and not looped.complete
 
 

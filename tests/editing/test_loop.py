@@ -10,7 +10,7 @@ from vidcm import VideoPipeline
 from vidcm.editing.edit import build_tasks, output_spec
 from vidcm.editing.joins import drawn_to_given, drawn_to_start
 from vidcm.editing.observations import Observations
-from vidcm.editing.operators import FADE, Pixels, Ring
+from vidcm.editing.operators import FADE, Periodic, Pixels
 from vidcm.editing.scene import compose
 from vidcm.evaluation.edit_cases import loop, loop_alone
 from vidcm.evaluation.edit_scores import score_edit
@@ -84,7 +84,7 @@ def test_where_all_else_stands_still_two_thirds_of_the_wrap_move_before_it():
 @pytest.mark.parametrize("share, end", [(0.0, 0), (0.25, 0), (1.0, -1)])
 def test_a_ring_s_blend_closes_at_the_end_that_is_kept(share, end):
     video = drifting()
-    blended = Ring(torch.full((5, 11), share), T).blend(video)
+    blended = Periodic(torch.full((5, 11), share), T).blend(video)
     assert blended.shape == video.shape
     for place in (0, -1):
         assert torch.equal(blended[:, :, place], video[:, :, end])
@@ -123,9 +123,9 @@ def test_which_end_gives_way(pipe):
     """The end that is not known; of two the last, for the most part."""
     for names, clips, share in ((["loop"], [], 1 / 4), (["colorize", "loop"], [film(5)], 0)):
         canvas, scene = compose(build_tasks(names), clips, output_spec(pipe.generation()))
-        ring = Observations(scene, pipe.codec, pipe.device).operators[-1]
-        assert isinstance(ring, Ring) and (ring.share == share).all()
-        assert scene.ring and not scene.closes
+        periodic = Observations(scene, pipe.codec, pipe.device).operators[-1]
+        assert isinstance(periodic, Periodic) and (periodic.share == share).all()
+        assert scene.periodic and not scene.blend_ends
 
 
 GIVEN = [True, True, False, False, False, True, True]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vidcm.editing.operators import BlockMean, Luminance, Operator, Pixels, Ring, luminance
+from vidcm.editing.operators import BlockMean, Luminance, Operator, Periodic, Pixels, luminance
 from vidcm.media.pixels import to_frames, to_video
 from vidcm.registry import TABLE, lookup
 
@@ -23,7 +23,7 @@ OPERATORS = {
     "carrying": lambda: Pixels(pixels(T, H, W, 3), some(T, H, W), carry=0.9),
     "luminance": lambda: Luminance(pixels(T, H, W, 3), some(T, H, W)),
     "block_mean": lambda: BlockMean(pixels(T, 3, 7, 3), some(T, 3, 7), 2),
-    "ring": lambda: Ring(torch.rand(H, W).round(decimals=1), T),
+    "periodic": lambda: Periodic(torch.rand(H, W).round(decimals=1), T),
 }
 
 
@@ -139,7 +139,7 @@ def test_block_means_are_exact_sums():
 @pytest.mark.parametrize("share, kept", [(0.0, 0), (1.0, -1)])
 def test_a_ring_gives_way_at_the_end_that_is_free(share, kept):
     video = torch.randn(B, 3, T, H, W)
-    closed = Ring(torch.full((H, W), share), T).project(video)
+    closed = Periodic(torch.full((H, W), share), T).project(video)
     torch.testing.assert_close(closed[:, :, 0], closed[:, :, -1])
     torch.testing.assert_close(closed[:, :, kept], video[:, :, kept])
     torch.testing.assert_close(closed[:, :, 1:-1], video[:, :, 1:-1])

@@ -96,8 +96,8 @@ def test_the_truth_is_right_in_every_number(name, clips):
     assert found.psnr == 100 and found.ssim == pytest.approx(1) and found.path is None
     assert found.kept is None or found.kept <= 0.5  # of block means: rounding
     ratios = summarize_scores([found, found])
-    for number in ("flicker", "motion") + ("seam",) * (not case.ring):
-        assert ratios[number] in (None, pytest.approx(1, rel=0.2 if case.ring else 1e-9))
+    for number in ("flicker", "motion") + ("seam",) * (not case.periodic):
+        assert ratios[number] in (None, pytest.approx(1, rel=0.2 if case.periodic else 1e-9))
     for frames in case.baselines.values():
         assert score_edit(case, frames).psnr < 40
 

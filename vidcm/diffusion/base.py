@@ -49,7 +49,8 @@ class Cond:
 def batched(conds: Sequence[Cond]) -> Cond:
     """Conditions as one batch, the shorter prompts padded.
 
-    Guidance scales are kept if all conditions have one."""
+    Guidance scales are kept if all conditions have one.
+    """
     longest = max(c.mask.shape[1] for c in conds)
     pads = [(0, longest - c.mask.shape[1]) for c in conds]
     tokens = [F.pad(c.tokens, (0, 0, *p)) for c, p in zip(conds, pads, strict=True)]
@@ -117,6 +118,7 @@ class DenoiserBase(ABC):
         """x_s of the trajectory through x_t, in one evaluation; `predict_x0` at s = 0.
 
         On straight paths it is x_t - (t - s) velocity(x_t, t, cond, s) (Geng et al. 2025, arXiv
-        2505.13447, eq. 3)."""
+        2505.13447, eq. 3).
+        """
         found = self.predict(x_t, t, cond, s)
         return self.path.add_noise(found.x0, found.eps, s)

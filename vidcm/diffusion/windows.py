@@ -1,8 +1,8 @@
-"""Clips longer or larger than a network was trained on, by overlapping windows that share one
-trajectory (MultiDiffusion, Bar-Tal et al. 2023, arXiv 2302.08113).
+"""Clips longer or larger than a network was trained on, by overlapping windows.
 
 At every step the noisy clip is cut into windows of the trained shape, all are denoised, and their
-predictions are averaged with smooth weights. Samplers, guidance and projections see one denoiser.
+predictions are averaged with smooth weights (MultiDiffusion, Bar-Tal et al. 2023, arXiv 2302.08113).
+Samplers, guidance and projections see one denoiser.
 
 Along time a codec's latent frames are of two kinds: the first stands for one picture, each later
 one for several, and networks know them so. In a long clip only latent frame 0 is of the first kind,
@@ -91,8 +91,16 @@ class Windowed(DenoiserBase):
         self.window, self.overlap, self.rows = tuple(window), tuple(overlap), rows
 
     def windows(self, frames: int, height: int, width: int) -> list[Window]:
-        """The windows of a clip of so many latents. Raises UsageError for several frames of a model
-        of single pictures."""
+        """The windows of a clip.
+
+        Args:
+            frames: Latent frames.
+            height: In latents.
+            width: In latents.
+
+        Raises:
+            UsageError: Several frames are asked of a model of single pictures.
+        """
         times = list(_along_time(frames, self.window[0], self.overlap[0]))
         down, across = (
             _cover(n, w, o)
@@ -112,7 +120,8 @@ class Windowed(DenoiserBase):
     def padded_frames(self, frames: int) -> int:
         """Smallest number of latent frames, at least `frames`, that windows tile exactly.
 
-        Otherwise the last window would start early and average two phases of the motion."""
+        Otherwise the last window would start early and average two phases of the motion.
+        """
         length, step = self.window[0], self.window[0] - 1 - self.overlap[0]
         beyond = max(frames - length, 0)
         return length + math.ceil(beyond / step) * step if beyond and step else frames
@@ -170,8 +179,9 @@ class PromptSchedule(Cond):
 
 
 class RepeatedNoise:
-    """Noise that repeats along a clip, so that windows agree on details no prompt names (FreeNoise,
-    Qiu et al. 2023, arXiv 2310.15169).
+    """Noise that repeats along a clip, so that windows agree on details no prompt names.
+
+    FreeNoise, Qiu et al. 2023, arXiv 2310.15169.
 
     Args:
         rng: Draws of the clips.

@@ -167,7 +167,7 @@ def render(
     made = observations.finish(decoded(codec, x)).cpu().numpy()
     clock("decode")
     frames = _with_surroundings(scene, made)
-    if scene.closes:
+    if scene.blend_ends:
         frames = to_frames(drawn_to_start(to_video(torch.from_numpy(frames)))).numpy()
     evaluations, fps = generation.evaluations(shape[1:]), generation.settings.fps
     return Clips(frames, prompts, seeds, fps, evaluations, clock.seconds)

@@ -9,7 +9,7 @@ from vidcm.codecs.causal_vae import CausalVAE
 from vidcm.codecs.chunked import decode_chunked, encode_chunked
 from vidcm.diffusion.given_frames import GivenLatents, kinds_of
 from vidcm.diffusion.projection import Chain, Project
-from vidcm.editing.operators import Operator, Ring
+from vidcm.editing.operators import Operator, Periodic
 from vidcm.editing.scene import Scene
 from vidcm.errors import UsageError
 from vidcm.media.pixels import to_frames, to_video
@@ -75,8 +75,8 @@ class Observations:
             kind = lookup("operator", scene.operator)
             more = options.get(scene.operator, {})
             self.operators.append(kind(frames.to(device), known.to(device), **more))
-        if scene.ring:
-            self.operators.append(Ring(_ring_share(scene).to(device), len(frames)))
+        if scene.periodic:
+            self.operators.append(Periodic(_ring_share(scene).to(device), len(frames)))
         prefix = _prefix(scene, codec.time_stride)
         self.prefix = to_video(frames[None, :prefix]).to(device) if prefix else None
 
@@ -164,5 +164,5 @@ def given_latents(scene: Scene, codec: CausalVAE, device: torch.device) -> Given
     nearest = place[known][distance.argmin(1)]
     video = to_video(torch.from_numpy(scene.frames)[nearest][None])
     covered = torch.cat([given[:1], given[1:].repeat_interleave(codec.time_stride)])
-    beyond = scene.ring or bool(scene.known[~covered.numpy()].any())
+    beyond = scene.periodic or bool(scene.known[~covered.numpy()].any())
     return GivenLatents(encode_chunked(codec, video.to(device)), given.to(device), not beyond)

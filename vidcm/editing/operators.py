@@ -184,7 +184,7 @@ class BlockMean(Operator):
         return blocks.unflatten(-1, (n, n)).permute(0, 1, 2, 5, 3, 6, 4).flatten(4, 5).flatten(2, 3)
 
 
-class Ring(Operator):
+class Periodic(Operator):
     """The last frame equals the first.
 
     Args:

@@ -20,8 +20,9 @@ class OutputSpec:
         height: In pixels.
         width: In pixels.
         stride: Frames of a latent frame.
-        padded_frames: Smallest number of frames, at least its argument, that latent frames and windows fill.
-        most: Frames that memory holds.
+        padded_frames: Smallest number of frames, at least its argument, that latent frames and
+            windows fill.
+        max_frames: Frames that memory holds.
     """
 
     frames: int
@@ -29,7 +30,7 @@ class OutputSpec:
     width: int
     stride: int
     padded_frames: Callable[[int], int]
-    most: int
+    max_frames: int
 
 
 @dataclass(frozen=True)
@@ -56,26 +57,26 @@ class Scene:
         known: bool, `(t h w)` of `frames`, True where a pixel is known.
         operator: The operator whose value of a known pixel is known.
         size: Side of a block for "block_mean".
-        ring: Whether the last frame equals the first.
+        periodic: Whether the last frame equals the first.
         strength: In [0, 1]: begin from the input frames with that much noise; None for pure noise.
         noise: Begin from the input frames, which have noise of that many grey levels.
         before: Frames that the result has before the generated ones.
         after: Frames that the result has after them.
         length: Number of generated frames in the result.
-        closes: Whether the last of them leads to the first of the result.
+        blend_ends: Whether the last of them leads to the first of the result.
     """
 
     frames: np.ndarray
     known: np.ndarray
     operator: str = "pixels"
     size: int = 1
-    ring: bool = False
+    periodic: bool = False
     strength: float | None = None
     noise: float | None = None
     before: np.ndarray | None = None
     after: np.ndarray | None = None
     length: int | None = None
-    closes: bool = False
+    blend_ends: bool = False
 
 
 TIMING = "where the given frames go in time"

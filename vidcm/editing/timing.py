@@ -92,13 +92,13 @@ class Loop(Overlapping):
         scene = _bridge(given[0], given[0], self.given, spec)
         assert scene.after is not None
         seen_again = len(given[0]) - len(scene.after)
-        return replace(scene, after=None, length=spec.frames - seen_again, closes=True)
+        return replace(scene, after=None, length=spec.frames - seen_again, blend_ends=True)
 
     def finish(self, scene: Scene, spec: OutputSpec) -> Scene:
         """Unless a clip was bridged to itself: the last frame is the first again, and left out."""
         if scene.before is not None:
             return scene
-        return replace(scene, ring=True, length=spec.frames - 1)
+        return replace(scene, periodic=True, length=spec.frames - 1)
 
 
 class Animate(Task):

@@ -28,7 +28,7 @@ class Case:
         truth: uint8 `(t h w 3)`, the beginning of a true clip, the right result; None where no true
             clip has so many frames.
         baselines: by name, uint8 `(t h w 3)`; of any length where there is no truth.
-        ring: whether the end leads back to the beginning.
+        periodic: whether the end leads back to the beginning.
         prompts: instead of the caption, if any.
     """
 
@@ -38,7 +38,7 @@ class Case:
     kept: np.ndarray
     truth: np.ndarray | None
     baselines: dict[str, np.ndarray] = field(default_factory=dict)
-    ring: bool = False
+    periodic: bool = False
     prompts: tuple[str, ...] = ()
 
 
@@ -136,12 +136,14 @@ def loop(truth: np.ndarray) -> Case:
     kept = np.zeros(given.shape[:3], bool)
     kept[: len(clip)] = True
     baselines = {"cut": clip, "linear blending": np.concatenate([clip, blend])}
-    return Case({"name": "loop"}, [clip], given, kept, None, baselines, ring=True)
+    return Case({"name": "loop"}, [clip], given, kept, None, baselines, periodic=True)
 
 
 def loop_alone(truth: np.ndarray) -> Case:
     short = truth[:-1]
-    return Case({"name": "loop"}, [], np.full_like(short, BLANK), _no_mask(short), short, ring=True)
+    return Case(
+        {"name": "loop"}, [], np.full_like(short, BLANK), _no_mask(short), short, periodic=True
+    )
 
 
 def variation(truth: np.ndarray) -> Case:

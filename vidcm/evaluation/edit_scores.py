@@ -115,7 +115,7 @@ def _largest_error(frames: np.ndarray, case: Case) -> float | None:
 def _seam(frames: np.ndarray, case: Case) -> Pair | None:
     if case.spec["name"] == "interpolate":
         return _interpolation_steps(frames)[0]
-    if case.ring:
+    if case.periodic:
         steps = np.abs(np.diff(_wrapped(frames, case, 1).astype(int), axis=0)).mean((1, 2, 3))
         return float(steps[-1]), float((steps[0] + steps[-2]) / 2)
     if case.truth is None or not case.kept.any():
@@ -142,7 +142,7 @@ def _changes(frames: np.ndarray, case: Case, order: int) -> Pair | None:
         return None
     found = np.abs(np.diff(_wrapped(frames, case, order).astype(int), order, 0))
     true = np.abs(np.diff(truth.astype(int), order, 0))
-    if case.ring:
+    if case.periodic:
         return float(found.mean()), float(true.mean())
     filled = np.lib.stride_tricks.sliding_window_view(~case.kept, order + 1, 0).any(-1)
     return float(found[filled].mean()), float(true[filled].mean())
@@ -150,7 +150,7 @@ def _changes(frames: np.ndarray, case: Case, order: int) -> Pair | None:
 
 def _wrapped(frames: np.ndarray, case: Case, order: int) -> np.ndarray:
     """A loop followed by its first frames; other clips as they are."""
-    return np.concatenate([frames, frames[:order]]) if case.ring else frames
+    return np.concatenate([frames, frames[:order]]) if case.periodic else frames
 
 
 def _interpolation_steps(frames: np.ndarray) -> tuple[Pair, float]:

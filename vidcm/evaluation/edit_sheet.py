@@ -91,7 +91,7 @@ def _side_by_side(case: Case, result: np.ndarray) -> np.ndarray:
     gap = np.full((len(clips[0]), clips[0].shape[1], GUTTER, 3), BLANK // 2, np.uint8)
     parts = [part for clip in clips for part in (gap, clip)][1:]
     joined = np.concatenate(parts, 2)
-    return joined if case.ring else np.concatenate([joined, joined[-1:].repeat(HOLD, 0)])
+    return joined if case.periodic else np.concatenate([joined, joined[-1:].repeat(HOLD, 0)])
 
 
 def _write_small(frames: np.ndarray, path: Path, fps: float) -> None:

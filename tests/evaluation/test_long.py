@@ -23,7 +23,7 @@ from vidcm.evaluation.long import (
     measure_long,
     other_action,
 )
-from vidcm.evaluation.long_report import long_table
+from vidcm.evaluation.reports import long_table
 
 COUNT = 3
 SPAN = 4  # puppets have five frames

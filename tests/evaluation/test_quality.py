@@ -21,7 +21,7 @@ from vidcm.evaluation import markdown
 from vidcm.evaluation.environment import environment
 from vidcm.evaluation.eval_set import EvalJob, EvalSet
 from vidcm.evaluation.quality import evaluate_rows
-from vidcm.evaluation.quality_report import quality_table
+from vidcm.evaluation.reports import quality_table
 from vidcm.evaluation.results import KEYS, read_results
 from vidcm.evaluation.rows import Row
 from vidcm.lpc import adherence

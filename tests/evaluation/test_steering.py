@@ -15,7 +15,7 @@ from vidcm.diffusion.guidance import CFGDenoiser
 from vidcm.diffusion.times import SHIFT, T_START, shifted_timesteps, to_path_time
 from vidcm.evaluation import steering
 from vidcm.evaluation.eval_set import EvalJob, EvalSet
-from vidcm.evaluation.steering_report import steering_table
+from vidcm.evaluation.reports import steering_table
 from vidcm.lpc.dataset import vocabulary
 from vidcm.pipeline import VideoPipeline
 from vidcm.rng import SampleRng

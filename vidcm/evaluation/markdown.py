@@ -3,12 +3,14 @@
 Needs neither torch nor numpy.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vidcm.errors import UsageError
 from vidcm.files import write_text
+
+Column = tuple[str, Callable[[Any], str]]  # heading, and the cell of a row
 
 
 def grid(head: list[str], lines: list[list[str]]) -> str:
@@ -20,6 +22,28 @@ def grid(head: list[str], lines: list[list[str]]) -> str:
 def number(value: float | None, digits: int, factor: float = 1) -> str:
     """`factor * value` to so many decimals, or a dash for None."""
     return "-" if value is None else f"{factor * value:.{digits}f}"
+
+
+def figure(path: str, digits: int, factor: float = 1) -> Callable[[Any], str]:
+    """The cell of a row's `number` at dotted keys; a dash where the row lacks it."""
+
+    def cell(row: Any) -> str:
+        for key in path.split("."):
+            row = None if row is None else row.get(key)
+        return number(row, digits, factor)
+
+    return cell
+
+
+def table(corner: str, columns: Sequence[Column], rows: Iterable[tuple[str, Any]]) -> str:
+    """A table with a line for every named row; corner: the heading above the names."""
+    lines = [[name, *(cell(row) for _, cell in columns)] for name, row in rows]
+    return grid([corner, *(heading for heading, _ in columns)], lines)
+
+
+def counted(steps: int) -> str:
+    """As "4 steps" or "1 step"."""
+    return f"{steps} step{'s' * (steps > 1)}"
 
 
 def method(results: Mapping[str, Any], note: str = "") -> str:

@@ -127,7 +127,7 @@ def test_prompts_and_scales_are_told(act):
             said.append(list(prompts))
 
     hearing, places = Hearing(), range(200)
-    objective = Adversarial(hearing, [0], guidance_range=[2.0, 3.0], prompt_dropout=0.3)
+    objective = Adversarial(hearing, blocks=[0], guidance_range=[2.0, 3.0], prompt_dropout=0.3)
     getattr(objective, act)(Listening(hearing.path), batch(places, 1), 0.0, SampleRng(1, places))
     ((scale,), (first, *others)) = told, said
     assert 2 <= scale.min() < 2.1 and 2.9 < scale.max() < 3
@@ -166,7 +166,7 @@ def test_the_critic_looks_through_noise_of_its_own_law(act, looks):
             super().predict(x_t, t, cond)
 
     watched, places = Watched(), range(200)
-    objective = Adversarial(watched, [0], noise=(4.0, 0.2))
+    objective = Adversarial(watched, blocks=[0], noise=(4.0, 0.2))
     getattr(objective, act)(Learnt(watched.path), batch(places), 0.0, SampleRng(1, places))
     assert len(seen) == looks
     for x_t, t in seen:

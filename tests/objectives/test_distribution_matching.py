@@ -26,7 +26,7 @@ TIMES = [tuple(student_timesteps(n)) for n in (1, 2, 4)]
 
 def matching(path, fake=None, **options) -> DistributionMatching:
     """Under the exact teacher; `fake` stands for the fake score."""
-    return DistributionMatching(Gaussian(path, TRUE, MEANS), lambda: fake, **options)
+    return DistributionMatching(Gaussian(path, TRUE, MEANS), make_fake=lambda: fake, **options)
 
 
 def pull(path, shift: float, std: float, fake=None) -> tuple[float, float]:
@@ -92,7 +92,7 @@ def test_the_move_has_its_closed_form(path):
             return like(self.told * self.by, x_t).expand_as(x_t)
 
     student, fake = Scaled(path, 0.0), Says(path, 0.25)
-    objective = DistributionMatching(Says(path, -0.5), lambda: fake, steps=[1])
+    objective = DistributionMatching(Says(path, -0.5), make_fake=lambda: fake, steps=[1])
     found = objective(student, batch(PLACES, 3), 0.0, SampleRng(1, PLACES)).total
     (gradient,) = torch.autograd.grad(found, student.by)
     move = (0.25 + 0.5) / (1.5 * student.told + 0.5)

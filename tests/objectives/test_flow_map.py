@@ -62,9 +62,9 @@ def clock_faster_by(factor: float) -> type[FlowMap]:
     class OtherClock(FlowMap):
         def moved(self, model, x_t, t, s, cond, along):
             tangents = along, factor * torch.ones_like(t)
-            return self.derivative(lambda x, u: model.flow_map(x, u, s, cond), (x_t, t), tangents)[
-                1
-            ]
+            return self.differentiate(
+                lambda x, u: model.flow_map(x, u, s, cond), (x_t, t), tangents
+            )[1]
 
     return OtherClock
 
@@ -76,7 +76,7 @@ class MovingEnd(FlowMap):
         def to_s(x, time):
             return model.flow_map(x, time, s + time - t, cond)
 
-        return self.derivative(to_s, (x_t, t), tangents)[1]
+        return self.differentiate(to_s, (x_t, t), tangents)[1]
 
 
 @pytest.mark.parametrize(

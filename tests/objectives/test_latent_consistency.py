@@ -183,7 +183,7 @@ def test_every_place_of_the_grid_is_drawn_alike(skip):
 @pytest.mark.parametrize("phases, skip", [(3, 1), (3, 2), (12, 1), (1, 5)])
 def test_no_step_leaves_its_phase(phases, skip):
     """A place at an edge belongs to the phase below, whose first time it is."""
-    t, r, s = watched(PhasedConsistency(None, phases, intervals=12, skip=skip))
+    t, r, s = watched(PhasedConsistency(None, phases=phases, intervals=12, skip=skip))
     length = 12 // phases
     assert ((s < t) & (t <= s + length) & (s <= r) & (r < t) & (t - r <= skip)).all()
     assert s.unique().tolist() == list(range(0, 12, length))
@@ -193,23 +193,23 @@ def test_no_step_leaves_its_phase(phases, skip):
             return super().edge(index + 1)
 
     t = torch.arange(1, 13)
-    s = PhaseAbove(None, phases, intervals=12, skip=skip).edge(t)
+    s = PhaseAbove(None, phases=phases, intervals=12, skip=skip).edge(t)
     assert not (s < t).all()
 
 
 def test_one_phase_is_latent_consistency():
     world = Gaussian(RF, means=MEANS)
     whole, phased = (
-        loss(world, o) for o in (LatentConsistency(world), PhasedConsistency(world, 1))
+        loss(world, o) for o in (LatentConsistency(world), PhasedConsistency(world, phases=1))
     )
     assert phased.equal(whole)
 
 
 def test_a_student_of_phases_is_sampled_at_their_edges():
     edges = shifted_timesteps(4, by=SHIFT).tolist()
-    own = PhasedConsistency(None, 4).sampling
+    own = PhasedConsistency(None, phases=4).sampling
     assert own == {"sampler": "flow_map", "phases": 4, "timesteps": edges[:-1]}
-    _, _, s = watched(PhasedConsistency(None, 4, intervals=24))
+    _, _, s = watched(PhasedConsistency(None, phases=4, intervals=24))
     grid = shifted_timesteps(24, by=SHIFT).flip(0)
     torch.testing.assert_close(grid[s.unique()], torch.tensor(edges[:0:-1]).double())
     assert LatentConsistency(None).sampling == {"sampler": "consistency"}
@@ -234,7 +234,7 @@ def test_the_loss_is_of_single_latents_in_units_of_their_spread(path, huber):
     options = {"intervals": 8, "huber_c": huber, "shift": 1.0}
     plain = 9.0 if huber is None else math.hypot(3, huber) - huber
     for width in (2, 7):
-        objective = PhasedConsistency(None, 2, **options)
+        objective = PhasedConsistency(None, phases=2, **options)
         objective.skip = 0  # so that no target is at its edge, where it is not asked of the student
         found = loss(Noise(path, means=MEANS), objective, width=width)
         assert float(found) == pytest.approx(plain, rel=1e-5)
@@ -326,7 +326,7 @@ def test_training_reaches_the_one_step_map(decay):
 
 def test_training_in_phases_reaches_the_map_of_as_many_steps():
     world = Gaussian(RF, means={"": 0.4, "0.9": 0.9})
-    objective = PhasedConsistency(world, 3, **TAUGHT)
+    objective = PhasedConsistency(world, phases=3, **TAUGHT)
     model = trained(student(), objective, 350)
     for told in (1.0, 2.0):
         shift, ratio = drawn(model, flow_map, objective.sampling["timesteps"], told)

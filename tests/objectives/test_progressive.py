@@ -199,7 +199,7 @@ def test_a_batch_split_over_ranks_has_the_same_loss(progress):
 def test_training_reaches_what_the_teacher_draws_in_its_many_steps():
     world = Gaussian(RF, means={"": 0.4, "0.9": 0.9})
     options = {"guidance_range": [1.0, 2.0], "prompt_dropout": 0.0, "shift": 3.0}
-    objective = ProgressiveDistillation(world, 2, 2, **options)
+    objective = ProgressiveDistillation(world, steps=2, halvings=2, **options)
     model, rng = trained(student(), objective, 300), SampleRng(3, range(200))
     noise = rng.normal(1, 1, 1, 16)
     for told in (1.0, 2.0):

@@ -7,6 +7,7 @@ noised samples of the student, by hinge losses. Alone, and from noise, it is a o
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -19,9 +20,9 @@ from vidcm.diffusion.denoiser import Denoiser
 from vidcm.diffusion.times import T_START, to_path_time
 from vidcm.errors import UsageError
 from vidcm.models.backbone import TransformerBackbone
-from vidcm.objectives.backward_simulation import sample_timesteps
-from vidcm.objectives.base import Loss, Role, check_period, role_settings
-from vidcm.objectives.common import PromptBatch, StudentObjective, check_log_normal, check_share
+from vidcm.objectives.backward_simulation import JudgedSamples, sample_timesteps
+from vidcm.objectives.base import Loss, Role
+from vidcm.objectives.common import Pair, PromptBatch, check_share
 from vidcm.rng import SampleRng
 
 
@@ -40,7 +41,8 @@ class Critic(nn.Module):
         return torch.cat([h(x).squeeze(-1) for h, x in zip(self.heads, tokens, strict=True)], dim=1)
 
 
-class Adversarial(StudentObjective):
+@dataclass(eq=False, kw_only=True)
+class Adversarial(JudgedSamples):
     """Fool a critic that sees the frozen teacher's tokens.
 
     Args:
@@ -61,37 +63,26 @@ class Adversarial(StudentObjective):
         UsageError: An option makes no sense.
     """
 
-    needs_teacher = True
     role_names = ("critic",)
 
-    def __init__(
-        self,
-        teacher: Denoiser | None,
-        blocks: Sequence[int] = (1, 3, 5),
-        hidden_size: int = 64,
-        p_mean: float = 0.2,
-        p_std: float = 1.8,
-        from_noise: float = 0.5,
-        noise: tuple[float, float] | list[float] = (0.1, 1.0),
-        guidance_range: tuple[float, float] | list[float] = (1.0, 1.0),
-        prompt_dropout: float = 0.1,
-        student_update_freq: int = 2,
-        lr_scale: float = 1.0,
-        betas: tuple[float, float] | list[float] | None = None,
-    ):
-        super().__init__(teacher, guidance_range, prompt_dropout)
-        check_period(student_update_freq, 1)
-        if len(noise) != 2 or noise[1] < 0:
-            raise UsageError(f"noise {noise} is not a mean and a deviation of ln sigma")
-        if not blocks or hidden_size < 1:
+    blocks: Sequence[int] = (1, 3, 5)
+    hidden_size: int = 64
+    p_mean: float = 0.2
+    from_noise: float = 0.5
+    noise: Pair = (0.1, 1.0)
+    guidance_range: Pair = (1.0, 1.0)
+    student_update_freq: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.noise) != 2 or self.noise[1] < 0:
+            raise UsageError(f"noise {self.noise} is not a mean and a deviation of ln sigma")
+        if not self.blocks or self.hidden_size < 1:
             raise UsageError(
-                f"blocks {list(blocks)}, hidden_size {hidden_size}: the critic would see nothing"
+                f"blocks {list(self.blocks)}, hidden_size {self.hidden_size}: the critic would see "
+                "nothing"
             )
-        self.blocks, self.hidden_size, self.noise = list(blocks), hidden_size, tuple(noise)
-        self.p_mean, self.p_std = check_log_normal(p_mean, p_std)
-        self.from_noise = check_share("from_noise", from_noise)
-        self.student_update_freq = student_update_freq
-        self.lr_scale, self.betas = lr_scale, role_settings(lr_scale, betas)
+        check_share("from_noise", self.from_noise)
 
     @cached_property
     def critic(self) -> Critic:

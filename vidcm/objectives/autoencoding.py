@@ -1,5 +1,7 @@
 """Training a codec: reconstruction, structure, motion and a KL pull towards unit latents."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,7 @@ from vidcm.objectives.base import Loss, Objective
 from vidcm.rng import SampleRng
 
 
+@dataclass(eq=False, kw_only=True)
 class Autoencoding(Objective):
     """Reconstruction, structure and motion losses with a KL term.
 
@@ -32,29 +35,26 @@ class Autoencoding(Objective):
 
     trains = CausalVAE
 
-    def __init__(
-        self,
-        crop: int = 0,
-        windows: int = 1,
-        perceptual: float = 0.1,
-        motion: float = 0.5,
-        kl: float = 1e-3,
-        tries: int = 3,
-        decoder_only: bool = False,
-    ):
-        if crop < 0 or crop % CausalVAE.stride:
+    crop: int = 0
+    windows: int = 1
+    perceptual: float = 0.1
+    motion: float = 0.5
+    kl: float = 1e-3
+    tries: int = 3
+    decoder_only: bool = False
+
+    def __post_init__(self) -> None:
+        if self.crop < 0 or self.crop % CausalVAE.stride:
             raise UsageError(
-                f"crop {crop} is not a multiple of the codec's stride {CausalVAE.stride}"
+                f"crop {self.crop} is not a multiple of the codec's stride {CausalVAE.stride}"
             )
-        if min(windows, tries) < 1:
-            raise UsageError(f"windows {windows}, tries {tries}: both must be at least 1")
-        if min(perceptual, motion, kl) < 0:
+        if min(self.windows, self.tries) < 1:
+            raise UsageError(f"windows {self.windows}, tries {self.tries}: both must be at least 1")
+        if min(self.perceptual, self.motion, self.kl) < 0:
             raise UsageError(
-                f"perceptual {perceptual}, motion {motion}, kl {kl}: weights must be 0 or above"
+                f"perceptual {self.perceptual}, motion {self.motion}, kl {self.kl}: weights must "
+                "be 0 or above"
             )
-        self.crop, self.windows, self.tries = crop, windows, tries
-        self.decoder_only = decoder_only
-        self.perceptual, self.motion, self.kl = perceptual, motion, kl
 
     def check(self, config: TrainConfig) -> None:
         super().check(config)

@@ -1,6 +1,7 @@
 """What objectives that judge the student's own samples share: noise levels, and the samples."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,8 +15,39 @@ from vidcm.diffusion.times import (
     to_path_time,
 )
 from vidcm.errors import UsageError
-from vidcm.objectives.common import PromptBatch
+from vidcm.objectives.base import check_period, role_settings
+from vidcm.objectives.common import Pair, PromptBatch, StudentObjective, check_log_normal
 from vidcm.rng import SampleRng
+
+
+@dataclass(eq=False, kw_only=True)
+class JudgedSamples(StudentObjective):
+    """An objective in which a second network judges the student's own samples, and is trained too.
+
+    Args:
+        p_mean: Mean of a ln sigma.
+        p_std: Deviation of that ln sigma.
+        student_update_freq: The student has one step in so many, the second network the others.
+        lr_scale: Of the second network, on the student's learning rate.
+        betas: Of the second network's AdamW; the student's by default.
+
+    Raises:
+        UsageError: An option makes no sense.
+    """
+
+    needs_teacher = True
+
+    p_mean: float
+    p_std: float = 1.8
+    student_update_freq: int
+    lr_scale: float = 1.0
+    betas: Pair | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_period(self.student_update_freq, 1)
+        check_log_normal(self.p_mean, self.p_std)
+        self.betas = role_settings(self.lr_scale, self.betas)
 
 
 def sample_timesteps(path: ProbPath, rng: SampleRng, p_mean: float, p_std: float) -> Tensor:

@@ -51,7 +51,7 @@ class Objective(ABC):
         uses_teacher: Whether its constructor takes a frozen teacher.
         target: A copy of the student that it compares the student with, or None.
         guidance_range: Guidance scales that its students take as an input, or None.
-        given_frames: Which latent frames of a sample the network sees clean.
+        given_mask: Which latent frames of a sample the network sees clean.
         role_names: Names of the further networks that it trains; `roles` has them.
         student_update_freq: With further networks, the student has one step in so many.
         sampling: How its students are sampled, as keys of `pipeline.json`: `sampler`, and where
@@ -63,7 +63,7 @@ class Objective(ABC):
     uses_teacher: ClassVar[bool] = False
     target: TargetNetwork | None = None
     guidance_range: tuple[float, float] | None = None
-    given_frames: GivenFrames = GivenFrames()
+    given_mask: GivenFrames = GivenFrames()
     role_names: tuple[str, ...] = ()
     student_update_freq: int = 1
 
@@ -89,7 +89,7 @@ class Objective(ABC):
         Raises:
             UsageError: The config contradicts the objective.
         """
-        self.given_frames.check(config)
+        self.given_mask.check(config)
 
     def before_step(self, student: nn.Module, progress: float) -> None:
         """Run right before each of the student's steps."""

@@ -5,7 +5,7 @@ latent consistency models is w - 1 (RECIPES B.2).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -27,6 +27,7 @@ from vidcm.rng import SampleRng
 
 SOLVERS = ("euler", "heun")
 Range = tuple[float, float]
+Pair = Range | list[float]  # as an option in YAML
 
 
 def draw_prompts(batch: Batch, rng: SampleRng, prompt_dropout: float) -> list[str]:
@@ -63,8 +64,9 @@ class PromptBatch:
         return PromptBatch([self.prompts[i] for i in rows.tolist()], self.scale[rows], encoded)
 
 
+@dataclass(eq=False)
 class StudentObjective(Objective):
-    """An objective of few-step students, with a teacher or without.
+    """An objective of few-step students, with a teacher or without; its fields are the options.
 
     Args:
         teacher: A frozen denoiser, or None.
@@ -78,14 +80,14 @@ class StudentObjective(Objective):
     trains = Denoiser
     uses_teacher = True
     needs_teacher: ClassVar[bool] = False
-    guidance_range: Range
+    teacher: Denoiser | None
+    _: KW_ONLY
+    guidance_range: Pair = (1.0, 5.0)
+    prompt_dropout: float = 0.1
 
-    def __init__(
-        self, teacher: Denoiser | None, guidance_range: Sequence[float], prompt_dropout: float
-    ):
-        self.teacher = teacher
-        self.guidance_range = check_range("guidance_range", guidance_range)
-        self.prompt_dropout = check_share("prompt_dropout", prompt_dropout)
+    def __post_init__(self) -> None:
+        self.guidance_range = check_range("guidance_range", self.guidance_range)
+        check_share("prompt_dropout", self.prompt_dropout)
         self._null: Cond | None = None
 
     @property

@@ -7,6 +7,7 @@ and the student learns the guidance scale as an input; without, x_r shares the n
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from vidcm.objectives.common import StudentObjective, check_log_normal
 from vidcm.rng import SampleRng
 
 
+@dataclass(eq=False, kw_only=True)
 class ConsistencyTuning(StudentObjective):
     """Easy consistency tuning, with a teacher or without.
 
@@ -47,37 +49,31 @@ class ConsistencyTuning(StudentObjective):
         UsageError: An option makes no sense.
     """
 
-    def __init__(
-        self,
-        teacher: Denoiser | None,
-        p_mean: float = 0.2,
-        p_std: float = 1.8,
-        q: float = 2.0,
-        stages: int = 6,
-        guidance_range: tuple[float, float] | list[float] = (1.0, 5.0),
-        huber_c: float = 1e-3,
-        prompt_dropout: float = 0.1,
-        weight_power: float = 0.0,
-        max_weight: float = 1e3,
-        min_sigma: float = 0.0,
-        given_frames: dict[str, float] | None = None,
-    ):
-        super().__init__(teacher, guidance_range, prompt_dropout)
-        if q <= 1 or stages < 1:
+    p_mean: float = 0.2
+    p_std: float = 1.8
+    q: float = 2.0
+    stages: int = 6
+    huber_c: float = 1e-3
+    weight_power: float = 0.0
+    max_weight: float = 1e3
+    min_sigma: float = 0.0
+    given_frames: dict[str, float] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.q <= 1 or self.stages < 1:
             raise UsageError(
-                f"q={q}, stages={stages}: the gap shrinks only with q > 1 and stages >= 1"
+                f"q={self.q}, stages={self.stages}: the gap shrinks only with q > 1 and stages >= 1"
             )
-        if huber_c < 0 or max_weight <= 0:
+        if self.huber_c < 0 or self.max_weight <= 0:
             raise UsageError(
-                f"huber_c {huber_c}, max_weight {max_weight}: use huber_c from 0 and max_weight "
-                "above 0"
+                f"huber_c {self.huber_c}, max_weight {self.max_weight}: use huber_c from 0 and "
+                "max_weight above 0"
             )
-        if min_sigma < 0:
-            raise UsageError(f"min_sigma is {min_sigma}; it must be a noise level, 0 or above")
-        self.p_mean, self.p_std = check_log_normal(p_mean, p_std)
-        self.q, self.stages, self.huber_c = q, stages, huber_c
-        self.weight_power, self.max_weight, self.min_sigma = weight_power, max_weight, min_sigma
-        self.given_frames = GivenFrames(given_frames)
+        if self.min_sigma < 0:
+            raise UsageError(f"min_sigma is {self.min_sigma}; it must be a noise level, 0 or above")
+        check_log_normal(self.p_mean, self.p_std)
+        self.given_mask = GivenFrames(self.given_frames)
 
     def __call__(self, model: Denoiser, batch: Batch, progress: float, rng: SampleRng) -> Loss:
         assert batch.latents is not None
@@ -86,7 +82,7 @@ class ConsistencyTuning(StudentObjective):
         lower = self.lower_sigma(sigma, progress)
         eps = rng.normal(*x0.shape[1:])
         prompts = self.draw_prompts(batch, rng)
-        given = self.given_frames.draw(rng, x0.shape[2])
+        given = self.given_mask.draw(rng, x0.shape[2])
 
         t, r = (hold(path.t_from_sigma(u), given) for u in (sigma, lower))
         x_t = path.add_noise(x0, eps, t)

@@ -11,6 +11,8 @@ d ln tan tau, this is the rearranged tangent of the paper's section 4.2, cos sin
 of order one at every noise level.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -34,6 +36,7 @@ from vidcm.objectives.common import (
 from vidcm.rng import SampleRng
 
 
+@dataclass(eq=False, kw_only=True)
 class ContinuousConsistency(StudentObjective):
     """Continuous-time consistency, sCM, with a teacher or without.
 
@@ -57,27 +60,23 @@ class ContinuousConsistency(StudentObjective):
         UsageError: An option makes no sense.
     """
 
-    def __init__(
-        self,
-        teacher: Denoiser | None,
-        p_mean: float = 0.2,
-        p_std: float = 1.8,
-        guidance_range: tuple[float, float] | list[float] = (1.0, 5.0),
-        prompt_dropout: float = 0.1,
-        warmup: float = 0.2,
-        tangent_c: float = 0.1,
-        derivative: dict | None = None,
-    ):
-        super().__init__(teacher, guidance_range, prompt_dropout)
-        if not tangent_c > 0:
-            raise UsageError(f"tangent_c is {tangent_c}; it must be above 0")
-        self.p_mean, self.p_std = check_log_normal(p_mean, p_std)
-        self.warmup, self.tangent_c = check_share("warmup", warmup), tangent_c
-        self.derivative = build_derivative(derivative)
+    p_mean: float = 0.2
+    p_std: float = 1.8
+    warmup: float = 0.2
+    tangent_c: float = 0.1
+    derivative: dict | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.tangent_c > 0:
+            raise UsageError(f"tangent_c is {self.tangent_c}; it must be above 0")
+        check_log_normal(self.p_mean, self.p_std)
+        check_share("warmup", self.warmup)
+        self.differentiate = build_derivative(self.derivative)
 
     def check(self, config: TrainConfig) -> None:
         super().check(config)
-        check_derivative(self.derivative, config)
+        check_derivative(self.differentiate, config)
 
     def __call__(self, model: Denoiser, batch: Batch, progress: float, rng: SampleRng) -> Loss:
         assert batch.latents is not None
@@ -99,7 +98,7 @@ class ContinuousConsistency(StudentObjective):
 
         log_ratio = ratio.log()
         along = self.trajectory(ratio, z, dz)
-        f, df = self.derivative(network, (z, log_ratio), along)
+        f, df = self.differentiate(network, (z, log_ratio), along)
         tangent = self.tangent(ratio, z, dz, f, df, self.rho(progress))
         size = self.norm(tangent)
         target = f + tangent / (size + self.tangent_c)

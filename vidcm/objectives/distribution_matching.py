@@ -7,6 +7,7 @@ its distribution depends on the scale, so the fake score gets it too.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -18,16 +19,18 @@ from vidcm.diffusion.denoiser import Denoiser
 from vidcm.diffusion.shapes import like
 from vidcm.diffusion.times import DEFAULT_LOWEST_SIGMA
 from vidcm.objectives.backward_simulation import (
+    JudgedSamples,
     backward_simulation,
     sample_timesteps,
     step_prefixes,
 )
-from vidcm.objectives.base import Loss, Role, check_period, role_settings
-from vidcm.objectives.common import PromptBatch, StudentObjective, check_log_normal
+from vidcm.objectives.base import Loss, Role
+from vidcm.objectives.common import PromptBatch
 from vidcm.rng import SampleRng
 
 
-class DistributionMatching(StudentObjective):
+@dataclass(eq=False, kw_only=True)
+class DistributionMatching(JudgedSamples):
     """Match the student's distribution with the guided teacher's.
 
     Args:
@@ -47,30 +50,17 @@ class DistributionMatching(StudentObjective):
         UsageError: An option makes no sense.
     """
 
-    needs_teacher = True
     role_names = ("fake",)
 
-    def __init__(
-        self,
-        teacher: Denoiser | None,
-        make_fake: Callable[[], Denoiser] | None = None,
-        p_mean: float = 1.6,
-        p_std: float = 1.8,
-        steps: Sequence[int] = (1, 2, 4),
-        lowest_sigma: float = DEFAULT_LOWEST_SIGMA,
-        guidance_range: tuple[float, float] | list[float] = (1.0, 5.0),
-        prompt_dropout: float = 0.1,
-        student_update_freq: int = 5,
-        lr_scale: float = 1.0,
-        betas: tuple[float, float] | list[float] | None = None,
-    ):
-        super().__init__(teacher, guidance_range, prompt_dropout)
-        check_period(student_update_freq, 1)
-        self.make_fake, self.student_update_freq = make_fake, student_update_freq
-        self.p_mean, self.p_std = check_log_normal(p_mean, p_std)
-        self.step_prefixes = step_prefixes(steps, lowest_sigma)
-        self.lowest_sigma = lowest_sigma
-        self.lr_scale, self.betas = lr_scale, role_settings(lr_scale, betas)
+    make_fake: Callable[[], Denoiser] | None = None
+    p_mean: float = 1.6
+    steps: Sequence[int] = (1, 2, 4)
+    lowest_sigma: float = DEFAULT_LOWEST_SIGMA
+    student_update_freq: int = 5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.step_prefixes = step_prefixes(self.steps, self.lowest_sigma)
 
     @property
     def sampling(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ du/dt. v is the guided teacher's, or the sample's own without a teacher. Times a
 AnyFlow (RECIPES B.5): the pairs of one-step sampling, from noise to data, must be drawn often.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,10 +21,11 @@ from vidcm.diffusion.paths import ProbPath
 from vidcm.diffusion.times import SHIFT, T_START, shift
 from vidcm.errors import UsageError
 from vidcm.objectives.base import Loss
-from vidcm.objectives.common import StudentObjective, build_derivative, check_derivative
+from vidcm.objectives.common import Pair, StudentObjective, build_derivative, check_derivative
 from vidcm.rng import SampleRng
 
 
+@dataclass(eq=False, kw_only=True)
 class FlowMap(StudentObjective):
     """Learn the average velocity between any two times. Students need `backbone.two_times`.
 
@@ -45,37 +47,31 @@ class FlowMap(StudentObjective):
         UsageError: An option makes no sense.
     """
 
-    def __init__(
-        self,
-        teacher: Denoiser | None,
-        log_normal: tuple[float, float] | list[float] | None = None,
-        shift: float = SHIFT,
-        p_equal: float = 0.5,
-        p_to_data: float = 0.25,
-        guidance_range: tuple[float, float] | list[float] = (1.0, 5.0),
-        adaptive_p: float = 1.0,
-        adaptive_c: float = 1e-3,
-        improved: bool = False,
-        derivative: dict | None = None,
-        prompt_dropout: float = 0.1,
-    ):
-        super().__init__(teacher, guidance_range, prompt_dropout)
-        if p_equal < 0 or p_to_data < 0 or p_equal + p_to_data > 1:
+    log_normal: Pair | None = None
+    shift: float = SHIFT
+    p_equal: float = 0.5
+    p_to_data: float = 0.25
+    adaptive_p: float = 1.0
+    adaptive_c: float = 1e-3
+    improved: bool = False
+    derivative: dict | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.p_equal < 0 or self.p_to_data < 0 or self.p_equal + self.p_to_data > 1:
             raise UsageError(
-                f"p_equal {p_equal} and p_to_data {p_to_data} are not probabilities; their sum must "
-                "be at most 1"
+                f"p_equal {self.p_equal} and p_to_data {self.p_to_data} are not probabilities; "
+                "their sum must be at most 1"
             )
-        if log_normal is not None and (len(log_normal) != 2 or log_normal[1] <= 0):
-            raise UsageError(f"log_normal {log_normal} is not [mean, std] with std above 0")
-        if shift <= 0 or adaptive_c <= 0 or adaptive_p < 0:
+        law = self.log_normal
+        if law is not None and (len(law) != 2 or law[1] <= 0):
+            raise UsageError(f"log_normal {law} is not [mean, std] with std above 0")
+        if self.shift <= 0 or self.adaptive_c <= 0 or self.adaptive_p < 0:
             raise UsageError(
-                f"shift {shift}, adaptive_c {adaptive_c}, adaptive_p {adaptive_p}: use shift and "
-                "adaptive_c above 0, adaptive_p from 0"
+                f"shift {self.shift}, adaptive_c {self.adaptive_c}, adaptive_p {self.adaptive_p}: "
+                "use shift and adaptive_c above 0, adaptive_p from 0"
             )
-        self.log_normal, self.shift, self.improved = log_normal, shift, improved
-        self.p_equal, self.p_to_data = p_equal, p_to_data
-        self.adaptive_p, self.adaptive_c = adaptive_p, adaptive_c
-        self.derivative = build_derivative(derivative)
+        self.differentiate = build_derivative(self.derivative)
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -89,7 +85,7 @@ class FlowMap(StudentObjective):
                 "objective flow_map needs a student of two times, but model.backbone.two_times is "
                 f"{two_times}; set it to true (the weights of a one-time init stay good)"
             )
-        check_derivative(self.derivative, config)
+        check_derivative(self.differentiate, config)
 
     def draw_times(self, rng: SampleRng) -> tuple[Tensor, Tensor]:
         """Return (t, s) in rectified-flow time, `(b,)` each, s <= t."""
@@ -137,7 +133,7 @@ class FlowMap(StudentObjective):
         def to_s(x: Tensor, time: Tensor) -> Tensor:
             return model.flow_map(x, time, s, cond)
 
-        return self.derivative(to_s, (x_t, t), (along, torch.ones_like(t)))[1]
+        return self.differentiate(to_s, (x_t, t), (along, torch.ones_like(t)))[1]
 
     def regression_target(self, u: Tensor, v: Tensor, along: Tensor, moved: Tensor) -> Tensor:
         """Return the target of u; what the derivative moved along is no part of its error."""

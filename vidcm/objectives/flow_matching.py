@@ -1,5 +1,7 @@
 """Rectified flow: the teacher's objective (Liu et al. 2022, arXiv 2209.03003; RECIPES B.1)."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,7 @@ from vidcm.rng import SampleRng
 BINS = 8
 
 
+@dataclass(eq=False, kw_only=True)
 class FlowMatching(Objective):
     """Regress the velocity dx_t/dt at ln(sigma / alpha) ~ N(p_mean, p_std).
 
@@ -33,17 +36,16 @@ class FlowMatching(Objective):
 
     trains = Denoiser
 
-    def __init__(
-        self,
-        p_mean: float = 0.0,
-        p_std: float = 1.0,
-        prompt_dropout: float = 0.1,
-        given_frames: dict[str, float] | None = None,
-    ):
-        if not 0 <= prompt_dropout < 1:
-            raise UsageError(f"prompt_dropout is {prompt_dropout}; it must be in [0, 1)")
-        self.p_mean, self.p_std = check_log_normal(p_mean, p_std)
-        self.prompt_dropout, self.given_frames = prompt_dropout, GivenFrames(given_frames)
+    p_mean: float = 0.0
+    p_std: float = 1.0
+    prompt_dropout: float = 0.1
+    given_frames: dict[str, float] | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.prompt_dropout < 1:
+            raise UsageError(f"prompt_dropout is {self.prompt_dropout}; it must be in [0, 1)")
+        check_log_normal(self.p_mean, self.p_std)
+        self.given_mask = GivenFrames(self.given_frames)
 
     def __call__(self, model: Denoiser, batch: Batch, progress: float, rng: SampleRng) -> Loss:
         assert batch.latents is not None
@@ -52,7 +54,7 @@ class FlowMatching(Objective):
         t = model.path.t_from_sigma(sigma).clamp(max=model.path.t_max)
         eps = rng.normal(*x0.shape[1:])
         prompts = draw_prompts(batch, rng, self.prompt_dropout)
-        given = self.given_frames.draw(rng, x0.shape[2])
+        given = self.given_mask.draw(rng, x0.shape[2])
         t = hold(t, given)
         v = model.velocity(model.path.add_noise(x0, eps, t), t, model.encode(prompts))
         errors = self.errors(v - model.path.velocity(x0, eps, t), given)

@@ -7,6 +7,8 @@ teacher down the grid from x_t. The target is the student itself without gradien
 Without a teacher x_r shares the noise of x_t, which is consistency training.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -21,6 +23,7 @@ from vidcm.objectives.target_network import EmaTarget
 from vidcm.rng import SampleRng
 
 
+@dataclass(eq=False, kw_only=True)
 class LatentConsistency(StudentObjective):
     """Latent consistency distillation, or consistency training without a teacher.
 
@@ -40,32 +43,28 @@ class LatentConsistency(StudentObjective):
         UsageError: An option makes no sense.
     """
 
-    def __init__(
-        self,
-        teacher: Denoiser | None,
-        intervals: int = 48,
-        skip: int = 1,
-        shift: float = SHIFT,
-        solver: str = "euler",
-        guidance_range: tuple[float, float] | list[float] = (1.0, 5.0),
-        huber_c: float | None = 1e-3,
-        prompt_dropout: float = 0.1,
-        target_decay: float | None = None,
-    ):
-        super().__init__(teacher, guidance_range, prompt_dropout)
-        if not 1 <= skip <= intervals:
-            raise UsageError(f"skip {skip} of {intervals} intervals: use 1 to {intervals}")
-        if shift <= 0:
-            raise UsageError(f"shift is {shift}; it must be above 0 (1 is an even grid)")
-        if solver not in SOLVERS:
-            raise UsageError(f"unknown solver {solver!r} (known: {', '.join(SOLVERS)})")
-        if huber_c is not None and huber_c <= 0:
+    intervals: int = 48
+    skip: int = 1
+    shift: float = SHIFT
+    solver: str = "euler"
+    huber_c: float | None = 1e-3
+    target_decay: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.skip <= self.intervals:
             raise UsageError(
-                f"huber_c is {huber_c}; it must be above 0, or null for the squared error"
+                f"skip {self.skip} of {self.intervals} intervals: use 1 to {self.intervals}"
             )
-        self.intervals, self.skip, self.shift = intervals, skip, shift
-        self.solver, self.huber_c = solver, huber_c
-        self.target = None if target_decay is None else EmaTarget(target_decay)
+        if self.shift <= 0:
+            raise UsageError(f"shift is {self.shift}; it must be above 0 (1 is an even grid)")
+        if self.solver not in SOLVERS:
+            raise UsageError(f"unknown solver {self.solver!r} (known: {', '.join(SOLVERS)})")
+        if self.huber_c is not None and self.huber_c <= 0:
+            raise UsageError(
+                f"huber_c is {self.huber_c}; it must be above 0, or null for the squared error"
+            )
+        self.target = None if self.target_decay is None else EmaTarget(self.target_decay)
 
     def edge(self, index: Tensor) -> Tensor:
         """Return the grid index, 0 for data, that f leads to from the grid index `index`."""

@@ -5,71 +5,43 @@ each by the map x_t -> x_s of the predicted data and noise, which is DDIM's. One
 consistency.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from vidcm.diffusion.denoiser import Denoiser
-from vidcm.diffusion.times import SHIFT, shifted_timesteps
+from vidcm.diffusion.times import shifted_timesteps
 from vidcm.errors import UsageError
 from vidcm.objectives.latent_consistency import LatentConsistency
 
 
+@dataclass(eq=False, kw_only=True)
 class PhasedConsistency(LatentConsistency):
     """Latent consistency within each of `phases` phases.
 
     The error is measured at the phase's edge, in units of a noisy latent's deviation there.
+    The other options are those of `LatentConsistency`.
 
     Args:
-        teacher: A frozen denoiser on the student's path, or None.
-        phases: How many, of equally many intervals each.
-        intervals: As of `LatentConsistency`, like all that follow.
-        skip: At most a phase.
-        shift: See there.
-        solver: See there.
-        guidance_range: See there.
-        huber_c: See there.
-        prompt_dropout: See there.
-        target_decay: See there.
+        phases: How many, of equally many intervals each; a skip is at most a phase.
 
     Raises:
         UsageError: The phases do not divide the intervals, or an option makes no sense.
     """
 
-    def __init__(
-        self,
-        teacher: Denoiser | None,
-        phases: int = 4,
-        intervals: int = 48,
-        skip: int = 1,
-        shift: float = SHIFT,
-        solver: str = "euler",
-        guidance_range: tuple[float, float] | list[float] = (1.0, 5.0),
-        huber_c: float | None = 1e-3,
-        prompt_dropout: float = 0.1,
-        target_decay: float | None = None,
-    ):
-        super().__init__(
-            teacher,
-            intervals,
-            skip,
-            shift,
-            solver,
-            guidance_range,
-            huber_c,
-            prompt_dropout,
-            target_decay,
-        )
-        if phases < 1 or intervals % phases:
-            divisors = [str(n) for n in range(1, intervals + 1) if intervals % n == 0]
+    phases: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        length, rest = divmod(self.intervals, self.phases) if self.phases > 0 else (0, 1)
+        if rest:
+            divisors = [n for n in range(1, self.intervals + 1) if self.intervals % n == 0]
             raise UsageError(
-                f"{phases} phases do not divide {intervals} intervals; use {', '.join(divisors)}"
+                f"{self.phases} phases do not divide {self.intervals} intervals; use "
+                f"{', '.join(map(str, divisors))}"
             )
-        if skip > intervals // phases:
-            raise UsageError(
-                f"skip {skip} is longer than a phase of {intervals // phases} intervals"
-            )
-        self.phases = phases
+        if self.skip > length:
+            raise UsageError(f"skip {self.skip} is longer than a phase of {length} intervals")
 
     @property
     def sampling(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ teacher, so the student learns the scale as an input (Meng et al. 2023, arXiv 22
 further part of the run it is the student as it was when the part began.
 """
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from vidcm.objectives.target_network import FrozenTarget
 from vidcm.rng import SampleRng
 
 
+@dataclass(eq=False, kw_only=True)
 class ProgressiveDistillation(StudentObjective):
     """Progressive distillation down to `steps` steps.
 
@@ -42,24 +44,18 @@ class ProgressiveDistillation(StudentObjective):
     """
 
     needs_teacher = True
-    target: FrozenTarget
+    steps: int = 1
+    halvings: int = 5
+    shift: float = SHIFT
+    target: FrozenTarget = field(init=False)
 
-    def __init__(
-        self,
-        teacher: Denoiser | None,
-        steps: int = 1,
-        halvings: int = 5,
-        shift: float = SHIFT,
-        guidance_range: tuple[float, float] | list[float] = (1.0, 5.0),
-        prompt_dropout: float = 0.1,
-    ):
-        super().__init__(teacher, guidance_range, prompt_dropout)
-        if steps < 1 or halvings < 1:
-            raise UsageError(f"steps {steps}, halvings {halvings}: use 1 or more of each")
-        if shift <= 0:
-            raise UsageError(f"shift is {shift}; it must be above 0 (1 is an even grid)")
-        self.steps, self.halvings, self.shift = steps, halvings, shift
-        self.target = FrozenTarget(halvings)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps < 1 or self.halvings < 1:
+            raise UsageError(f"steps {self.steps}, halvings {self.halvings}: use 1 or more of each")
+        if self.shift <= 0:
+            raise UsageError(f"shift is {self.shift}; it must be above 0 (1 is an even grid)")
+        self.target = FrozenTarget(self.halvings)
 
     @property
     def sampling(self) -> dict[str, Any]:

@@ -73,7 +73,7 @@ class RegularisedConsistency(Objective):
         self.role_names = tuple(n for _, term in self.terms.values() for n in term.role_names)
         check_period(student_update_freq, len(self.role_names))
         first = self._objectives()[0]
-        self.guidance_range, self.given_frames = first.guidance_range, first.given_frames
+        self.guidance_range, self.given_mask = first.guidance_range, first.given_mask
         self.target = first.target
 
     def _objectives(self) -> list[StudentObjective]:

@@ -73,7 +73,7 @@ def launch(config: TrainConfig, device_name: str = "auto") -> int:
 
 def exported_spec(config: TrainConfig, objective: Objective) -> dict[str, Any]:
     """Return the spec of the model folder: the config's, and the given frames it was trained with."""
-    kinds = sorted(objective.given_frames.kinds)
+    kinds = sorted(objective.given_mask.kinds)
     return {**config.model, "given_frames": kinds} if kinds else config.model
 
 

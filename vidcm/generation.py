@@ -12,6 +12,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from vidcm.arguments import real_number, whole_number
 from vidcm.codecs.causal_vae import CausalVAE
 from vidcm.codecs.chunked import decode_chunked
 from vidcm.diffusion import samplers
@@ -72,25 +73,23 @@ class Generation:
         """Fill in the checkpoint's own numbers for None.
 
         Raises:
-            UsageError: A number is out of range, or the solver unknown.
+            UsageError: A number is of another type or out of range, or the solver unknown.
         """
         own, phases = settings.of(role), settings.student.phases
         steps = own.num_inference_steps if num_inference_steps is None else num_inference_steps
         scale = own.guidance_scale if guidance_scale is None else guidance_scale
         solver = settings.teacher.solver if solver is None else solver
-        if not 1 <= steps <= MAX_STEPS:
-            raise UsageError(f"num_inference_steps is {steps}; use 1 to {MAX_STEPS}")
+        steps = whole_number("num_inference_steps", steps, 1, MAX_STEPS)
+        scale = real_number("guidance_scale", scale, 0, MAX_GUIDANCE)
         if role == "student" and phases is not None and steps != phases:
             raise UsageError(
                 f"num_inference_steps is {steps}, but this student was trained in {phases} phases "
                 f"of one step each; use {phases}"
             )
-        if not 0 <= scale <= MAX_GUIDANCE:
-            raise UsageError(f"guidance_scale is {scale}; use 0 to {MAX_GUIDANCE:g} (1 is without)")
         if solver not in samplers.SOLVERS:
             raise UsageError(f"solver is {solver!r}; use {', '.join(samplers.SOLVERS)}")
         default = guidance_scale is None
-        return cls(model, codec, settings, role, steps, float(scale), solver, default)
+        return cls(model, codec, settings, role, steps, scale, solver, default)
 
     def with_low_guidance(self) -> "Generation":
         """The same at a student's lowest guidance scale, if the scale is the checkpoint's own.

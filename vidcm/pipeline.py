@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vidcm.arguments import SYNONYMS, checked_names, real_number, text, texts, whole_number
+from vidcm.arguments import SYNONYMS, checked_names, text, texts, whole_number
 from vidcm.codecs.causal_vae import CausalVAE
 from vidcm.conditioning.prompts import check_prompts
 from vidcm.diffusion import samplers
@@ -33,7 +33,7 @@ from vidcm.media.clips import OUTPUT_TYPES, Clips, Clock, as_output
 from vidcm.media.load import fit, load_clip
 from vidcm.rng import SampleRng
 from vidcm.runtime import fast_cpu, pick_device, pick_dtype
-from vidcm.settings import MAX_CLIPS, MAX_GUIDANCE, MAX_STEPS, PipelineSettings, find_pipeline
+from vidcm.settings import MAX_CLIPS, PipelineSettings, find_pipeline
 from vidcm.store import load_model
 
 BATCH_PIXELS = 2**21  # of all frames of the clips that are sampled and decoded at once
@@ -146,11 +146,6 @@ class VideoPipeline:
         Raises:
             UsageError: A number of another type or out of range.
         """
-        if num_inference_steps is not None:
-            name = "num_inference_steps"
-            num_inference_steps = whole_number(name, num_inference_steps, 1, MAX_STEPS)
-        if guidance_scale is not None:
-            guidance_scale = real_number("guidance_scale", guidance_scale, 0, MAX_GUIDANCE)
         numbers = num_inference_steps, guidance_scale, solver
         return Generation.resolve(self.model(role), self.codec, self.settings, role, *numbers)
 

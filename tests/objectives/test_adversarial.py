@@ -208,7 +208,7 @@ def test_a_one_step_gan_finds_the_data():
     seeing = Seeing()
     objective = Adversarial(
         seeing,
-        [0],
+        blocks=[0],
         hidden_size=16,
         from_noise=1.0,
         noise=(-2.0, 0.3),

@@ -1,7 +1,7 @@
 """Edits whose true result is known: a true clip, its given part, and baselines without a model."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -82,49 +82,39 @@ def upscale(truth: np.ndarray) -> Case:
 
 
 def interpolate_frames(truth: np.ndarray) -> Case:
-    kept = _frame_mask(truth, slice(None, None, 2))
-    baselines = {
-        "frames repeated": _nearest_frame(truth, kept),
-        "linear blending": _linear_blend(truth, kept),
-    }
     spec = {"name": "interpolate_frames", "factor": 2}
-    return Case(spec, [truth[::2]], _blanked(truth, kept), kept, truth, baselines)
+    return _known_frames(truth, spec, slice(None, None, 2), "frames repeated", blended=True)
 
 
 def extend(truth: np.ndarray) -> Case:
     count = (len(truth) - 1) // 8 * 4 + 1
-    kept = _frame_mask(truth, slice(count))
-    baselines = {"last frame repeated": _nearest_frame(truth, kept)}
-    return Case({"name": "extend"}, [truth[:count]], _blanked(truth, kept), kept, truth, baselines)
+    return _known_frames(truth, {"name": "extend"}, slice(count), "last frame repeated")
 
 
 def extend_backward(truth: np.ndarray) -> Case:
     count = max((len(truth) - 1) // 8 * 4, 1)
-    kept = _frame_mask(truth, slice(-count, None))
-    baselines = {"first frame repeated": _nearest_frame(truth, kept)}
     spec = {"name": "extend_backward", "given": count}
-    return Case(spec, [truth[-count:]], _blanked(truth, kept), kept, truth, baselines)
+    return _known_frames(truth, spec, slice(-count, None), "first frame repeated")
 
 
 def inbetween(truth: np.ndarray) -> Case:
-    return _from_ends(truth, {"name": "inbetween"})
+    ends = slice(None, None, len(truth) - 1)
+    spec = {"name": "inbetween"}
+    case = _known_frames(truth, spec, ends, "nearest frame repeated", blended=True)
+    return replace(case, clips=[truth[:1], truth[-1:]])
 
 
 def animate(truth: np.ndarray) -> Case:
-    kept = _frame_mask(truth, slice(1))
-    baselines = {"picture repeated": _nearest_frame(truth, kept)}
-    return Case({"name": "animate"}, [truth[:1]], _blanked(truth, kept), kept, truth, baselines)
+    return _known_frames(truth, {"name": "animate"}, slice(1), "picture repeated")
 
 
 def animate_last(truth: np.ndarray) -> Case:
-    kept = _frame_mask(truth, slice(-1, None))
-    baselines = {"picture repeated": _nearest_frame(truth, kept)}
     spec = {"name": "animate", "at": "last"}
-    return Case(spec, [truth[-1:]], _blanked(truth, kept), kept, truth, baselines)
+    return _known_frames(truth, spec, slice(-1, None), "picture repeated")
 
 
 def animate_both(truth: np.ndarray) -> Case:
-    return _from_ends(truth, {"name": "animate"})
+    return replace(inbetween(truth), spec={"name": "animate"})
 
 
 def loop(truth: np.ndarray) -> Case:
@@ -220,13 +210,24 @@ def cases_of(name: str, clips: np.ndarray, captions: Sequence[str]) -> list[Case
     ]
 
 
-def _from_ends(truth: np.ndarray, spec: dict) -> Case:
-    kept = _frame_mask(truth, slice(None, None, len(truth) - 1))
-    baselines = {
-        "nearest frame repeated": _nearest_frame(truth, kept),
-        "linear blending": _linear_blend(truth, kept),
-    }
-    return Case(spec, [truth[:1], truth[-1:]], _blanked(truth, kept), kept, truth, baselines)
+def _known_frames(
+    truth: np.ndarray, spec: dict, part: slice, repeated: str, blended: bool = False
+) -> Case:
+    """A true clip of which some frames are given.
+
+    Args:
+        truth: uint8 `(t h w 3)`.
+        spec: the task and its options.
+        part: the given frames, which are the input clip.
+        repeated: name of the baseline that repeats the nearest given frame.
+        blended: whether there is one that blends between given frames, too.
+    """
+    kept = _no_mask(truth)
+    kept[part] = True
+    baselines = {repeated: _nearest_frame(truth, kept)}
+    if blended:
+        baselines["linear blending"] = _linear_blend(truth, kept)
+    return Case(spec, [truth[part]], _blanked(truth, kept), kept, truth, baselines)
 
 
 def _no_mask(truth: np.ndarray) -> np.ndarray:
@@ -237,12 +238,6 @@ def _centre_mask(truth: np.ndarray) -> np.ndarray:
     """True in the middle half of both axes."""
     mask, (height, width) = _no_mask(truth), truth.shape[1:3]
     mask[:, height // 4 : height - height // 4, width // 4 : width - width // 4] = True
-    return mask
-
-
-def _frame_mask(truth: np.ndarray, part: slice) -> np.ndarray:
-    mask = _no_mask(truth)
-    mask[part] = True
     return mask
 
 

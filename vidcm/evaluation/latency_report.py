@@ -5,6 +5,7 @@ from pathlib import Path
 
 from vidcm.errors import UsageError
 from vidcm.evaluation.markdown import grid, measured_on
+from vidcm.evaluation.results import read_json
 
 KEYS = {"recipe", "recipe_hash", "repeats", "environment", "rows", "ratios"}
 SCHEMA = 1  # of the JSON that is written and read here
@@ -14,12 +15,7 @@ RELATIVE, ABSOLUTE = 0.08, 0.005  # a change counts beyond both: share of the ol
 
 def read_latency(path: Path) -> dict:
     """A file of `vidcm benchmark --output`. Raises UsageError when it holds something else."""
-    try:
-        results = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise UsageError(f"{path} is not JSON ({error}); give a file made with --output") from None
+    results = read_json(path, "a file made with --output")
     version = results.get("schema_version") if isinstance(results, dict) else None
     if not isinstance(version, int) or not KEYS <= results.keys():
         raise UsageError(f"{path} holds no benchmark; give a file made with --output")

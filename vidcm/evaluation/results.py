@@ -81,6 +81,20 @@ class Results:
         return self.facts | {"environments": self._environments, "rows": self.rows}
 
 
+def read_json(path: Path, wanted: str) -> Any:
+    """The content of a JSON file; wanted: what to give instead, for the error.
+
+    Raises:
+        UsageError: the file cannot be read.
+    """
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise UsageError(f"{path} is not JSON ({error}); give {wanted}") from None
+
+
 def read_results(path: Path, *kinds: str) -> dict:
     """The content of a results file.
 
@@ -91,12 +105,7 @@ def read_results(path: Path, *kinds: str) -> dict:
     Raises:
         UsageError: the file cannot be read, or holds something else.
     """
-    try:
-        results = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise UsageError(f"{path} is not JSON ({error}); give a file of results") from None
+    results = read_json(path, "a file of results")
     if not isinstance(results, dict) or not KEYS <= results.keys():
         raise UsageError(
             f"{path} holds no results that this version reads; expected the keys "

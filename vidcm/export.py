@@ -9,19 +9,17 @@ import torch
 
 from vidcm.conditioning.prompts import words_of
 from vidcm.data.latents import INDEX, stored_captions
-from vidcm.diffusion.times import SHIFT
 from vidcm.errors import UsageError
 from vidcm.files import replacing
 from vidcm.pipeline import VideoPipeline
 from vidcm.registry import lookup
-from vidcm.settings import PipelineSettings, StudentSettings, TeacherSettings
+from vidcm.settings import PipelineSettings
 from vidcm.store import read_card, read_weights, save_model
 from vidcm.train.health import LEAST_MOTION, logged_motion
 
 KINDS = {"codec": "causal_vae", "teacher": "denoiser", "student": "denoiser"}
 ROLES = tuple(KINDS)
 MOST_WORDS = 20_000
-MOST_STEPS = 8  # beyond, more steps of a consistency student rarely help
 
 
 def student_facts(student: str | Path | None) -> dict[str, Any]:
@@ -42,44 +40,6 @@ def known_words(student: str | Path) -> str:
         return ""
     words = sorted({w for text in stored_captions(data["path"]) for w in words_of(text)})
     return " ".join(w for w in words if w[0].isalnum()) if len(words) <= MOST_WORDS else ""
-
-
-def pipeline_settings(
-    facts: dict[str, Any],
-    *,
-    num_frames: int,
-    height: int,
-    width: int,
-    fps: float,
-    guidance_scale: float,
-    num_inference_steps: int = 4,
-    teacher_steps: int = 50,
-    teacher_guidance: float | None = None,
-    shift: float | None = None,
-    solver: str | None = None,
-) -> PipelineSettings:
-    """The content of `pipeline.json` for a student and its teacher.
-
-    Args:
-        facts: How the student is sampled, of `student_facts`.
-        num_frames: Default frames of a clip.
-        height: Default height in pixels.
-        width: Default width in pixels.
-        fps: Frames per second.
-        guidance_scale: Default of the student.
-        num_inference_steps: Default of the student.
-        teacher_steps: Default of the teacher.
-        teacher_guidance: Default of the teacher (default: the student's).
-        shift: Resolution shift of the teacher's times.
-        solver: The teacher's ODE solver.
-    """
-    student = StudentSettings(
-        num_inference_steps, guidance_scale, max_inference_steps=MOST_STEPS, **facts
-    )
-    own = guidance_scale if teacher_guidance is None else teacher_guidance
-    times = SHIFT if shift is None else shift
-    teacher = TeacherSettings(teacher_steps, own, times, solver or "euler")
-    return PipelineSettings(num_frames, height, width, fps, student, teacher)
 
 
 def export(

@@ -3,22 +3,11 @@
 import argparse
 from pathlib import Path
 
-from vidcm.cli.common import (
-    Parser,
-    number,
-    output_folder,
-    positive_int,
-    run,
-    sides,
-    whole_number,
-)
-from vidcm.cli.options import (
-    add_art,
-    art_of,
-    check_model_folder,
-)
+from vidcm.cli.common import Parser, number, output_folder, positive_int, run, whole_number
+from vidcm.cli.options import add_art, add_bucket, art_of, check_model_folder
 from vidcm.errors import UsageError
 from vidcm.media.sizes import check_frames, check_size
+from vidcm.settings import PipelineSettings, StudentSettings, TeacherSettings
 
 MODELS = ("codec", "teacher", "student")
 
@@ -45,38 +34,26 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--output", required=True, type=output_folder, help="the pipeline folder to write"
     )
-    p.add_argument(
-        "--frames",
-        type=positive_int,
-        default=9,
-        help="frames per clip, 4k+1 (default: %(default)s)",
-    )
+    p.add_argument("--frames", type=positive_int, default=9, help="frames per clip, 4k+1")
     p.add_argument("--height", type=positive_int, default=64)
     p.add_argument("--width", type=positive_int, default=64)
-    p.add_argument(
-        "--bucket",
-        type=sides("FRAMESxHEIGHTxWIDTH"),
-        action="append",
-        default=[],
-        metavar="FxHxW",
-        help="a further shape the models were trained on, as 33x64x112; may be repeated. Clips "
-        "beyond the largest are generated in windows",
+    add_bucket(
+        p,
+        "that the models were trained on; may be repeated. Clips beyond the largest are generated "
+        "in windows",
     )
-    p.add_argument("--fps", type=number(0.1, 240), default=8.0, help="default: %(default)s")
+    p.add_argument("--fps", type=number(0.1, 240), default=8.0, help="frames per second")
+    p.add_argument("--steps", type=whole_number(1, 1000), default=4, help="steps of the student")
     p.add_argument(
-        "--steps",
-        type=whole_number(1, 1000),
-        default=4,
-        help="the student's default steps (default: %(default)s)",
+        "--guidance", type=number(0, 100), default=3.0, help="guidance scale of the student"
     )
     p.add_argument(
-        "--guidance", type=number(0, 100), default=3.0, help="default scale (default: %(default)s)"
+        "--teacher-steps", type=whole_number(1, 1000), default=50, help="steps of the teacher"
     )
     p.add_argument(
-        "--teacher-steps", type=whole_number(1, 1000), default=50, help="default: %(default)s"
-    )
-    p.add_argument(
-        "--teacher-guidance", type=number(0, 100), help="the teacher's scale (default: --guidance)"
+        "--teacher-guidance",
+        type=number(0, 100),
+        help="guidance scale of the teacher (default: --guidance)",
     )
     p.add_argument(
         "--shift",
@@ -88,8 +65,7 @@ def parser() -> argparse.ArgumentParser:
         "--storage",
         choices=("fp16", "int8"),
         default="fp16",
-        help="of the weights; int8 halves teacher and student and leaves the codec in fp16 "
-        "(default: %(default)s)",
+        help="of the weights; int8 halves teacher and student and leaves the codec in fp16",
     )
     p.add_argument(
         "--overwrite",
@@ -123,21 +99,19 @@ def _export(args: argparse.Namespace) -> None:
         check_frames(frames)
         check_size(height, width, 8)
 
-    from vidcm.export import export, known_words, pipeline_settings, refuse_still, student_facts
+    from vidcm.diffusion.times import SHIFT
+    from vidcm.export import export, known_words, refuse_still, student_facts
 
     if not args.allow_still:
         refuse_still(args.student)
-    settings = pipeline_settings(
-        student_facts(args.student),
-        num_frames=args.frames,
-        height=args.height,
-        width=args.width,
-        fps=args.fps,
-        guidance_scale=args.guidance,
-        num_inference_steps=args.steps,
-        teacher_steps=args.teacher_steps,
-        teacher_guidance=args.teacher_guidance,
-        shift=args.shift,
+    own = args.guidance if args.teacher_guidance is None else args.teacher_guidance
+    settings = PipelineSettings(
+        args.frames,
+        args.height,
+        args.width,
+        args.fps,
+        StudentSettings(args.steps, args.guidance, **student_facts(args.student)),
+        TeacherSettings(args.teacher_steps, own, SHIFT if args.shift is None else args.shift),
     )
     if args.bucket:
         settings.trained_shapes = [settings.size, *map(tuple, args.bucket)]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vidcm.config import TrainConfig, load
+from vidcm.diffusion.times import SHIFT
 from vidcm.errors import UsageError, VidcmError
 from vidcm.evaluation.comparison_config import Comparison, ComparisonRow, folder_name, row_entries
 from vidcm.evaluation.comparison_report import VERSION
@@ -24,11 +25,12 @@ from vidcm.evaluation.quality import evaluate_rows
 from vidcm.evaluation.results import Results, first_difference
 from vidcm.evaluation.rows import Row
 from vidcm.evaluation.timed_training import identifying_settings, train_for_seconds
-from vidcm.export import pipeline_settings, student_facts
+from vidcm.export import student_facts
 from vidcm.files import write_text
 from vidcm.lpc.dataset import CELL, FPS, LPC
 from vidcm.pipeline import VideoPipeline
 from vidcm.runtime import pick_device
+from vidcm.settings import PipelineSettings, StudentSettings, TeacherSettings
 from vidcm.store import read_card
 
 
@@ -207,15 +209,14 @@ def _write_pipeline(comparison: Comparison, job: RowJob, lpc: LPC) -> Path:
     models = {"codec": Path(comparison.codec), "teacher": Path(comparison.teacher)}
     if job.config is not None:
         models["student"] = job.run / "student" / "final"
-    settings = pipeline_settings(
-        student_facts(models.get("student")),
-        num_frames=lpc.num_frames,
-        height=CELL,
-        width=CELL,
-        fps=FPS,
-        guidance_scale=job.row.guidance,
-        solver=job.row.solver,
-        shift=job.row.shift,
+    guidance, shift = job.row.guidance, SHIFT if job.row.shift is None else job.row.shift
+    settings = PipelineSettings(
+        lpc.num_frames,
+        CELL,
+        CELL,
+        FPS,
+        StudentSettings(4, guidance, **student_facts(models.get("student"))),
+        TeacherSettings(50, guidance, shift, job.row.solver or "euler"),
     )
     folder = job.run / "pipeline"
     shutil.rmtree(folder, ignore_errors=True)

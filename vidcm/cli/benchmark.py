@@ -7,17 +7,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from vidcm.cli.common import (
-    Parser,
-    existing_file,
-    positive_int,
-    run,
-)
-from vidcm.cli.options import (
-    add_checkpoint,
-    add_device,
-    add_seed,
-)
+from vidcm.cli.common import Parser, existing_file, positive_int, run
+from vidcm.cli.options import add_checkpoint, add_device, add_seed
 from vidcm.errors import UsageError, VidcmError
 from vidcm.evaluation.latency_report import SCHEMA, compare_latency, latency_table, read_latency
 from vidcm.evaluation.markdown import block, rewrite
@@ -38,14 +29,12 @@ def parser() -> Parser:
     how = p.add_argument_group("what to measure")
     add_checkpoint(how)
     rows = "teacher-50,student-4,student-2,student-1"
-    how.add_argument(
-        "--rows", default=rows, help="role and steps, in commas (default: %(default)s)"
-    )
+    how.add_argument("--rows", default=rows, help="role and steps, in commas")
     how.add_argument("--prompt", help="what the clips show (default: the README's)")
-    how.add_argument("--batch", type=positive_int, default=1, help="clips per call (1)")
+    how.add_argument("--batch", type=positive_int, default=1, help="clips per call")
     add_seed(how, "of the first clip")
-    how.add_argument("--warmup", type=positive_int, default=2, help="turns kept apart (2)")
-    how.add_argument("--repeats", type=positive_int, default=10, help="turns measured (10)")
+    how.add_argument("--warmup", type=positive_int, default=2, help="turns kept apart")
+    how.add_argument("--repeats", type=positive_int, default=10, help="turns measured")
     cold = "also start N new processes per row, 3 unless told: start to mp4"
     how.add_argument(
         "--cold", type=positive_int, nargs="?", const=3, default=0, metavar="N", help=cold

@@ -40,6 +40,16 @@ def program(command: str) -> str:
     return f"python -m vidcm {command}" if module else f"vidcm {command}"
 
 
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Adds the default to the help of every option that has one and does not speak of it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text, default = action.help or "", action.default
+        flag = action.nargs == 0 or default is None or default is argparse.SUPPRESS
+        shown = " ".join(map(str, default)) if isinstance(default, list) else str(default)
+        return text if flag or not shown or "default:" in text else f"{text} (default: {shown})"
+
+
 class Parser(argparse.ArgumentParser):
     """`ArgumentParser` whose errors are one line with a suggestion; options are never abbreviated.
 
@@ -59,7 +69,7 @@ class Parser(argparse.ArgumentParser):
             description=description,
             epilog=epilog.replace(f"vidcm {command}", prog),
             allow_abbrev=False,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=_HelpFormatter,
         )
         self.foreign: dict[str, str] = {}  # options of other commands, and whose they are
         self._bare = False
@@ -199,9 +209,14 @@ def sides(names: str) -> Callable[[str], tuple[int, ...]]:
 
 def existing_file(text: str) -> Path:
     """An argparse type: the path of a file that is there (a pipe such as /dev/stdin will do)."""
-    path = Path(text)
-    if path.is_dir():
+    if Path(text).is_dir():
         raise argparse.ArgumentTypeError(f"{_quoted(text)} is a folder, expected a file")
+    return existing_path(text)
+
+
+def existing_path(text: str) -> Path:
+    """An argparse type: the path of a file or folder that is there."""
+    path = Path(text)
     if not path.exists():
         siblings = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
         hint = did_you_mean(path.name, siblings)

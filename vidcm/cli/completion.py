@@ -97,6 +97,6 @@ def _fish() -> str:
         for name, action in _actions(command):
             kind = "" if action.nargs == 0 else " -r"
             kind = f" -x -a '{' '.join(map(str, action.choices))}'" if action.choices else kind
-            text = shlex.quote((action.help or "").replace("%(default)s", str(action.default)))
+            text = shlex.quote(action.help or "")
             lines.append(f"{here} -l {name[2:]}{kind} -d {text}")
     return "\n".join(lines) + "\n"

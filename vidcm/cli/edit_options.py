@@ -2,22 +2,18 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from vidcm.cli.common import (
     Parser,
     did_you_mean,
+    existing_path,
     number,
     positive_int,
     seed,
-    sides,
     whole_number,
 )
-from vidcm.cli.options import (
-    add_output,
-    add_sampling,
-)
+from vidcm.cli.options import add_output, add_sampling, add_size
 from vidcm.registry import TABLE, lookup, options_of
 
 SECONDS = 10.0  # of a clip that are edited if --frames does not say how many
@@ -46,7 +42,7 @@ def parser(tasks: Sequence[str] = ()) -> Parser:
         "--input",
         action="append",
         default=[],
-        type=_clip,
+        type=existing_path,
         metavar="FILE",
         help="a video, a png picture or a folder of png frames; repeat it for tasks between two",
     )
@@ -69,12 +65,7 @@ def parser(tasks: Sequence[str] = ()) -> Parser:
         f"first {SECONDS:g} seconds); for other tasks, how many the model generates in one go, the "
         "input's counted (default: the checkpoint's)",
     )
-    clip.add_argument(
-        "--size",
-        type=sides("HEIGHTxWIDTH"),
-        metavar="HxW",
-        help="height and width of the result, as 64x128 (default: the checkpoint's)",
-    )
+    add_size(clip, "height and width of the result, as 64x128 (default: the checkpoint's)")
     sampling = p.add_argument_group("sampling")
     add_sampling(sampling)
     sampling.add_argument(
@@ -126,15 +117,6 @@ def _lessons(tasks: Sequence[str]) -> str:
             f"      vidcm edit {name} {kind.example}",
         ]
     return "\n".join(lines)
-
-
-def _clip(text: str) -> Path:
-    path = Path(text)
-    if not path.exists():
-        siblings = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
-        hint = did_you_mean(path.name, siblings)
-        raise argparse.ArgumentTypeError(f"no such file {text!r}{hint}")
-    return path
 
 
 def _place(text: str) -> tuple[int, int, int, int]:

@@ -3,20 +3,8 @@
 import argparse
 from collections import Counter
 
-from vidcm.cli.common import (
-    Parser,
-    number,
-    output_folder,
-    positive_int,
-    run,
-    sides,
-)
-from vidcm.cli.options import (
-    add_art,
-    add_device,
-    add_seed,
-    art_of,
-)
+from vidcm.cli.common import Parser, number, output_folder, positive_int, run
+from vidcm.cli.options import add_art, add_bucket, add_device, add_seed, add_size, art_of
 from vidcm.errors import UsageError
 from vidcm.media.sizes import check_frames, check_size
 
@@ -33,9 +21,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--codec", required=True, help="a codec's model folder (the `final` of its run)")
     p.add_argument("--data", required=True, choices=["lpc", "folder"], help="what to encode")
     p.add_argument("--output", required=True, type=output_folder, help="a new folder for the cache")
-    p.add_argument(
-        "--batch", type=positive_int, default=32, help="clips at a time (default: %(default)s)"
-    )
+    p.add_argument("--batch", type=positive_int, default=32, help="clips at a time")
     add_device(p)
     p.add_argument("--overwrite", action="store_true", help="replace an existing cache")
     _add_lpc(p.add_argument_group("with --data lpc"))
@@ -45,54 +31,31 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_lpc(group: argparse._ActionsContainer) -> None:
     add_art(group)
+    group.add_argument("--count", type=positive_int, default=30000, help="clips to compose")
     group.add_argument(
-        "--count", type=positive_int, default=30000, help="clips to compose (default: %(default)s)"
-    )
-    group.add_argument(
-        "--captions-per-clip", type=positive_int, default=8, help="default: %(default)s"
+        "--captions-per-clip", type=positive_int, default=8, help="drawn for each clip"
     )
     add_seed(group, "of the clips")
 
 
 def _add_folder(group: argparse._ActionsContainer) -> None:
     group.add_argument("--root", help="the folder of videos and captions")
-    group.add_argument(
-        "--frames",
-        type=positive_int,
-        default=17,
-        help="frames per clip, 4k+1 (default: %(default)s)",
-    )
-    group.add_argument(
-        "--size",
-        type=sides("HEIGHTxWIDTH"),
-        default=(64, 64),
-        metavar="HxW",
-        help="multiples of 8 (default: 64x64)",
-    )
-    group.add_argument(
-        "--bucket",
-        type=sides("FRAMESxHEIGHTxWIDTH"),
-        action="append",
-        default=[],
-        metavar="FxHxW",
-        help="a further shape, as 33x64x112, for videos nearer to it; may be repeated",
-    )
-    group.add_argument(
-        "--fps", type=number(0.1, 240), default=8.0, help="frames per second (default: %(default)s)"
-    )
+    group.add_argument("--frames", type=positive_int, default=17, help="frames per clip, 4k+1")
+    add_size(group, "multiples of 8 (default: 64x64)", (64, 64))
+    add_bucket(group, "for videos nearer to it; may be repeated")
+    group.add_argument("--fps", type=number(0.1, 240), default=8.0, help="frames per second")
     group.add_argument(
         "--missing-captions",
         choices=["error", "empty", "skip"],
         default="error",
         help="for videos without a caption: refuse the folder, encode them with an empty caption, "
-        "or leave them out (default: %(default)s)",
+        "or leave them out",
     )
     group.add_argument(
         "--max-bad-fraction",
         type=number(0, 1),
         default=0.01,
-        help="share of videos that may be unreadable or too short; beyond it the command fails "
-        "(default: %(default)s)",
+        help="share of videos that may be unreadable or too short; beyond it the command fails",
     )
 
 

@@ -8,21 +8,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vidcm.cli.common import (
-    Parser,
-    did_you_mean,
-    existing_file,
-    positive_int,
-    run,
-    whole_number,
-)
-from vidcm.cli.options import (
-    add_art,
-    add_checkpoint,
-    add_device,
-    add_seed,
-    art_of,
-)
+from vidcm.cli.common import Parser, did_you_mean, existing_file, positive_int, run, whole_number
+from vidcm.cli.options import add_art, add_checkpoint, add_device, add_seed, art_of
 from vidcm.errors import UsageError
 from vidcm.evaluation.rows import EDIT_ROWS, ROWS, Row
 
@@ -118,7 +105,7 @@ def parser() -> Parser:
     how.add_argument("--count", type=whole_number(2), help=f"held-out combinations ({counts})")
     add_seed(how, "of the combinations and the noise")
     how.add_argument(
-        "--batch", type=positive_int, default=16, help="clips at a time (16); edits one by one"
+        "--batch", type=positive_int, default=16, help="clips at a time; edits one by one"
     )
     how.add_argument(
         "--hand-prompts", action="store_true", help="also measure 50 prompts written by hand"
@@ -127,7 +114,7 @@ def parser() -> Parser:
         "--features",
         default="lpc",
         metavar="NET",
-        help="with --frechet: lpc, for clips of that task, or timm:MODEL, as timm:resnet18 (lpc)",
+        help="with --frechet: lpc, for clips of that task, or timm:MODEL, as timm:resnet18",
     )
     how.add_argument(
         "--features-checkpoint",

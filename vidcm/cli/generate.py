@@ -5,21 +5,8 @@ import time
 from pathlib import Path
 
 from vidcm.cli.clips import progress_bar, report, warn
-from vidcm.cli.common import (
-    Parser,
-    existing_file,
-    number,
-    positive_int,
-    run,
-    sides,
-    whole_number,
-)
-from vidcm.cli.options import (
-    add_output,
-    add_sampling,
-    add_seed,
-    free_output,
-)
+from vidcm.cli.common import Parser, existing_file, number, positive_int, run, whole_number
+from vidcm.cli.options import add_output, add_sampling, add_seed, add_size, free_output
 from vidcm.conditioning.prompts import check_prompts
 from vidcm.errors import UsageError
 from vidcm.limits import check_memory
@@ -51,24 +38,17 @@ def parser() -> argparse.ArgumentParser:
     )
     add_sampling(p)
     add_seed(p, "of the first clip; the next ones count up")
-    p.add_argument(
-        "--num-clips",
-        type=whole_number(1, 10_000),
-        default=1,
-        help="clips per prompt (default: %(default)s)",
-    )
+    p.add_argument("--num-clips", type=whole_number(1, 10_000), default=1, help="clips per prompt")
     p.add_argument(
         "--frames",
         type=whole_number(1, 100_000),
         help="of a clip, 4k+1; more than the model was trained on are generated in windows (default: "
         "the checkpoint's)",
     )
-    p.add_argument(
-        "--size",
-        type=sides("HEIGHTxWIDTH"),
-        metavar="HxW",
-        help="height and width, as 64x128; larger than the "
-        "model was trained on: as --frames (default: the checkpoint's)",
+    add_size(
+        p,
+        "height and width, as 64x128; larger than the model was trained on: as --frames (default: "
+        "the checkpoint's)",
     )
     p.add_argument(
         "--then",

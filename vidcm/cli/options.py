@@ -4,8 +4,9 @@ import argparse
 import itertools
 import os
 from pathlib import Path
+from typing import Any
 
-from vidcm.cli.common import clip_output, number, seed, whole_number
+from vidcm.cli.common import clip_output, number, seed, sides, whole_number
 from vidcm.errors import UsageError
 
 
@@ -17,15 +18,13 @@ def add_device(group: argparse._ActionsContainer) -> None:
 def add_checkpoint(group: argparse._ActionsContainer) -> None:
     """The option `--checkpoint`, of commands that read a pipeline."""
     group.add_argument(
-        "--checkpoint",
-        default="lpc-64",
-        help="a bundled model or a pipeline folder (default: %(default)s)",
+        "--checkpoint", default="lpc-64", help="a bundled model or a pipeline folder"
     )
 
 
 def add_seed(group: argparse._ActionsContainer, meaning: str) -> None:
     """The option `--seed`; meaning: the noun phrase of its help, as "of the prompts"."""
-    group.add_argument("--seed", type=seed, default=0, help=f"{meaning} (default: %(default)s)")
+    group.add_argument("--seed", type=seed, default=0, help=f"{meaning}")
 
 
 def add_sampling(group: argparse._ActionsContainer) -> None:
@@ -55,13 +54,24 @@ def add_output(group: argparse._ActionsContainer, stem: str) -> None:
         f"default: {stem}.mp4, or the next {stem}-2.mp4, {stem}-3.mp4 that is free",
     )
     group.add_argument(
-        "--scale",
-        type=whole_number(1, 64),
-        default=4,
-        help="enlarge pixels this many times (default: %(default)s)",
+        "--scale", type=whole_number(1, 64), default=4, help="enlarge pixels this many times"
     )
     group.add_argument("--overwrite", action="store_true", help="replace existing outputs")
     group.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+
+
+def add_size(group: argparse._ActionsContainer, meaning: str, default: Any = None) -> None:
+    """The option `--size`; meaning: of its help."""
+    kind = sides("HEIGHTxWIDTH")
+    group.add_argument("--size", type=kind, default=default, metavar="HxW", help=meaning)
+
+
+def add_bucket(group: argparse._ActionsContainer, meaning: str) -> None:
+    """The option `--bucket`, which may be repeated; meaning: of its help."""
+    kind, what = sides("FRAMESxHEIGHTxWIDTH"), f"a further shape, as 33x64x112, {meaning}"
+    group.add_argument(
+        "--bucket", type=kind, action="append", default=[], metavar="FxHxW", help=what
+    )
 
 
 def add_art(group: argparse._ActionsContainer) -> None:

@@ -2,19 +2,8 @@
 
 import argparse
 
-from vidcm.cli.common import (
-    Parser,
-    number,
-    positive_int,
-    run,
-    whole_number,
-)
-from vidcm.cli.options import (
-    add_art,
-    add_device,
-    add_seed,
-    art_of,
-)
+from vidcm.cli.common import Parser, number, positive_int, run, whole_number
+from vidcm.cli.options import add_art, add_device, add_seed, art_of
 
 LEVELS = (1.5, 3.0, 6.0, 10.0, 15.0, 25.0, 50.0, 100.0)
 
@@ -36,19 +25,18 @@ def parser() -> Parser:
         type=number(0.01, 198),
         default=list(LEVELS),
         metavar="SIGMA",
-        help="sigma / alpha to try; a student trained with min_sigma gains nothing below that "
-        f"({' '.join(f'{level:g}' for level in LEVELS)})",
+        help="sigma / alpha to try; a student trained with min_sigma gains nothing below that",
     )
     p.add_argument(
         "--steps",
         nargs="+",
         type=whole_number(2, 64),
         default=[2, 4],
-        help="numbers of steps to average over (2 4)",
+        help="numbers of steps to average over",
     )
-    p.add_argument("--count", type=whole_number(2), default=64, help="prompts tried (64)")
+    p.add_argument("--count", type=whole_number(2), default=64, help="prompts tried")
     add_seed(p, "of the prompts and the noise")
-    p.add_argument("--batch", type=positive_int, default=32, help="clips at a time (32)")
+    p.add_argument("--batch", type=positive_int, default=32, help="clips at a time")
     add_device(p)
     p.add_argument("--dry-run", action="store_true", help="print the result, change nothing")
     return p

@@ -1,7 +1,7 @@
 """vidcm: few-step consistency models from video diffusion models.
 
 `VideoPipeline` is the Python API, `load_video` reads clips for its `edit`; `vidcm --help` lists the
-commands. Importing the package imports nothing heavy: torch comes with the first name that needs it.
+commands. Importing the package is quick: torch comes with the first name that needs it.
 """
 
 from typing import TYPE_CHECKING

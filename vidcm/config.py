@@ -156,8 +156,8 @@ class TrainConfig:
             raise UsageError(f"zero is {self.zero}; DeepSpeed's ZeRO stages are 0, 1, 2 and 3")
         if self.compile and self.zero == 3:
             raise UsageError(
-                "compile=true cannot look past the hooks by which zero=3 gathers the weights of every "
-                "layer; use zero=2, or compile=false"
+                "compile=true cannot look past the hooks by which zero=3 gathers the weights of "
+                "every layer; use zero=2, or compile=false"
             )
         if self.lora and not self.start:
             raise UsageError(

@@ -50,7 +50,7 @@ def export(
     storage: str = "fp16",
     overwrite: bool = False,
 ) -> None:
-    """Write model folders and settings as a pipeline folder, once they have generated a clip together.
+    """Write model folders and settings as a pipeline folder, once they have generated a clip.
 
     Args:
         models: The model folder of each of `ROLES`.

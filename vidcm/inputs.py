@@ -1,4 +1,4 @@
-"""Checks of the tensors, prompts and clips that a pipeline is called with, and what to warn about."""
+"""Checks of the tensors, prompts and clips that a pipeline is called with, and warnings."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -37,7 +37,7 @@ TABLE: dict[str, dict[str, str]] = {
         "consistency_tuning": "vidcm.objectives.consistency_tuning:ConsistencyTuning",
         "latent_consistency": "vidcm.objectives.latent_consistency:LatentConsistency",
         "phased_consistency": "vidcm.objectives.phased_consistency:PhasedConsistency",
-        "progressive_distillation": "vidcm.objectives.progressive_distillation:ProgressiveDistillation",
+        "progressive_distillation": "vidcm.objectives.progressive_distillation:ProgressiveDistillation",  # noqa: E501
         "flow_map": "vidcm.objectives.flow_map:FlowMap",
         "continuous_consistency": "vidcm.objectives.continuous_consistency:ContinuousConsistency",
         "distribution_matching": "vidcm.objectives.distribution_matching:DistributionMatching",

@@ -107,7 +107,7 @@ def read_weights(folder: str | Path) -> dict[str, Tensor]:
         raise VidcmError(f"{folder} lacks model.safetensors; copy the whole folder")
     if file_hash(path) != card.get("sha256"):
         raise VidcmError(
-            f"{path} is truncated or altered (its sha256 is not the one in model.json); copy it again"
+            f"{path} is truncated or altered (its sha256 is not that in model.json); copy it again"
         )
     try:
         weights = load_file(path)

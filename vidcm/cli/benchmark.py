@@ -18,8 +18,8 @@ from vidcm.evaluation.rows import Row
 def parser() -> Parser:
     p = Parser(
         "benchmark",
-        "Measure the time of a clip by stage: text, denoise, decode and write. Rows take turns, so that\n"
-        "other load on the machine affects them alike. Or show, or compare, measurements.",
+        "Measure the time of a clip by stage: text, denoise, decode and write. Rows take turns,\n"
+        "so that other load on the machine affects them alike. Or show, or compare, measurements.",
         "examples:\n"
         "  vidcm benchmark --output bench.json --cold\n"
         "  vidcm benchmark --rows teacher-8,student-1 --repeats 20 --threads 1\n"
@@ -44,7 +44,7 @@ def parser() -> Parser:
     out = p.add_argument_group("what to write")
     out.add_argument("--output", type=Path, metavar="JSON", help="keep every number here")
     out.add_argument("--overwrite", action="store_true", help="replace what --output names")
-    into = "put the table between the marks <!-- latency:begin --> and <!-- latency:end --> of this file"
+    into = "put the table between <!-- latency:begin --> and <!-- latency:end --> in this file"
     out.add_argument("--into", type=Path, metavar="MD", help=into)
     old = p.add_mutually_exclusive_group()
     table = "show numbers measured before"

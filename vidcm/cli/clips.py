@@ -1,4 +1,4 @@
-"""Progress, warnings and the report of a result, as `vidcm generate` and `vidcm edit` print them."""
+"""Progress, warnings and the report of a result, as `generate` and `edit` print them."""
 
 import argparse
 import json

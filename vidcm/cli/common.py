@@ -233,7 +233,7 @@ def clip_output(text: str) -> str:
 
 
 def output_folder(text: str) -> Path:
-    """An argparse type: the path of a folder that is there or will be; nothing else is in its way."""
+    """An argparse type: the path of a folder, which need not exist; no file is in its way."""
     path = Path(text)
     if not text.strip():
         raise argparse.ArgumentTypeError("got an empty name, expected that of a folder")

@@ -18,10 +18,10 @@ from vidcm.errors import UsageError, VidcmError
 def parser() -> Parser:
     p = Parser(
         "compare",
-        "Train every row of a comparison from the same teacher for the same seconds, measure it at\n"
-        "1, 2, 4, 8 evaluations beside the teacher's own solvers, and write numbers, a table and a\n"
-        "plot. A comparison that was interrupted goes on where it stopped. A row that fails is\n"
-        "recorded with its reason; the others go on, and the command ends with exit code 1.",
+        "Train every row of a comparison from the same teacher for the same seconds, measure it\n"
+        "at 1, 2, 4, 8 evaluations beside the teacher's own solvers, and write numbers, a table\n"
+        "and a plot. A comparison that was interrupted goes on where it stopped. A row that\n"
+        "fails is recorded with its reason; the others go on, and the exit code is 1.",
         "examples:\n"
         "  vidcm compare --config configs/lpc/comparison.yaml\n"
         '  vidcm compare --config configs/lpc/comparison.yaml --rows "flow map" teacher-dpm\n'

@@ -1,4 +1,4 @@
-"""`vidcm doctor`: whether this machine can generate clips, and the purpose of its optional parts."""
+"""`vidcm doctor`: whether this machine can generate clips, and what its optional parts do."""
 
 import argparse
 import importlib.metadata
@@ -39,8 +39,8 @@ class Check(NamedTuple):
 def parser() -> argparse.ArgumentParser:
     p = Parser(
         "doctor",
-        "Check Python, torch, video encoders, weights and optional parts, and generate a test clip.\n"
-        "The exit code is 0 when generation works, else 1.",
+        "Check Python, torch, video encoders, weights and optional parts, and generate a test\n"
+        "clip. The exit code is 0 when generation works, else 1.",
         "examples:\n  vidcm doctor\n  vidcm doctor --json",
     )
     p.add_argument("--json", action="store_true", help="print one JSON object instead of text")

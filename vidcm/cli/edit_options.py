@@ -133,7 +133,8 @@ TASK_OPTIONS: dict[str, dict[str, Any]] = {
     "mask": {
         "metavar": "MASK",
         "help": "region to fill: x,y,width,height[,from,to] in the input's pixels and seconds, a "
-        "key colour #rrggbb, or a picture, video or folder in the input's size, white where to fill",
+        "key colour #rrggbb, or a picture, video or folder in the input's size, white where to "
+        "fill",
     },
     "place": {
         "type": _place,

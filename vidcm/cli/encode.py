@@ -12,11 +12,13 @@ from vidcm.media.sizes import check_frames, check_size
 def parser() -> argparse.ArgumentParser:
     p = Parser(
         "encode",
-        "Encode clips once, so that training reads latents instead of running the codec. The cache\n"
-        "names the codec that made it; training with another one is refused.",
+        "Encode clips once, so that training reads latents instead of running the codec. The\n"
+        "cache names the codec that made it; training with another one is refused.",
         "examples:\n"
-        "  vidcm encode --codec runs/lpc/codec/final --data lpc --art layers.tar --count 30000 --output runs/lpc/latents\n"
-        "  vidcm encode --codec runs/mine/codec/final --data folder --root my_clips --frames 17 --size 128x128 --output latents",
+        "  vidcm encode --codec runs/lpc/codec/final --data lpc --art layers.tar \\\n"
+        "    --count 30000 --output runs/lpc/latents\n"
+        "  vidcm encode --codec runs/mine/codec/final --data folder --root my_clips \\\n"
+        "    --frames 17 --size 128x128 --output latents",
     )
     p.add_argument("--codec", required=True, help="a codec's model folder (the `final` of its run)")
     p.add_argument("--data", required=True, choices=["lpc", "folder"], help="what to encode")
@@ -68,8 +70,8 @@ def _encode(args: argparse.Namespace) -> None:
         raise UsageError(f"{args.output} exists; give another --output, or --overwrite")
     if args.output.exists() and not (args.output / "index.json").is_file():
         raise UsageError(
-            f"{args.output} is no latent cache, and --overwrite would replace all of it; give another "
-            "--output"
+            f"{args.output} is no latent cache, and --overwrite would replace all of it; give "
+            "another --output"
         )
     if args.data == "lpc":
         args.art = art_of(args)

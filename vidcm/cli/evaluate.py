@@ -31,16 +31,16 @@ def parser() -> Parser:
     p = Parser(
         "evaluate",
         "Score a model on held-out prompts of the LPC task against their true clips: adherence,\n"
-        "fidelity, Fréchet distance, motion and diversity, for each number of steps. An evaluation\n"
-        "that was interrupted goes on from its last finished row when the same command is given\n"
-        "again.",
+        "fidelity, Fréchet distance, motion and diversity, for each number of steps. An\n"
+        "evaluation that was interrupted goes on from its last finished row when the same\n"
+        "command is given again.",
         "examples:\n"
         "  vidcm evaluate --output results.json --rows student-1 student-4 --count 64\n"
         "  vidcm evaluate --output docs/results/lpc-64.json --hand-prompts --into README.md\n"
         "  vidcm evaluate --table docs/results/lpc-64.json\n"
         "  vidcm evaluate --sheet sheet.png\n"
         "  vidcm evaluate --editing docs/results/editing.json --count 16 --into docs/editing.md\n"
-        "  vidcm evaluate --editing docs/results/editing.json --tasks extend loop --examples images/\n"
+        "  vidcm evaluate --editing docs/results/editing.json --tasks extend --examples images/\n"
         "  vidcm evaluate --steering docs/results/steering.json --into docs/experiments.md\n"
         "  vidcm evaluate --long docs/results/long.json --into docs/long-clips.md\n"
         "  vidcm evaluate --long-edits docs/results/long_edits.json --into docs/editing.md\n"

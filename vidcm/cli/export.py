@@ -15,8 +15,8 @@ MODELS = ("codec", "teacher", "student")
 def parser() -> argparse.ArgumentParser:
     p = Parser(
         "export",
-        "Put codec, teacher and student together as a pipeline folder, weights in half precision or\n"
-        "less, and check it by loading it and generating a clip.",
+        "Put codec, teacher and student together as a pipeline folder, weights in half precision\n"
+        "or less, and check it by loading it and generating a clip.",
         "examples:\n"
         "  vidcm export --codec runs/lpc/codec/final --teacher runs/lpc/teacher/final \\\n"
         "    --student runs/lpc/student/final --output my-model\n"
@@ -58,8 +58,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--shift",
         type=number(0.01, 1e4),
-        help="factor on sigma / alpha of the teacher's grid of times (default: 32); the larger, the "
-        "earlier its last step begins",
+        help="factor on sigma / alpha of the teacher's grid of times (default: 32); the larger, "
+        "the earlier its last step begins",
     )
     p.add_argument(
         "--storage",

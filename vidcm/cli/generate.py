@@ -23,8 +23,8 @@ def parser() -> argparse.ArgumentParser:
         "Generate clips from prompts in one to four network evaluations.",
         "examples:\n"
         '  vidcm generate --prompt "a woman with purple hair walks left"\n'
-        '  vidcm generate --prompt "an orc slashes" --steps 1 --seed 7 --num-clips 4 --output orcs.gif\n'
-        '  vidcm generate --prompt "a man in golden armor falls down" --output sheet.png   (a sprite sheet)\n'
+        '  vidcm generate --prompt "an orc slashes" --steps 1 --num-clips 4 --output orcs.gif\n'
+        '  vidcm generate --prompt "an orc falls down" --output sheet.png   (a sprite sheet)\n'
         "  vidcm generate --prompts-file prompts.txt --output clips/   (lossless frames)\n"
         '  vidcm generate --prompt "an orc walks left on a blue background" --frames 33 \\\n'
         '    --then "17:an orc casts a spell on a blue background"',
@@ -42,8 +42,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--frames",
         type=whole_number(1, 100_000),
-        help="of a clip, 4k+1; more than the model was trained on are generated in windows (default: "
-        "the checkpoint's)",
+        help="of a clip, 4k+1; more than the model was trained on are generated in windows "
+        "(default: the checkpoint's)",
     )
     add_size(
         p,

@@ -28,7 +28,7 @@ def add_seed(group: argparse._ActionsContainer, meaning: str) -> None:
 
 
 def add_sampling(group: argparse._ActionsContainer) -> None:
-    """The options that choose a model and its sampler: checkpoint, role, steps, guidance, device."""
+    """The options that choose a model and its sampler."""
     group.add_argument(
         "--steps", type=whole_number(1, 1000), help="sampling steps (default: the checkpoint's)"
     )

@@ -11,10 +11,10 @@ LEVELS = (1.5, 3.0, 6.0, 10.0, 15.0, 25.0, 50.0, 100.0)
 def parser() -> Parser:
     p = Parser(
         "tune",
-        "Choose the lowest noise level of a student's sampler on LPC prompts of the training split,\n"
-        "and write it to pipeline.json as student.lowest_sigma. The sampler's other levels are\n"
-        "geometric from the highest down to it, for every number of steps. Prints adherence and\n"
-        "PSNR of every level; the one of highest adherence wins, PSNR decides where it ties.",
+        "Choose the lowest noise level of a student's sampler on LPC prompts of the training\n"
+        "split, and write it to pipeline.json as student.lowest_sigma. The sampler's other\n"
+        "levels are geometric from the highest down to it, for every number of steps. Prints\n"
+        "adherence and PSNR of every level; the highest adherence wins, PSNR decides ties.",
         "example:\n  vidcm tune --checkpoint my-model --art layers.tar --steps 2 4 8 --count 64",
     )
     p.add_argument("--checkpoint", required=True, help="a pipeline folder; its settings change")

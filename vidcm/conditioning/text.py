@@ -31,8 +31,8 @@ def ngrams(word: str, buckets: int, limit: int = 24) -> tuple[int, ...]:
 class HashedWords(nn.Module):
     """A text tower: prompts to tokens `(b, n, hidden_size)` and a mask `(b, n)`.
 
-    n is the number of words of the longest prompt, at most `max_words`; the rest of a prompt is left
-    out. A prompt without words is one learnt token.
+    n is the number of words of the longest prompt, at most `max_words`; the rest of a prompt is
+    left out. A prompt without words is one learnt token.
 
     Raises:
         UsageError: The sizes make no tower.
@@ -49,12 +49,13 @@ class HashedWords(nn.Module):
         super().__init__()
         if min(hidden_size, num_heads, max_words) < 1 or num_layers < 0 or buckets < 2:
             raise UsageError(
-                f"hidden_size {hidden_size}, num_heads {num_heads}, max_words {max_words}, num_layers {num_layers}, buckets "
-                f"{buckets}: use at least 1, 1, 1, 0 and 2"
+                f"hidden_size {hidden_size}, num_heads {num_heads}, max_words {max_words}, "
+                f"num_layers {num_layers}, buckets {buckets}: use at least 1, 1, 1, 0 and 2"
             )
         if hidden_size % (2 * num_heads):
             raise UsageError(
-                f"hidden_size {hidden_size} over {num_heads} heads: a head must be an even number wide"
+                f"hidden_size {hidden_size} over {num_heads} heads: a head must be an even number "
+                "wide"
             )
         self.hidden_size, self.num_heads, self.buckets, self.max_words = (
             hidden_size,

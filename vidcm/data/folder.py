@@ -310,7 +310,8 @@ def _match(root: Path, names: list[str], policy: str) -> dict[str, str]:
     if without and policy == "error":
         raise UsageError(
             f"{len(without)} of {len(names)} videos in {root} have no caption in {where}: "
-            f"{_five(without)}; add them, or set missing_captions (--missing-captions) to 'empty' or 'skip'"
+            f"{_five(without)}; add them, or set missing_captions (--missing-captions) to 'empty' "
+            "or 'skip'"
         )
     if policy == "empty":
         found |= dict.fromkeys(without, "")

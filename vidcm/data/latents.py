@@ -150,7 +150,8 @@ def write_shards(
         for x, texts in clips:
             if not x.isfinite().all():
                 raise VidcmError(
-                    f"the codec gave values that are not finite for clips {count} to {count + len(x)}"
+                    f"the codec gave values that are not finite for clips {count} to "
+                    f"{count + len(x)}"
                 )
             if latents and latents[0].shape[1:] != x.shape[1:]:
                 flush()

@@ -15,8 +15,9 @@ def positions(step: int, batch_size: int, parts: int, part: int) -> list[int]:
     """
     if batch_size % parts:
         raise UsageError(
-            f"batch_size {batch_size} does not divide into {parts} micro-batches (ranks x gradient_accumulation_steps); "
-            f"use {batch_size // parts * parts or parts} or {(batch_size // parts + 1) * parts}"
+            f"batch_size {batch_size} does not divide into {parts} micro-batches (ranks x "
+            f"gradient_accumulation_steps); use {batch_size // parts * parts or parts} or "
+            f"{(batch_size // parts + 1) * parts}"
         )
     size = batch_size // parts
     start = step * batch_size + part * size

@@ -1,4 +1,4 @@
-"""Conditions, predictions and the denoiser interface that the rest of the mathematics is written in."""
+"""Conditions, predictions and the interface of denoisers."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence

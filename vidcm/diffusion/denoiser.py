@@ -81,7 +81,8 @@ class Denoiser(nn.Module, DenoiserBase):
     def predict(self, x_t: Tensor, t: Tensor, cond: Cond, s: Tensor | None = None) -> Prediction:
         """As in the base class, float32.
 
-        For s = 0 the prediction's x0 is the consistency function, equal to x_t at t = 0 whatever the weights.
+        For s = 0 the prediction's x0 is the consistency function, equal to x_t at t = 0 whatever
+        the weights.
         """
         alpha, sigma = self.path.alpha(t), self.path.sigma(t)
         size = torch.hypot(alpha, sigma)

@@ -22,8 +22,8 @@ Function = Callable[..., Tensor]
 class Derivative(Protocol):
     """A function's value and its derivative along a direction, without a gradient graph.
 
-    Called with the function of tensors, `primals` (where) and `tangents` (which way, of the same shapes
-    and dtypes); returns value and directional derivative, both of the value's shape.
+    Called with the function of tensors, `primals` (where) and `tangents` (which way, of the same
+    shapes and dtypes); returns value and directional derivative, both of the value's shape.
     """
 
     def __call__(
@@ -56,10 +56,10 @@ def _uncompiled() -> AbstractContextManager:
 
 
 class FiniteDifference:
-    """Central difference, (f(x + h dx) - f(x - h dx)) / 2h, for three times the price of the function.
+    """Central difference, (f(x + h dx) - f(x - h dx)) / 2h, at the price of three calls.
 
-    Its error is of order h^2 from curvature and of order 1e-7 / h from float32; bf16 would leave a tenth
-    of error at best.
+    Its error is of order h^2 from curvature and of order 1e-7 / h from float32; bf16 would leave a
+    tenth of error at best.
 
     Args:
         h: Step along the tangents, above 0.

@@ -1,8 +1,8 @@
 """Given frames: known latent frames, which the network sees clean while it generates the others.
 
-They are at time 0 of their own: time per frame (Chen et al. 2024, arXiv 2407.01392), random masks of
-past and future frames (Voleti et al. 2022, arXiv 2205.09853). A mask is bool, True where a frame is
-given; None stands for no frame of any sample.
+They are at time 0 of their own: time per frame (Chen et al. 2024, arXiv 2407.01392), random masks
+of past and future frames (Voleti et al. 2022, arXiv 2205.09853). A mask is bool, True where a frame
+is given; None stands for no frame of any sample.
 """
 
 from collections.abc import Mapping
@@ -23,8 +23,9 @@ KINDS = ("first", "last", "both", "random")
 class GivenFrames:
     """Draws which latent frames of training samples are given.
 
-    "first" is a beginning of any length, "last" an end, "both" frames at each end, "random" any subset.
-    At least one frame stays unknown; clips too short for the drawn kind get no given frames.
+    "first" is a beginning of any length, "last" an end, "both" frames at each end, "random" any
+    subset. At least one frame stays unknown; clips too short for the drawn kind get no given
+    frames.
 
     Args:
         shares: Share of samples by kind, at most 1 in all; the other samples get no given frames.
@@ -90,16 +91,16 @@ class GivenFrames:
         patch = config.model.get("backbone", {}).get("patch_size", (1,))
         if self and patch[0] != 1:
             raise UsageError(
-                f"objective.given_frames needs tokens of one latent frame, and model.backbone.patch_size is "
-                f"{list(patch)}; let it begin with 1"
+                "objective.given_frames needs tokens of one latent frame, and "
+                f"model.backbone.patch_size is {list(patch)}; let it begin with 1"
             )
         if self and config.teacher is not None:
             known = read_card(config.teacher)["spec"].get("given_frames", ())
             if unknown := sorted(self.kinds.difference(known)):
                 raise UsageError(
                     f"objective.given_frames asks for {', '.join(unknown)}, which the teacher "
-                    f"{config.teacher} was not trained with; train one with the same given_frames, or go "
-                    "without a teacher"
+                    f"{config.teacher} was not trained with; train one with the same given_frames, "
+                    "or go without a teacher"
                 )
 
 

@@ -11,7 +11,8 @@ from vidcm.diffusion.base import Cond, DenoiserBase, Prediction, combine
 class CFGDenoiser(DenoiserBase):
     """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598): v_u + w (v_c - v_u).
 
-    Both branches go through the network in one batch. A number 1 needs the conditional branch alone.
+    Both branches go through the network in one batch. At the number 1 only the conditional
+    one does.
 
     Args:
         denoiser: A teacher.

@@ -81,8 +81,7 @@ def heun(
 ) -> Tensor:
     """Heun's method (Karras et al. 2022, arXiv 2206.00364, algorithm 1), of second order.
 
-    x_s = x_t + (s - t) (v_t + v_s) / 2: two evaluations per interval, one in an interval that ends at the
-    data.
+    x_s = x_t + (s - t) (v_t + v_s) / 2: two evaluations per interval, one if it ends at data.
     """
     for step, t, s in _intervals(times):
         slope = denoiser.velocity(x, _at(t, x), cond)
@@ -105,9 +104,10 @@ def dpm(
 ) -> Tensor:
     """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2), of second order.
 
-    x_s = sigma_s / sigma_t x_t + (alpha_s - alpha_t sigma_s / sigma_t) D with D = x0 + (x0 - x0') h / (2 h'),
-    where x0' and h' are those of the interval before and h = ln of the ratio of sigma / alpha. One
-    evaluation per interval. The first interval, and those at pure noise or data, are first order: D = x0.
+    x_s = sigma_s / sigma_t x_t + (alpha_s - alpha_t sigma_s / sigma_t) D, where
+    D = x0 + (x0 - x0') h / (2 h'), x0' and h' are those of the interval before, and h = ln of the
+    ratio of sigma / alpha. One evaluation per interval. The first interval, and those at pure noise
+    or data, are first order: D = x0.
     """
     path, before = denoiser.path, None
     for step, t, s in _intervals(times):

@@ -1,8 +1,8 @@
 """Clips longer or larger than a network was trained on, by overlapping windows.
 
 At every step the noisy clip is cut into windows of the trained shape, all are denoised, and their
-predictions are averaged with smooth weights (MultiDiffusion, Bar-Tal et al. 2023, arXiv 2302.08113).
-Samplers, guidance and projections see one denoiser.
+predictions are averaged with smooth weights (MultiDiffusion, Bar-Tal et al. 2023, arXiv
+2302.08113). Samplers, guidance and projections see one denoiser.
 
 Along time a codec's latent frames are of two kinds: the first stands for one picture, each later
 one for several, and networks know them so. In a long clip only latent frame 0 is of the first kind,

@@ -60,8 +60,8 @@ def interpolate(
         for clip in clips:
             if clip.shape != (*size, 3):
                 raise UsageError(
-                    f"a clip has {len(clip)} frames of {clip.shape[2]}x{clip.shape[1]}; interpolate "
-                    f"takes {size[0]} frames of {size[2]}x{size[1]}"
+                    f"a clip has {len(clip)} frames of {clip.shape[2]}x{clip.shape[1]}; "
+                    f"interpolate takes {size[0]} frames of {size[2]}x{size[1]}"
                 )
         video = to_video(torch.from_numpy(np.stack(clips))).to(device)
         left, right = generation.codec.encode(video).split(1)
@@ -81,7 +81,7 @@ def interpolate(
 
 
 def between(one: Cond, two: Cond, weights: Tensor) -> Cond:
-    """Conditions on the line between the conditions of one sample each; both ends keep their own mask.
+    """Conditions on the line between two of one sample each; both ends keep their own mask.
 
     Args:
         one: Condition of one sample, at weight 0.

@@ -180,7 +180,7 @@ def _input_video(scene: Scene) -> Tensor:
 
 
 def _latent_noise(codec: CausalVAE, video: Tensor, noise: float) -> float:
-    """Sigma / alpha of latents of pixels with noise of that many grey levels, measured by adding more."""
+    """Sigma / alpha of the latents of pixels with noise in grey levels, measured by adding more."""
     more = SampleRng(0, [0], video.device).normal(*video.shape[1:]) * (noise / 127.5)
     off = encode_chunked(codec, video + more) - encode_chunked(codec, video)
     return float(off.square().mean().sqrt())

@@ -15,9 +15,9 @@ from torch import Tensor
 def drawn(before: Tensor, last: Tensor, first: Tensor, second: Tensor) -> Tensor:
     """The second of four pictures in a row, blended towards the third.
 
-    The weight is the smallest, to 1 / 256, for which the step between them is no larger than the mean of
-    the two steps beside it; 0 where it already is. It is about 2/3 at most, since the step before grows
-    by at most what this step loses and counts half.
+    The weight is the smallest, to 1 / 256, for which the step between them is no larger than the
+    mean of the two steps beside it; 0 where it already is. It is about 2/3 at most, since the step
+    before grows by at most what this step loses and counts half.
     """
     beside = _step(first, second)
 

@@ -23,7 +23,7 @@ CARRY = 0.9
 class LatentPrefix:
     """Projection onto the leading latent frames of a known clip.
 
-    A causal codec gives them the same latents whatever follows, so they are imposed without decoding.
+    A causal codec encodes them alike whatever follows, so they are imposed without decoding.
 
     Args:
         latents: `(1, c, t, h, w)`, t at most that of the clips.
@@ -119,7 +119,7 @@ def _ring_share(scene: Scene) -> Tensor:
 
 
 def _prefix(scene: Scene, stride: int) -> int:
-    """The number of leading known frames, where nothing else is known and they fill latent frames."""
+    """The number of leading known frames; 0 where more is known, or they fill no latent frames."""
     complete = scene.known.all((1, 2)).reshape(-1)
     count = int(complete.sum())
     plain = scene.operator == "pixels" and complete[:count].all() and not scene.known[count:].any()
@@ -147,8 +147,8 @@ def network_input(
 def given_latents(scene: Scene, codec: CausalVAE, device: torch.device) -> GivenLatents | None:
     """The latent frames of a scene whose frames are known entirely.
 
-    Latents of frames after a gap depend a little on the gap (of the bundled codec's, by 3 % of their
-    spread): they are those of a clip whose gaps hold the nearest known frame.
+    Latents of frames after a gap depend a little on the gap (of the bundled codec's, by 3 % of
+    their spread): they are those of a clip whose gaps hold the nearest known frame.
 
     Returns:
         The frames; None where no frame is known, or less of one than its pixels.

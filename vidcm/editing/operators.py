@@ -68,8 +68,8 @@ class Pixels(Operator):
     Args:
         frames: uint8 `(t h w 3)`.
         known: bool `(t h w)`, True where they are known.
-        carry: Correlation of errors of neighbouring frames, in [0, 1); of frames d apart it is carry^d.
-            At 0 only known pixels are corrected.
+        carry: Correlation of errors of neighbouring frames, in [0, 1); of frames d apart it is
+            carry^d. At 0 only known pixels are corrected.
     """
 
     def __init__(self, frames: Tensor, known: Tensor, carry: float = 0.0):
@@ -90,8 +90,8 @@ class Pixels(Operator):
     def blend(self, video: Tensor) -> Tensor:
         """Add the error on the kept side to the generated side.
 
-        In space the error is spread over REACH pixels and fades with distance, in time it fades by FADE. Then
-        generated frames are blended towards input ones.
+        In space the error is spread over REACH pixels and fades with distance, in time it fades by
+        FADE. Then generated frames are blended towards input ones.
         """
         off = (self.y - video) * self.mask
         share = _blur(self.mask)
@@ -188,8 +188,8 @@ class Periodic(Operator):
     """The last frame equals the first.
 
     Args:
-        share: `(h w)` in [0, 1], the part of a difference that the first frame takes: 0 where the first
-            is known, 1 where the last is.
+        share: `(h w)` in [0, 1], the part of a difference that the first frame takes: 0 where the
+            first is known, 1 where the last is.
         frames: Number of frames.
     """
 
@@ -225,7 +225,7 @@ def _thousandths(colours: Tensor) -> Tensor:
 
 
 def _in_range(wanted: Tensor, mean: Tensor, over: tuple[int, ...]) -> Tensor:
-    """Scale `wanted - mean` by one factor along the axes `over`, the largest that stays within 0..255."""
+    """Scale `wanted - mean` by the largest factor along `over` that stays within 0..255."""
     off = wanted - mean
     room = torch.where(off > 0, 255 - mean, mean) / off.abs()
     room = torch.where(off.abs() < 1e-9, torch.inf, room)  # rounding, at the edge of the range too
@@ -233,7 +233,7 @@ def _in_range(wanted: Tensor, mean: Tensor, over: tuple[int, ...]) -> Tensor:
 
 
 def _carried(known: Tensor, carry: float) -> Carried:
-    """For each pixel the nearest known times before (or at) and after, `(t h w)`, with their weights.
+    """The nearest known times of each pixel, before (or at) and after, `(t h w)`, with weights.
 
     No other times count, since errors that correlate by carry^d are a Markov chain.
     """

@@ -88,14 +88,14 @@ BEGIN = "what it begins from"
 class Task:
     """An edit of clips.
 
-    The arguments of a task's constructor are its options, and the first line of its docstring is its
-    line in `vidcm edit --help`.
+    The arguments of a task's constructor are its options, and the first line of its docstring is
+    its line in `vidcm edit --help`.
 
     Attributes:
         clips: Smallest and largest number of clips.
         min_frames: Smallest number of frames in a clip; None for those of a latent frame.
-        follows_input: Whether the model generates as many frames as the clip asks for. Several tasks follow the
-            input only if each of them does.
+        follows_input: Whether the model generates as many frames as the clip asks for. Several
+            tasks follow the input only if each of them does.
         decides: Facts that only one of several tasks may decide.
         example: What follows `vidcm edit NAME`.
     """
@@ -165,14 +165,15 @@ def compose(
 ) -> tuple[OutputSpec, Scene]:
     """The output and the scene of several tasks at once.
 
-    The result of several tasks is what the model generates, without the frames of a clip that it does
-    not see.
+    The result of several tasks is what the model generates, without the frames of a clip that it
+    does not see.
 
     Args:
         tasks: By name, in any order.
         clips: uint8 `(t h w 3)` each.
         spec: What the model generates by itself.
-        frames: How many it is to generate; None for as many as a clip asks for, or the model by itself.
+        frames: How many it is to generate; None for as many as a clip asks for, or the model by
+            itself.
 
     Raises:
         UsageError: Tasks contradict each other, or clips do not fit them.
@@ -192,8 +193,8 @@ def compose(
             )
         if len(clip) < min_frames:
             raise UsageError(
-                f"a clip has {len(clip)} frames, fewer than the {min_frames} of one latent frame; give a "
-                "longer one, or a picture to animate"
+                f"a clip has {len(clip)} frames, fewer than the {min_frames} of one latent frame; "
+                "give a longer one, or a picture to animate"
             )
         part = InputClip(clip, np.full(clip.shape[:3], not forgets))
         for task in tasks.values():
@@ -216,8 +217,8 @@ def check(tasks: Mapping[str, Task], clips: int) -> None:
         for what in sorted(task.decides):
             if what in decided_by:
                 raise UsageError(
-                    f"{decided_by[what]} and {name} both decide {what}; do one, then the other with its "
-                    "result"
+                    f"{decided_by[what]} and {name} both decide {what}; do one, then the other "
+                    "with its result"
                 )
             decided_by[what] = name
     low, high = (f(t.clips[i] for t in tasks.values()) for i, f in enumerate((max, min)))

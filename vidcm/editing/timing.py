@@ -24,7 +24,7 @@ class Extend(Overlapping):
     """Go on after the end of a clip; the clip stays.
 
     Args:
-        given: How many of its last frames the model sees (default: about half of what it generates).
+        given: How many of its last frames the model sees (default: about half of its output).
     """
 
     example = '--input clip.mp4 --prompt "a woman walks left"'
@@ -41,7 +41,7 @@ class ExtendBackward(Overlapping):
     """Make what came before a clip; the clip stays.
 
     Args:
-        given: How many of its first frames the model sees (default: about half of what it generates).
+        given: How many of its first frames the model sees (default: about half of its output).
     """
 
     example = '--input clip.mp4 --prompt "a woman walks left"'
@@ -190,8 +190,8 @@ def _bridge(left: InputClip, right: InputClip, requested: int | None, spec: Outp
     one, two = (_overlap(requested, default, len(clip), spec) for clip in (left, right))
     if one + two >= spec.frames:
         raise UsageError(
-            f"given is {requested}, so {one + two} of {spec.frames} frames are known and no room is "
-            f"left between; use at most {(spec.frames - 1) // 2}"
+            f"given is {requested}, so {one + two} of {spec.frames} frames are known and no room "
+            f"is left between; use at most {(spec.frames - 1) // 2}"
         )
     scene = _ends(spec, left[len(left) - one :], right[:two])
     return replace(scene, before=left.frames[: len(left) - one], after=right.frames[two:])

@@ -138,8 +138,8 @@ def speedups(rows: dict[str, dict]) -> dict[str, dict]:
         rows: measurements by name of their `Row`.
 
     Returns:
-        By student row: `of`, the teacher row; `denoise`, the ratio of medians; `low` and `high`, the
-        extremes of the ratio within single turns. Empty without a teacher.
+        By student row: `of`, the teacher row; `denoise`, the ratio of medians; `low` and `high`,
+        the extremes of the ratio within single turns. Empty without a teacher.
     """
     named = [(Row.parse(name), name) for name in rows]
     teachers = [(row.num_inference_steps, name) for row, name in named if row.role == "teacher"]

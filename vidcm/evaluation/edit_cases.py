@@ -118,7 +118,7 @@ def animate_both(truth: np.ndarray) -> Case:
 
 
 def loop(truth: np.ndarray) -> Case:
-    """The first half of a clip, and as many frames as lead back to its start; no clip is the truth."""
+    """The first half of a clip, and frames that lead back to its start; no clip is the truth."""
     clip, more = truth[: len(truth) // 2 + 1], len(truth) - 2
     bridge = np.linspace(0, 1, more + 2)[1:-1, None, None, None]
     blend = ((1 - bridge) * clip[-1] + bridge * clip[0]).round().astype(np.uint8)

@@ -37,9 +37,10 @@ def edit_tables(results: Mapping[str, Any]) -> str:
         "**Filled-in pixels**: PSNR in dB, SSIM, and the share of attributes that show as the "
         "prompt has them. The baseline is the one of best PSNR.",
         _table(tasks, models, ("psnr", "ssim", "adherence")),
-        "**Seam, flicker and motion** over those of the true clips; 1 is right, below 1 is smoother "
-        "or stiller. A loop's seam is its step from end to beginning over the steps beside it, and "
-        "should not exceed 1; that of `interpolate` is its longest step over their mean.",
+        "**Seam, flicker and motion** over those of the true clips; 1 is right, below 1 is "
+        "smoother or stiller. A loop's seam is its step from end to beginning over the steps "
+        "beside it, and should not exceed 1; that of `interpolate` is its longest step over their "
+        "mean.",
         _table(tasks, models, ("seam", "flicker", "motion")),
         "**Kept and seconds**: the largest error in grey levels of pixels that must stay, of any "
         "model row; then seconds a clip.",

@@ -110,10 +110,10 @@ def _method(results: dict) -> str:
     )
     row = next(iter(results["rows"].values()))
     text = (
-        f"Medians of {results['repeats']} turns through all rows after {recipe['warmup']} to warm up; "
-        f"{recipe['batch']} x {clip['num_frames']} frames of {clip['width']}x{clip['height']} a call, "
-        f"{row['tokens']} tokens, {row['dtype']}, attention {' and '.join(row['attention'])}. End to "
-        "end is prompt to written mp4, models loaded. "
+        f"Medians of {results['repeats']} turns through all rows after {recipe['warmup']} to warm "
+        f"up; {recipe['batch']} x {clip['num_frames']} frames of {clip['width']}x{clip['height']} "
+        f"a call, {row['tokens']} tokens, {row['dtype']}, attention "
+        f"{' and '.join(row['attention'])}. End to end is prompt to written mp4, models loaded. "
     )
     for ratio in list(results["ratios"].values())[:1]:
         text += f"The speed-up is over {ratio['of']}, with its range within single turns. "
@@ -122,7 +122,8 @@ def _method(results: dict) -> str:
         text += f"A cold start is a new process to its mp4, the median of {times}. "
     return text + (
         f"Model {Path(environment['checkpoint']).name}, measured with {measured_on(environment)}, "
-        f"load {environment['load_average'][0][0]:.1f} on {environment['cores']} cores at the start."
+        f"load {environment['load_average'][0][0]:.1f} on {environment['cores']} cores at the "
+        "start."
     )
 
 

@@ -1,7 +1,7 @@
 """The quality table.
 
-Every row generates clips of the same held-out prompts with the same seeds, and all are compared with
-the same true clips.
+Every row generates clips of the same held-out prompts with the same seeds, and all are compared
+with the same true clips.
 """
 
 import hashlib

@@ -1,8 +1,8 @@
 """Prompt adherence against true clips: which value of an attribute does a generated clip show?
 
 Every combination of attributes has one true clip, and so has every alternative to it. For each
-attribute a clip is compared with the true clips of all values, at the pixels where these differ; the
-nearest (mean squared error) is the value it shows. No network judges.
+attribute a clip is compared with the true clips of all values, at the pixels where these differ;
+the nearest (mean squared error) is the value it shows. No network judges.
 """
 
 from collections.abc import Sequence

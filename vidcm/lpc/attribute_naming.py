@@ -68,7 +68,7 @@ class AttributeNaming(Objective):
 
 
 def frame_order(playback: Tensor, u: Tensor) -> Tensor:
-    """Which frame stands where, `(b, t)`, by place in PLAYBACK `(b,)` and uniform draws `(b, t)`."""
+    """Order of the frames `(b, t)`, by place in PLAYBACK `(b,)` and uniform draws `(b, t)`."""
     b, t = u.shape
     forward = torch.arange(t, device=u.device).expand(b, t)
     frozen = (u[:, :1] * t).long().expand(b, t)

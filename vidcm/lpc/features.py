@@ -25,7 +25,7 @@ BUNDLED = Path(__file__).parents[1] / "pretrained" / "lpc-features"
 class LpcFeatures(FeatureExtractor):
     """Features of an `AttributeNet`, `(b, 64)` for the bundled one.
 
-    Clips of another size than the task's 64x64 are scaled until they cover it and cut at the centre.
+    Clips of another size than the task's 64x64 are scaled to cover it and cut at the centre.
 
     Args:
         folder: of the network (default: the bundled one). Errors as `store.load_model`.

@@ -1,4 +1,4 @@
-"""Training networks that name attributes: of clips (the feature network), of captions (a text tower)."""
+"""Training networks that name attributes of clips (features) or of captions (text towers)."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,7 +56,7 @@ def naming_task(config: TrainConfig, model: AttributeNet, data: LPC, device: tor
 def caption_task(
     config: TrainConfig, model: CaptionReader, data: LPCCaptions, device: torch.device
 ) -> Task:
-    """Build the task of a caption reader; previews are on full captions of held-out combinations."""
+    """Build the task of a caption reader; previews use full captions of held-out combinations."""
 
     @torch.no_grad()
     def preview(weights: Weights, path: Path) -> dict[str, float]:

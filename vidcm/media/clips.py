@@ -49,7 +49,8 @@ class Clips:
 
     def __repr__(self) -> str:
         if self.output_type == "pil":
-            shape = f"{len(self.frames[0])} frames of {self.frames[0][0].width}x{self.frames[0][0].height}"
+            first = self.frames[0]
+            shape = f"{len(first)} frames of {first[0].width}x{first[0].height}"
         elif self.output_type == "latent":
             shape = f"latents {tuple(self.frames.shape[1:])}"
         else:

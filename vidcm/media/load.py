@@ -159,8 +159,8 @@ def load_mask(text: str, clip: SourceClip, fps: float, start: float = 0.0) -> np
     mask = load_clip(path, fps, count, start if path.suffix.lower() != ".png" else 0.0)
     if mask.frames.shape[1:3] != clip.frames.shape[1:3]:
         raise UsageError(
-            f"the mask {path} is {_size(mask.frames)} and the clip {_size(clip.frames)}; draw it in "
-            "the clip's size"
+            f"the mask {path} is {_size(mask.frames)} and the clip {_size(clip.frames)}; draw it "
+            "in the clip's size"
         )
     if mask.total not in (1, clip.total):
         raise UsageError(
@@ -178,14 +178,14 @@ def _box_mask(text: str, clip: SourceClip, fps: float) -> np.ndarray:
         box, span = [], []
     if len(box) != 4 or len(span) not in (0, 2):
         raise UsageError(
-            f"the mask {text!r} is not a box; give x,y,width,height in whole pixels, or also from,to in "
-            "seconds"
+            f"the mask {text!r} is not a box; give x,y,width,height in whole pixels, or also "
+            "from,to in seconds"
         )
     (x, y, width, height), (rows, columns) = box, clip.frames.shape[1:3]
     if min(x, y) < 0 or min(width, height) < 1 or x + width > columns or y + height > rows:
         raise UsageError(
-            f"the mask {text} does not lie in the clip's {columns}x{rows} pixels; make x + width and "
-            "y + height fit"
+            f"the mask {text} does not lie in the clip's {columns}x{rows} pixels; make x + width "
+            "and y + height fit"
         )
     mask = np.zeros((len(clip.frames), rows, columns), bool)
     seconds = np.arange(len(mask)) / fps
@@ -205,7 +205,8 @@ def _key_mask(colour: str, clip: SourceClip) -> np.ndarray:
     spread = int(np.ptp(clip.frames.astype(np.int16), axis=-1).max())
     if spread <= NEAR < np.ptp(key) - NEAR:
         raise UsageError(
-            f"the key colour #{colour} needs a clip in colour, and {clip} is grey; give a mask or a box"
+            f"the key colour #{colour} needs a clip in colour, and {clip} is grey; give a mask or "
+            "a box"
         )
     mask = np.abs(clip.frames - key).max(-1) <= NEAR
     if not mask.any():

@@ -24,8 +24,8 @@ class FeatureExtractor(ABC):
 class TimmFeatures(FeatureExtractor):
     """Features of an image network of timm, for clips of any subject and size.
 
-    A clip's vector is the mean over its frames, and the mean absolute change from frame to frame, so
-    that still clips are far from moving ones. Frames are scaled to the network's input size.
+    A clip's vector is the mean over its frames, and the mean absolute change from frame to frame,
+    so that still clips are far from moving ones. Frames are scaled to the network's input size.
 
     Args:
         model: a name of timm's, such as "resnet18".
@@ -66,7 +66,7 @@ class TimmFeatures(FeatureExtractor):
 
     @torch.no_grad()
     def __call__(self, frames: Tensor) -> np.ndarray:
-        """Clips uint8 `(b t h w 3)` -> features `(b, 2 d)`, frames through the network one by one."""
+        """Clips uint8 `(b t h w 3)` -> features `(b, 2 d)`, from one frame at a time."""
         return np.stack([self._clip(clip) for clip in frames])
 
     def _clip(self, clip: Tensor) -> np.ndarray:

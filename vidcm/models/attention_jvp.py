@@ -1,4 +1,4 @@
-"""Attention and its forward-mode derivative, chunked over queries: the reference of every kernel."""
+"""Attention and its forward-mode derivative, chunked over queries: the reference of kernels."""
 
 import torch
 from torch import Tensor

@@ -191,7 +191,8 @@ def attend_jvp(
     """The kernel's form of `vidcm.models.attention_jvp.attend_jvp`, with the same arguments.
 
     It takes float32, float16 or bfloat16 and heads of at most 128. Sums are in float32, and float32
-    is multiplied as torch's matmul precision says. Gradients take as much memory as the chunked form.
+    is multiplied as torch's matmul precision says. Gradients take as much memory as the chunked
+    form.
 
     Raises:
         ValueError: Shapes or dtypes do not go together.

@@ -61,8 +61,8 @@ class Block(nn.Module):
 class DiT(TransformerBackbone):
     """A diffusion transformer on spacetime patches.
 
-    The attribute `activation_checkpointing` computes blocks anew in the backward pass instead of keeping
-    their activations.
+    The attribute `activation_checkpointing` computes blocks anew in the backward pass instead of
+    keeping their activations.
 
     Args:
         channels: Of the latents; set by the denoiser.
@@ -76,8 +76,8 @@ class DiT(TransformerBackbone):
         two_times: Take a second time, the target of a jump; it has no effect before training.
 
     Raises:
-        UsageError: A size is not above 0, heads do not divide `hidden_size`, or a head is not a multiple
-            of 16.
+        UsageError: A size is not above 0, heads do not divide `hidden_size`, or a head is not a
+            multiple of 16.
     """
 
     student_inputs = ("guidance", "span")
@@ -97,8 +97,8 @@ class DiT(TransformerBackbone):
         super().__init__()
         if min(hidden_size, num_layers, num_heads, channels) < 1 or mlp_ratio <= 0:
             raise UsageError(
-                f"hidden_size {hidden_size}, num_layers {num_layers}, num_heads {num_heads}, channels {channels}, mlp_ratio {mlp_ratio}: "
-                "all must be above 0"
+                f"hidden_size {hidden_size}, num_layers {num_layers}, num_heads {num_heads}, "
+                f"channels {channels}, mlp_ratio {mlp_ratio}: all must be above 0"
             )
         if len(patch_size) != 3 or min(patch_size) < 1:
             raise UsageError(
@@ -106,7 +106,8 @@ class DiT(TransformerBackbone):
             )
         if hidden_size % num_heads or hidden_size // num_heads % 16:
             raise UsageError(
-                f"hidden_size {hidden_size} over {num_heads} heads: a head must be a multiple of 16 wide"
+                f"hidden_size {hidden_size} over {num_heads} heads: a head must be a multiple of "
+                "16 wide"
             )
         self.patch_size, self.num_heads, self.hidden_size = (
             tuple(patch_size),

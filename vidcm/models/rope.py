@@ -1,4 +1,4 @@
-"""Rotary embedding over three axes (Su et al. 2021, arXiv 2104.09864; per axis as in video DiTs)."""
+"""Rotary embedding over three axes (Su et al. 2021, arXiv 2104.09864), as in video DiTs."""
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ def rotary(
 
 
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Turn the pairs (first half, second half) of `x (b, heads, n, dim)` by `angles (n, dim / 2)`."""
+    """Turn pairs (first half, second half) of `x (b, heads, n, dim)` by angles `(n, dim / 2)`."""
     cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
     a, b = x.chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)

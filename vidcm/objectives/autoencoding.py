@@ -60,7 +60,8 @@ class Autoencoding(Objective):
         super().check(config)
         if self.decoder_only and not config.init:
             raise UsageError(
-                "objective.decoder_only keeps the encoder of init; set init to a codec's `final` folder"
+                "objective.decoder_only keeps the encoder of init; set init to a codec's `final` "
+                "folder"
             )
 
     def __call__(self, model: CausalVAE, batch: Batch, progress: float, rng: SampleRng) -> Loss:

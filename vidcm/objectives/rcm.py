@@ -121,8 +121,8 @@ def _consistency(spec: dict | None, teacher: Denoiser | None) -> StudentObjectiv
     plain = isinstance(objective, StudentObjective) and not objective.role_names
     if not plain or objective.sampling["sampler"] != "consistency":
         raise UsageError(
-            f"consistency cannot be {spec['name']}; use one without further networks whose students "
-            "are sampled by noising again, such as consistency_tuning"
+            f"consistency cannot be {spec['name']}; use one without further networks whose "
+            "students are sampled by noising again, such as consistency_tuning"
         )
     return objective
 

@@ -74,8 +74,8 @@ class EmaTarget(TargetNetwork):
     def __init__(self, decay: float):
         if not 0 < decay < 1:
             raise UsageError(
-                f"target_decay is {decay}; it must be between 0 and 1, or null for a target that is "
-                "the student itself"
+                f"target_decay is {decay}; it must be between 0 and 1, or null for a target that "
+                "is the student itself"
             )
         super().__init__()
         self.decay = decay

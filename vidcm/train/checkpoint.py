@@ -93,8 +93,8 @@ def read(folder: Path) -> tuple[dict[str, Any], dict]:
         state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # whatever a file that we did not write may raise
         raise VidcmError(
-            f"{folder / 'state.pt'} holds no state of a run ({type(error).__name__}); delete {folder} "
-            "to resume from the checkpoint before it"
+            f"{folder / 'state.pt'} holds no state of a run ({type(error).__name__}); delete "
+            f"{folder} to resume from the checkpoint before it"
         ) from None
     return state, manifest
 

@@ -54,7 +54,7 @@ def denoiser_task(
 
 
 def _fake(config: TrainConfig, folder: str, device: torch.device) -> Denoiser:
-    """A trainable copy of the teacher that takes guidance scales: the score of a student's distribution."""
+    """A trainable copy of the teacher that takes guidance scales: the fake score."""
     spec = read_card(folder)["spec"]
     fake: Denoiser = build(
         "model", {**spec, "backbone": {**spec["backbone"], "guidance_embed": True}}

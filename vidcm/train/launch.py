@@ -39,7 +39,8 @@ def launch(config: TrainConfig, device_name: str = "auto") -> int:
     distributed = "RANK" in os.environ
     if config.zero and not distributed:
         raise UsageError(
-            f"zero={config.zero} needs ranks to share; start with: deepspeed --num_gpus N tools/train.py"
+            f"zero={config.zero} needs ranks to share; start with: deepspeed --num_gpus N "
+            "tools/train.py"
         )
     ranks = int(os.environ.get("WORLD_SIZE", "1")) if distributed else 1
     # Refuses a batch that does not divide.
@@ -52,8 +53,8 @@ def launch(config: TrainConfig, device_name: str = "auto") -> int:
     stage = config.zero or int(config.precision == "bf16") if distributed else 0
     if stage and config.optimizer.name != "adamw":
         raise UsageError(
-            f"optimizer.name is {config.optimizer.name}, and ZeRO {stage} shards the state of adamw "
-            "alone; use adamw, or zero=0 with precision=fp32"
+            f"optimizer.name is {config.optimizer.name}, and ZeRO {stage} shards the state of "
+            "adamw alone; use adamw, or zero=0 with precision=fp32"
         )
     if int(os.environ.get("RANK", "0")) == 0:
         print(f"training on {device} in {config.precision}")
@@ -72,7 +73,7 @@ def launch(config: TrainConfig, device_name: str = "auto") -> int:
 
 
 def exported_spec(config: TrainConfig, objective: Objective) -> dict[str, Any]:
-    """Return the spec of the model folder: the config's, and the given frames it was trained with."""
+    """Return the spec of the model folder: the config's, with the kinds of given frames."""
     kinds = sorted(objective.given_mask.kinds)
     return {**config.model, "given_frames": kinds} if kinds else config.model
 

@@ -204,13 +204,14 @@ class _Run:
         _check_same_run(self.folder, config, manifest["config"])
         if manifest["step"] > config.steps:
             raise UsageError(
-                f"{self.folder} holds a run of {manifest['step']} steps, and steps is {config.steps}; "
-                "raise it, or choose another output"
+                f"{self.folder} holds a run of {manifest['step']} steps, and steps is "
+                f"{config.steps}; raise it, or choose another output"
             )
         if state["frozen"] != self.engine.frozen:
             raise UsageError(
-                f"the frozen weights of {config.start} have sha256 {self.engine.frozen[:12]}, but the "
-                f"run began with {state['frozen'][:12]}; put that model back, or choose another output"
+                f"the frozen weights of {config.start} have sha256 {self.engine.frozen[:12]}, but "
+                f"the run began with {state['frozen'][:12]}; put that model back, or choose "
+                "another output"
             )
 
     def _say(self, text: str) -> None:

@@ -39,7 +39,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _workspace(target) as workspace:
             yield workspace / target.name
-            _swap(workspace / target.name, target, workspace / OLD)
+            if target.is_dir():  # a folder cannot be renamed over
+                os.replace(target, workspace / OLD)
+            os.replace(workspace / target.name, target)
     except BaseException as error:
         for folder in missing:
             with suppress(OSError):
@@ -79,13 +81,6 @@ def _workspace(target: Path) -> Iterator[Path]:
             _clean(workspace, target)
         finally:
             os.close(lock)
-
-
-def _swap(new: Path, target: Path, old: Path) -> None:
-    """Rename `new` to `target`; a folder cannot be renamed over, so it is moved to `old` first."""
-    if target.is_dir():
-        os.replace(target, old)
-    os.replace(new, target)
 
 
 def _recover(target: Path, prefix: str) -> None:

@@ -6,6 +6,7 @@ Needs no torch, so that commands can answer at once.
 import json
 import os
 from dataclasses import asdict, dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Self
 
@@ -135,16 +136,9 @@ class PipelineSettings:
             raise VidcmError(f"cannot read {path}: {error}") from None
         except UsageError as error:
             raise VidcmError(f"{error}; export it again") from None
-        numbers = {
-            "num_frames": found.num_frames,
-            "height": found.height,
-            "width": found.width,
-            "fps": found.fps,
-            "student.num_inference_steps": found.student.num_inference_steps,
-            "teacher.num_inference_steps": found.teacher.num_inference_steps,
-        }
-        for key, value in numbers.items():
-            if value <= 0:
+        steps = ("student.num_inference_steps", "teacher.num_inference_steps")
+        for key in ("num_frames", "height", "width", "fps", *steps):
+            if (value := attrgetter(key)(found)) <= 0:
                 raise VidcmError(f"{path}: {key} is {value}; expected a number above 0")
         return found
 

@@ -15,6 +15,7 @@ from abc import ABC, abstractmethod
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from vidcm.editing.joins import drawn_to_given, drawn_to_start
@@ -163,7 +164,8 @@ class BlockMean(Operator):
 
         Remainders of rounding go to the pixels with the largest fractions.
         """
-        blocks = self._blocks(frames).double()  # b t h w 3 n
+        pattern = "b t (h i) (w j) c -> b t h w c (i j)"
+        blocks = rearrange(frames, pattern, i=self.size, j=self.size).double()
         mean = self.frames.double()[..., None]
         target = mean * self.size**2
         wanted = _in_range(blocks + mean - blocks.mean(-1, keepdim=True), mean, (-1, -2))
@@ -172,16 +174,9 @@ class BlockMean(Operator):
         fixed = low + (rank < (target - low.sum(-1, keepdim=True)))
         right = (blocks.sum(-1, keepdim=True) == target).all(-2, keepdim=True)
         right = right | ~self.known[..., None, None]
-        return self._joined(torch.where(right, blocks, fixed)).to(torch.uint8)
-
-    def _blocks(self, frames: Tensor) -> Tensor:
-        n = self.size
-        parts = frames.unflatten(3, (-1, n)).unflatten(2, (-1, n))  # b t h i w j 3
-        return parts.permute(0, 1, 2, 4, 6, 3, 5).flatten(-2)
-
-    def _joined(self, blocks: Tensor) -> Tensor:
-        n = self.size
-        return blocks.unflatten(-1, (n, n)).permute(0, 1, 2, 5, 3, 6, 4).flatten(4, 5).flatten(2, 3)
+        pattern = "b t h w c (i j) -> b t (h i) (w j) c"
+        whole = rearrange(torch.where(right, blocks, fixed), pattern, i=self.size, j=self.size)
+        return whole.to(torch.uint8)
 
 
 class Periodic(Operator):

@@ -37,15 +37,12 @@ class Extend(Overlapping):
         return replace(scene, before=clip.frames[: len(clip) - count])
 
 
-class ExtendBackward(Overlapping):
+class ExtendBackward(Extend):
     """Make what came before a clip; the clip stays.
 
     Args:
         given: How many of its first frames the model sees (default: about half of its output).
     """
-
-    example = '--input clip.mp4 --prompt "a woman walks left"'
-    decides = frozenset({TIMING})
 
     def place(self, given: list[InputClip], spec: OutputSpec) -> Scene:
         clip = given[0]

@@ -86,11 +86,7 @@ def run_comparison(comparison: Comparison, lpc: LPC, only: list[str] | None = No
         "codec": read_card(comparison.codec).get("sha256"),
     }
     protocol = {k: getattr(comparison, k) for k in ("budget", "count", "seed")}
-    facts = {
-        "kind": "comparison",
-        "protocol": {"version": VERSION} | protocol,
-        "model": model,
-    }
+    facts = {"kind": "comparison", "protocol": {"version": VERSION} | protocol, "model": model}
     order = {key: place for place, (key, _, _) in enumerate(row_entries(comparison))}
     results = Results(
         Path(comparison.results),

@@ -1,5 +1,6 @@
 """What a number was measured on, recorded with it."""
 
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -27,6 +28,32 @@ def environment(device: torch.device | str = "cpu") -> dict:
         "commit": commit,
         "dirty": bool(changes) if commit else None,
     }
+
+
+def machine(device: torch.device) -> dict:
+    """`environment`, cores, memory, and the state of the GPU."""
+    facts = environment(device) | {
+        "cores": len(os.sched_getaffinity(0)),
+        "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+    }
+    if device.type == "cuda":
+        card = torch.cuda.get_device_properties(device)
+        facts |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+        facts["gpu_memory"] = card.total_memory
+        query = "driver_version,power.limit,clocks.max.sm"
+        words = [
+            "nvidia-smi",
+            f"--id=GPU-{card.uuid}",
+            f"--query-gpu={query}",
+            "--format=csv,noheader",
+        ]
+        try:
+            line = subprocess.run(words, capture_output=True, text=True, timeout=60).stdout
+        except (OSError, subprocess.TimeoutExpired):
+            line = ""  # a container may lack it: the facts are then not known
+        values = [word.strip() for word in line.split(",")]
+        facts |= dict(zip(("driver", "power_limit", "top_clock"), values, strict=False))
+    return facts
 
 
 def _cpu() -> str:

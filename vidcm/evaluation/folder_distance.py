@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from vidcm.data.folder import find_videos
+from vidcm.data.videos import find_videos
 from vidcm.errors import UsageError
 from vidcm.media.read import probe, read_frames
 from vidcm.metrics.features import FeatureExtractor

@@ -30,7 +30,7 @@ from vidcm.evaluation.cost import (
     summarize_calls,
     tokens_of,
 )
-from vidcm.evaluation.environment import environment
+from vidcm.evaluation.environment import machine
 from vidcm.evaluation.rows import Row
 from vidcm.media.clips import Clips
 from vidcm.pipeline import VideoPipeline
@@ -138,7 +138,7 @@ def measure_latency(
         "recipe": recipe,
         "repeats": plan.repeats,
         "environment": {
-            **_machine(pipe.device),
+            **machine(pipe.device),
             "load_average": [*load_average, os.getloadavg()],
             "checkpoint": str(checkpoint),
             "sha256": {part: card["sha256"] for part, card in cards.items()},
@@ -279,29 +279,3 @@ def _row_results(pipe: VideoPipeline, row: Row, plan: LatencyPlan, calls: list[d
         "peak_memory": {k: max(call["memory"][k] for call in kept) for k in last["memory"]},
         "clips_sha256": last["clips"],
     }
-
-
-def _machine(device: torch.device) -> dict:
-    """`environment`, cores, memory, and the state of the GPU."""
-    facts = environment(device) | {
-        "cores": len(os.sched_getaffinity(0)),
-        "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-    }
-    if device.type == "cuda":
-        card = torch.cuda.get_device_properties(device)
-        facts |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
-        facts["gpu_memory"] = card.total_memory
-        query = "driver_version,power.limit,clocks.max.sm"
-        words = [
-            "nvidia-smi",
-            f"--id=GPU-{card.uuid}",
-            f"--query-gpu={query}",
-            "--format=csv,noheader",
-        ]
-        try:
-            line = subprocess.run(words, capture_output=True, text=True, timeout=60).stdout
-        except (OSError, subprocess.TimeoutExpired):
-            line = ""  # a container may lack it: the facts are then not known
-        values = [word.strip() for word in line.split(",")]
-        facts |= dict(zip(("driver", "power_limit", "top_clock"), values, strict=False))
-    return facts

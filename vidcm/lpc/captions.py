@@ -14,10 +14,8 @@ PLACES += ["over {}"]
 Words = Mapping[str, Mapping[str, Mapping]]
 
 
-def compose_caption(
-    combination: Mapping[str, str], words: Words, rng: np.random.Generator, *, partial: float
-) -> str:
-    """Compose a caption.
+class CaptionComposer:
+    """Composes one caption.
 
     Args:
         combination: attribute -> value, without the values that draw nothing.
@@ -25,21 +23,12 @@ def compose_caption(
         rng: source of every choice.
         partial: probability, 0 to 1, of omitting some of the `OPTIONAL` attributes.
 
-    Returns:
-        A sentence or a list of phrases.
+    Attributes:
+        named: the optional attributes that it mentions.
     """
-    return _Composer(combination, words, rng, partial).compose()
-
-
-class _Composer:
-    """One caption; `named` holds the optional attributes that it mentions."""
 
     def __init__(
-        self,
-        combination: Mapping[str, str],
-        words: Words,
-        rng: np.random.Generator,
-        partial: float,
+        self, combination: Mapping[str, str], words: Words, rng: np.random.Generator, partial: float
     ):
         self.combination, self.words, self.rng = combination, words, rng
         self.named = [name for name in OPTIONAL if name in combination]
@@ -48,6 +37,7 @@ class _Composer:
             self.named = [name for name in self.named if self.chance(keep)]
 
     def compose(self) -> str:
+        """A sentence or a list of phrases."""
         subject, has = self.subject()
         wears = self.attributes(has)
         text = self.sentence(subject, has, wears, self.action())

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from vidcm.data.batch import Batch
 from vidcm.errors import UsageError
-from vidcm.lpc.captions import compose_caption
+from vidcm.lpc.captions import CaptionComposer
 from vidcm.lpc.wardrobe import CELL, ROWS, Sheets, Wardrobe, premultiply
 
 Combination = dict[str, str]
@@ -130,7 +130,8 @@ class LPC:
         visible = {
             k: v for k, v in combination.items() if v != "none" and self._visible(k, combination)
         }
-        return compose_caption(visible, self.words, rng, partial=0.0 if full else self.partial)
+        partial = 0.0 if full else self.partial
+        return CaptionComposer(visible, self.words, rng, partial).compose()
 
     # -- pixels ---------------------------------------------------------------------------------
 

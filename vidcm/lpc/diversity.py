@@ -7,7 +7,7 @@ from itertools import combinations as pairs
 import numpy as np
 from torch import Tensor
 
-from vidcm.lpc.captions import OPTIONAL, compose_caption
+from vidcm.lpc.captions import OPTIONAL, CaptionComposer
 from vidcm.lpc.dataset import LPC, Combination
 
 VERSION = 1
@@ -34,7 +34,7 @@ def partial_caption(
         for k, v in combination.items()
         if v != "none" and not (k in open_attributes and k in OPTIONAL)
     }
-    return compose_caption(named, lpc.words, rng, partial=0.0)
+    return CaptionComposer(named, lpc.words, rng, partial=0.0).compose()
 
 
 @dataclass(frozen=True)

@@ -201,20 +201,7 @@ def attend_jvp(
         dtype = torch.get_autocast_dtype(q.device.type)
         q, k, v = (x.to(dtype) for x in (q, k, v))
         tq, tk, tv = (None if x is None else x.to(dtype) for x in (tq, tk, tv))
-    _check(q, k, v, tq, tk, tv, mask)
-    return _attend_jvp(q, k, v, tq, tk, tv, mask)
-
-
-def _check(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    tq: Tensor | None,
-    tk: Tensor | None,
-    tv: Tensor | None,
-    mask: Tensor | None,
-) -> None:
-    """A kernel reads past the end of what is shorter than it was told."""
+    # A kernel reads past the end of what is shorter than it was told.
     pairs = [(x, tx) for x, tx in ((q, tq), (k, tk), (v, tv)) if tx is not None]
     shapes = [tuple(x.shape) for x in (q, k, v)]
     if any(x.shape != tx.shape for x, tx in pairs):
@@ -228,3 +215,4 @@ def _check(
         raise ValueError(f"dtypes {found}; the kernel takes one of {DTYPES} for all")
     if mask is not None and (mask.dtype != torch.bool or mask.shape != (len(k), k.shape[2])):
         raise ValueError(f"a {mask.dtype} mask of {tuple(mask.shape)} over keys of {shapes[1]}")
+    return _attend_jvp(q, k, v, tq, tk, tv, mask)

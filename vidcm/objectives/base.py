@@ -79,9 +79,12 @@ class Objective(ABC):
     def turn(self, step: int, progress: float) -> str:
         """Return the role that trains in a step: STUDENT or one of `role_names`.
 
-        A pure function, so that a resumed run continues with the right role.
+        In every period the others rotate, and the student comes last. A pure function, so that a
+        resumed run continues with the right role.
         """
-        return whose_turn(step, self.student_update_freq, self.role_names)
+        place, names = step % self.student_update_freq, self.role_names
+        last = place == self.student_update_freq - 1
+        return STUDENT if last or not names else names[place % len(names)]
 
     def check(self, config: TrainConfig) -> None:
         """Refuse a run that the objective is unsound in.
@@ -107,13 +110,6 @@ class Objective(ABC):
             rng: Draws per sample, so that the loss does not depend on how a batch is split over
                 ranks.
         """
-
-
-def whose_turn(step: int, student_update_freq: int, others: Sequence[str]) -> str:
-    """Return the role of a step: in every period the others rotate, and the student comes last."""
-    place = step % student_update_freq
-    last = place == student_update_freq - 1
-    return STUDENT if last or not others else others[place % len(others)]
 
 
 def check_period(student_update_freq: int, others: int) -> None:

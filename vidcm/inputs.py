@@ -124,11 +124,8 @@ def warnings_about(
     for name, value, low in sizes:
         if value is not None and value < low:
             found.append(f"the model was trained on {name} of {low} or more, not {value}")
-    scale, steps, student = (
-        generation.guidance_scale,
-        generation.num_inference_steps,
-        settings.student,
-    )
+    scale, steps = generation.guidance_scale, generation.num_inference_steps
+    student = settings.student
     low, high = student.guidance_range
     if generation.role == "student" and not low <= scale <= high:
         found.append(f"the model was trained with guidance {low:g} to {high:g}, not {scale:g}")

@@ -174,11 +174,8 @@ def _read(
         load_mask,
     )
 
-    fps, size, bound = (
-        pipe.settings.fps / frames_per_input(tasks),
-        input_size(tasks, spec),
-        math.inf,
-    )
+    fps, size = pipe.settings.fps / frames_per_input(tasks), input_size(tasks, spec)
+    bound = math.inf
     if not follows_input(tasks):
         spec = resolve_output(tasks, [], spec, args.frames)
     elif args.frames is not None:

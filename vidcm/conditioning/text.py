@@ -57,12 +57,8 @@ class HashedWords(nn.Module):
                 f"hidden_size {hidden_size} over {num_heads} heads: a head must be an even number "
                 "wide"
             )
-        self.hidden_size, self.num_heads, self.buckets, self.max_words = (
-            hidden_size,
-            num_heads,
-            buckets,
-            max_words,
-        )
+        self.hidden_size, self.num_heads = hidden_size, num_heads
+        self.buckets, self.max_words = buckets, max_words
         self.pieces = nn.EmbeddingBag(buckets, hidden_size, mode="mean", padding_idx=0)
         self.empty = nn.Parameter(torch.randn(hidden_size) * 0.02)
         self.blocks = nn.ModuleList(_Block(hidden_size, num_heads) for _ in range(num_layers))

@@ -15,10 +15,8 @@ def environment(device: torch.device | str = "cpu") -> dict:
     from it.
     """
     device = torch.device(device)
-    commit, changes = (
-        _git("rev-parse", "HEAD"),
-        _git("status", "--porcelain", "--", "vidcm", ":!vidcm/pretrained"),
-    )
+    commit = _git("rev-parse", "HEAD")
+    changes = _git("status", "--porcelain", "--", "vidcm", ":!vidcm/pretrained")
     return {
         "cpu": _cpu(),
         "threads": torch.get_num_threads(),
@@ -40,13 +38,8 @@ def machine(device: torch.device) -> dict:
         card = torch.cuda.get_device_properties(device)
         facts |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
         facts["gpu_memory"] = card.total_memory
-        query = "driver_version,power.limit,clocks.max.sm"
-        words = [
-            "nvidia-smi",
-            f"--id=GPU-{card.uuid}",
-            f"--query-gpu={query}",
-            "--format=csv,noheader",
-        ]
+        query = "--query-gpu=driver_version,power.limit,clocks.max.sm"
+        words = ["nvidia-smi", f"--id=GPU-{card.uuid}", query, "--format=csv,noheader"]
         try:
             line = subprocess.run(words, capture_output=True, text=True, timeout=60).stdout
         except (OSError, subprocess.TimeoutExpired):

@@ -103,11 +103,8 @@ def latency_table(results: dict) -> str:
 
 
 def _method(results: dict) -> str:
-    recipe, environment, clip = (
-        results["recipe"],
-        results["environment"],
-        results["recipe"]["clip"],
-    )
+    recipe, environment = results["recipe"], results["environment"]
+    clip = recipe["clip"]
     row = next(iter(results["rows"].values()))
     text = (
         f"Medians of {results['repeats']} turns through all rows after {recipe['warmup']} to warm "

@@ -113,11 +113,8 @@ class LongClipGenerator:
     """
 
     def __init__(self, pipe: VideoPipeline, lpc: LPC, batch_size: int):
-        windowed, settings, self.span = (
-            pipe.generation().denoiser,
-            pipe.settings,
-            lpc.num_frames - 1,
-        )
+        windowed, settings = pipe.generation().denoiser, pipe.settings
+        self.span = lpc.num_frames - 1
         added = (windowed.window[0] - 1) * pipe.codec.time_stride
         if windowed.overlap[0] or added != self.span:
             raise UsageError(
@@ -150,7 +147,14 @@ class LongClipGenerator:
             uint8 `(n t h w c)`.
         """
         if row.method in ("one seed", "new seeds", "truth"):
-            return self._end_to_end(row, true_clips, prompts, seeds)
+            parts = []
+            for k in range(row.windows):
+                late = row.then and 2 * k >= row.windows
+                own = [s + k * SEED_STRIDE * (row.method == "new seeds") for s in seeds]
+                truth = row.method == "truth"
+                part = true_clips[late] if truth else self._sample(row, prompts[late], own)
+                parts.append(part[:, min(k, 1) :])
+            return torch.cat(parts, 1)
         if row.method == "wide":
             clips = self._sample(row, prompts[0], seeds, height=self.height, width=2 * self.width)
             left = self.width // 2
@@ -164,24 +168,6 @@ class LongClipGenerator:
             for before, after, seed in zip(*prompts, seeds, strict=True)
         ]
         return torch.cat(clips)
-
-    def _end_to_end(
-        self,
-        row: LongRow,
-        true_clips: Sequence[Tensor],
-        prompts: Sequence[list[str]],
-        seeds: list[int],
-    ) -> Tensor:
-        parts = []
-        for k in range(row.windows):
-            late = row.then and 2 * k >= row.windows
-            offset = k * SEED_STRIDE if row.method == "new seeds" else 0
-            if row.method == "truth":
-                part = true_clips[late]
-            else:
-                part = self._sample(row, prompts[late], [seed + offset for seed in seeds])
-            parts.append(part[:, min(k, 1) :])
-        return torch.cat(parts, 1)
 
     def _sample(self, row: LongRow, prompts: list[str], seeds: list[int], **options: Any) -> Tensor:
         pipe = self.unwindowed if row.method == "at once" else self.pipe

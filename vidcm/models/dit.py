@@ -109,11 +109,8 @@ class DiT(TransformerBackbone):
                 f"hidden_size {hidden_size} over {num_heads} heads: a head must be a multiple of "
                 "16 wide"
             )
-        self.patch_size, self.num_heads, self.hidden_size = (
-            tuple(patch_size),
-            num_heads,
-            hidden_size,
-        )
+        self.patch_size = tuple(patch_size)
+        self.num_heads, self.hidden_size = num_heads, hidden_size
         pt, ph, pw = self.patch_size
         self.embed = nn.Linear(channels * pt * ph * pw, hidden_size)
         self.time = ScalarEmbedding(hidden_size)

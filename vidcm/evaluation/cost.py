@@ -105,7 +105,8 @@ def flops_per_evaluation(dit: DiT, shape: Sequence[int], words: int) -> int:
         shape: latents `(c, t, h, w)`.
         words: text tokens.
     """
-    weights = {name: value.to("meta") for name, value in dit.state_dict().items()}
+    values = [*dit.named_parameters(), *dit.named_buffers()]
+    weights = {name: value.to("meta") for name, value in values}
     one = torch.empty(1, device="meta")
     tokens = one.new_empty(1, words, dit.pool.in_features)
     cond = Cond(tokens, one.new_empty(1, words, dtype=torch.bool), one if dit.guidance else None)

@@ -46,8 +46,8 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str:
         text, default = action.help or "", action.default
         flag = action.nargs == 0 or default is None or default is argparse.SUPPRESS
-        shown = " ".join(map(str, default)) if isinstance(default, list) else str(default)
-        return text if flag or not shown or "default:" in text else f"{text} (default: {shown})"
+        value = " ".join(map(str, default)) if isinstance(default, list) else str(default)
+        return text if flag or not value or "default:" in text else f"{text} (default: {value})"
 
 
 class Parser(argparse.ArgumentParser):

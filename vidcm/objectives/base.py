@@ -40,7 +40,7 @@ class Role:
     module: nn.Module
     loss: Callable[[Any, Batch, float, SampleRng], Loss]
     lr_scale: float = 1.0
-    betas: tuple[float, float] | None = None
+    betas: Sequence[float] | None = None
 
 
 class Objective(ABC):
@@ -62,7 +62,7 @@ class Objective(ABC):
     trains: ClassVar[type[nn.Module]] = nn.Module
     uses_teacher: ClassVar[bool] = False
     target: TargetNetwork | None = None
-    guidance_range: tuple[float, float] | None = None
+    guidance_range: Sequence[float] | None = None
     given_mask: GivenFrames = GivenFrames()
     role_names: tuple[str, ...] = ()
     student_update_freq: int = 1

@@ -70,10 +70,7 @@ def points(places: range) -> Tensor:
 
 
 def trained(
-    model: Denoiser,
-    objective: Objective,
-    steps: int,
-    data: Callable[[range], Tensor] = points,
+    model: Denoiser, objective: Objective, steps: int, data: Callable[[range], Tensor] = points
 ) -> Denoiser:
     """Adam over fresh batches of data whose prompt is "0.9"."""
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, betas=(0.9, 0.99))

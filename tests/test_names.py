@@ -33,9 +33,7 @@ def stand_ins(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "path",
-    sorted(PACKAGE.rglob("*.py")),
-    ids=lambda p: str(p.relative_to(PACKAGE)),
+    "path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE))
 )
 def test_names_are_those_of_the_field(path):
     assert not stand_ins(path)

@@ -129,10 +129,7 @@ def _quantise(name: str, v: Tensor) -> dict[str, Tensor]:
         return {name: v.half()}
     scale = (v.float().flatten(1).abs().amax(1) / 127).clamp(min=2**-24).half()
     wide = scale.float().view(-1, *[1] * (v.ndim - 1))
-    return {
-        name: (v.float() / wide).round().clamp(-127, 127).to(torch.int8),
-        name + SCALE: scale,
-    }
+    return {name: (v.float() / wide).round().clamp(-127, 127).to(torch.int8), name + SCALE: scale}
 
 
 def load_model(

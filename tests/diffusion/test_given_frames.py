@@ -6,13 +6,7 @@ import torch
 
 from vidcm.config import TrainConfig
 from vidcm.diffusion.denoiser import Denoiser
-from vidcm.diffusion.given_frames import (
-    KINDS,
-    GivenFrames,
-    free_mean,
-    hold,
-    kinds_of,
-)
+from vidcm.diffusion.given_frames import KINDS, GivenFrames, free_mean, hold, kinds_of
 from vidcm.errors import UsageError
 from vidcm.registry import build
 from vidcm.rng import SampleRng

@@ -233,14 +233,7 @@ def test_edit_tables_say_where_the_student_loses():
         "protocol": {"count": 2, "seed": 0},
         "model": {"name": "m"},
         "environments": [
-            {
-                "commit": None,
-                "dirty": None,
-                "cpu": "c",
-                "device": "cpu",
-                "threads": 1,
-                "torch": "t",
-            }
+            {"commit": None, "dirty": None, "cpu": "c", "device": "cpu", "threads": 1, "torch": "t"}
         ],
         "rows": {
             "upscale": {"nearest": worst, "bicubic": simple, **ways},

@@ -318,10 +318,7 @@ def test_rewrite_touches_only_what_stands_between_the_marks(tmp_path):
     assert file.read_bytes() == new
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["no marks", END + BEGIN, BEGIN, (BEGIN + END) * 2],
-)
+@pytest.mark.parametrize("text", ["no marks", END + BEGIN, BEGIN, (BEGIN + END) * 2])
 def test_rewrite_refuses_a_file_without_its_marks(tmp_path, text):
     file = tmp_path / "README.md"
     file.write_text(text)

@@ -25,8 +25,7 @@ REPO = Path(__file__).resolve().parents[2]
 DOCS = REPO / "docs" / "training.md"
 MARKS = ("<!-- cells -->\n", "<!-- /cells -->\n")
 needs_deepspeed = pytest.mark.skipif(
-    importlib.util.find_spec("deepspeed") is None,
-    reason="needs deepspeed: pip install -e .[train]",
+    importlib.util.find_spec("deepspeed") is None, reason="needs deepspeed: pip install -e .[train]"
 )
 
 

@@ -19,8 +19,7 @@ from vidcm.train import checkpoint, loop
 from vidcm.train.log import step_of
 
 pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("deepspeed") is None,
-    reason="needs deepspeed: pip install -e .[train]",
+    importlib.util.find_spec("deepspeed") is None, reason="needs deepspeed: pip install -e .[train]"
 )
 REPO = Path(__file__).resolve().parents[2]
 FP32 = [(s, a, "fp32") for s in ranks.STAGES for a in ranks.ACCUMULATIONS]

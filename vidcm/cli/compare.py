@@ -3,15 +3,8 @@
 import argparse
 from pathlib import Path
 
-from vidcm.cli.common import (
-    Parser,
-    existing_file,
-    run,
-)
-from vidcm.cli.options import (
-    add_art,
-    art_of,
-)
+from vidcm.cli.common import Parser, existing_file, run
+from vidcm.cli.options import add_art, art_of
 from vidcm.errors import UsageError, VidcmError
 
 

@@ -8,13 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vidcm.cli.clips import note, progress_bar, report, warn
-from vidcm.cli.common import (
-    run,
-)
+from vidcm.cli.common import run
 from vidcm.cli.edit_options import SECONDS, TASK_OPTIONS, parser
-from vidcm.cli.options import (
-    free_output,
-)
+from vidcm.cli.options import free_output
 from vidcm.conditioning.prompts import check_prompts
 from vidcm.errors import UsageError
 from vidcm.registry import build, options_of
@@ -165,14 +161,7 @@ def _read(
         max_input_frames,
         resolve_output,
     )
-    from vidcm.media.load import (
-        describe_fit,
-        fit,
-        fit_mask,
-        frames_in_memory,
-        load_clip,
-        load_mask,
-    )
+    from vidcm.media.load import describe_fit, fit, fit_mask, frames_in_memory, load_clip, load_mask
 
     fps, size = pipe.settings.fps / frames_per_input(tasks), input_size(tasks, spec)
     bound = math.inf

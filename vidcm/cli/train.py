@@ -2,13 +2,8 @@
 
 import argparse
 
-from vidcm.cli.common import (
-    Parser,
-    run,
-)
-from vidcm.cli.options import (
-    add_device,
-)
+from vidcm.cli.common import Parser, run
+from vidcm.cli.options import add_device
 from vidcm.config import load
 
 

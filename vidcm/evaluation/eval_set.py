@@ -123,10 +123,7 @@ class EvalJob:
     overwrite: bool = False
 
     def results(
-        self,
-        kind: str,
-        protocol: Mapping[str, Any],
-        sort_key: Callable[[str], Any] | None = None,
+        self, kind: str, protocol: Mapping[str, Any], sort_key: Callable[[str], Any] | None = None
     ) -> Results:
         """The results file. Raises UsageError when it holds another kind, protocol or model.
 

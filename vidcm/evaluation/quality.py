@@ -81,11 +81,7 @@ def _heldout_metrics(generate: ClipGenerator, eval_set: EvalSet) -> dict:
         },
         "diversity": _diversity_metrics(generate, eval_set),
         "truth": hashlib.sha256(eval_set.frames.numpy().tobytes()).hexdigest(),
-        "seconds": {
-            "total": spent,
-            "per_clip": spent / eval_set.count,
-            "stages": clips.seconds,
-        },
+        "seconds": {"total": spent, "per_clip": spent / eval_set.count, "stages": clips.seconds},
     }
 
 

@@ -39,9 +39,7 @@ class TimmFeatures(FeatureExtractor):
     def __init__(self, model: str, checkpoint: str | Path | None = None):
         try:
             import timm  # pyright: ignore[reportMissingImports]
-            from timm.data.config import (  # pyright: ignore[reportMissingImports]
-                resolve_model_data_config,
-            )
+            from timm.data.config import resolve_model_data_config  # pyright: ignore[reportMissingImports]
         except (ImportError, RuntimeError) as error:  # the latter where torchvision is another's
             raise VidcmError(
                 f"timm does not import ({' '.join(str(error).split())}); pip install -e '.[timm]'"

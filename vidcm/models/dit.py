@@ -159,13 +159,7 @@ class DiT(TransformerBackbone):
         return rearrange(out, pattern, t=frames, h=height, w=width, i=pt, j=ph, k=pw)
 
     def _state(
-        self,
-        time: Tensor,
-        time_to: Tensor | None,
-        cond: Cond,
-        text: Tensor,
-        frames: int,
-        area: int,
+        self, time: Tensor, time_to: Tensor | None, cond: Cond, text: Tensor, frames: int, area: int
     ) -> Tensor:
         """What modulates: times, pooled text and guidance, `(b, 1, d)` or per token `(b, n, d)`."""
         weights = cond.mask.unsqueeze(-1).to(text.dtype)

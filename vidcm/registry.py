@@ -44,7 +44,7 @@ TABLE: dict[str, dict[str, str]] = {
         "adversarial": "vidcm.objectives.adversarial:Adversarial",
         "rcm": "vidcm.objectives.rcm:RegularisedConsistency",
         "attribute_naming": "vidcm.lpc.attribute_naming:AttributeNaming",
-        "caption_naming": "vidcm.lpc.caption_naming:CaptionNaming",
+        "caption_naming": "vidcm.lpc.attribute_naming:CaptionNaming",
     },
     "derivative": {
         "exact": "vidcm.diffusion.derivative:Exact",

@@ -7,7 +7,7 @@ from tiny import CODEC, TEXT, denoiser
 from vidcm.config import TrainConfig
 from vidcm.data.batch import Batch
 from vidcm.errors import UsageError
-from vidcm.lpc.caption_naming import CaptionNaming
+from vidcm.lpc.attribute_naming import CaptionNaming
 from vidcm.lpc.dataset import LPCCaptions
 from vidcm.registry import build
 from vidcm.rng import SampleRng

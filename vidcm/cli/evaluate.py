@@ -46,6 +46,12 @@ def parser() -> Parser:
         "  vidcm evaluate --long-edits docs/results/long_edits.json --into docs/editing.md\n"
         "  vidcm evaluate --frechet real/ generated/ --features timm:resnet18",
     )
+    _add_measures(p)
+    _add_settings(p.add_argument_group("how to measure"))
+    return p
+
+
+def _add_measures(p: Parser) -> None:
     what = p.add_argument_group("what to measure, into a file of results that is kept")
     measure = what.add_mutually_exclusive_group()
     for option, help_text in (
@@ -83,7 +89,9 @@ def parser() -> Parser:
         help="with --editing: also a small animated picture of each task",
     )
     out.add_argument("--overwrite", action="store_true", help="replace existing files")
-    how = p.add_argument_group("how to measure")
+
+
+def _add_settings(how: argparse._ActionsContainer) -> None:
     add_checkpoint(how)
     add_art(how)
     how.add_argument(
@@ -123,7 +131,6 @@ def parser() -> Parser:
         help="with --features timm:MODEL: its weights (default: timm downloads its own)",
     )
     add_device(how)
-    return p
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,4 +1,6 @@
-"""Training the feature network: name the attributes of a clip, and how it is played."""
+"""Training networks to name attributes: of clips, and how they are played, and of captions."""
+
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -7,6 +9,7 @@ from torch import Tensor
 from vidcm.data.batch import Batch
 from vidcm.errors import UsageError
 from vidcm.lpc.attribute_net import PLAYBACK, AttributeNet
+from vidcm.lpc.caption_reader import CaptionReader
 from vidcm.media.pixels import to_video
 from vidcm.objectives.base import Loss, Objective
 from vidcm.rng import SampleRng
@@ -51,20 +54,42 @@ class AttributeNaming(Objective):
                 [f.roll(tuple(d), (1, 2)) for f, d in zip(frames, across.tolist(), strict=True)]
             )
         targets = torch.cat([batch.labels, playback[:, None]], dim=1)
-        losses, marks = [], []
-        for logits, target in zip(model(to_video(frames)).values(), targets.unbind(1), strict=True):
-            losses.append(F.cross_entropy(logits.float(), target))
-            marks.append((logits.argmax(1) == target).float().mean())
-        accuracy = torch.stack(marks)
-        return Loss(
-            torch.stack(losses).mean(), {"accuracy": accuracy[:-1].mean(), "playback": accuracy[-1]}
-        )
+        losses, marks = score_answers(model(to_video(frames)).values(), targets)
+        return Loss(losses.mean(), {"accuracy": marks[:-1].mean(), "playback": marks[-1]})
 
     def _draw_playback(self, rng: SampleRng) -> Tensor:
         u = rng.uniform()
         others = len(PLAYBACK) - 1
         changed = 1 + (u / max(self.altered, 1e-9) * others).long().clamp(max=others - 1)
         return torch.where(u < self.altered, changed, 0)
+
+
+class CaptionNaming(Objective):
+    """Mean cross entropy over the attributes of a caption.
+
+    For an attribute that a caption leaves out, the best answer is the frequencies of its values.
+    """
+
+    trains = CaptionReader
+
+    def __call__(self, model: CaptionReader, batch: Batch, progress: float, rng: SampleRng) -> Loss:
+        if batch.labels is None or batch.labels.shape[1] != len(model.classes):
+            raise UsageError("caption_naming needs captions with labels; use the data lpc_captions")
+        losses, marks = score_answers(model(batch.captions).values(), batch.labels)
+        return Loss(losses.mean(), {"accuracy": marks.mean()})
+
+
+def score_answers(answers: Iterable[Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross entropy and accuracy of each attribute, `(n,)`.
+
+    Args:
+        answers: logits `(b, values)` by attribute.
+        labels: int64 `(b, n)`.
+    """
+    pairs = list(zip(answers, labels.unbind(1), strict=True))
+    losses = [F.cross_entropy(logits.float(), label) for logits, label in pairs]
+    marks = [(logits.argmax(1) == label).float().mean() for logits, label in pairs]
+    return torch.stack(losses), torch.stack(marks)
 
 
 def frame_order(playback: Tensor, u: Tensor) -> Tensor:

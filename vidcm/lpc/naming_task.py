@@ -10,6 +10,7 @@ from torch.optim.swa_utils import update_bn
 
 from vidcm.config import TrainConfig
 from vidcm.errors import UsageError
+from vidcm.lpc.attribute_naming import score_answers
 from vidcm.lpc.attribute_net import AttributeNet
 from vidcm.lpc.caption_reader import CaptionReader
 from vidcm.lpc.dataset import LPC, LPCCaptions
@@ -65,9 +66,8 @@ def caption_task(
         rngs = [np.random.default_rng([HELDOUT_SEED, p]) for p in range(256)]
         heldout = [data.sample(rng, "heldout") for rng in rngs]
         captions = [data.caption(c, rng, full=True) for c, rng in zip(heldout, rngs, strict=True)]
-        answers, labels = copy(captions).values(), data.labels(heldout).unbind(1)
-        marks = [(a.argmax(1) == y).float().mean() for a, y in zip(answers, labels, strict=True)]
-        return {"heldout/accuracy": float(torch.stack(marks).mean())}
+        _, marks = score_answers(copy(captions).values(), data.labels(heldout))
+        return {"heldout/accuracy": float(marks.mean())}
 
     objective = build("objective", config.objective)
     return Task(model, objective, data, preview)

@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vidcm.media.clips import Clips
     from vidcm.pipeline import StepCallback, VideoPipeline
+
+STARTED = time.perf_counter()
 
 
 @contextmanager
@@ -46,10 +49,23 @@ def report(
     clips: "Clips",
     paths: Sequence[object],
     facts: Mapping[str, Any],
-    seconds: dict[str, float],
+    loaded: float,
+    generated: float,
 ) -> None:
-    """Print the paths and where the time went; with --json, `facts`, evaluations and seconds."""
-    seconds = {stage: round(value, 4) for stage, value in seconds.items()}
+    """Print the paths and where the time went; with --json, `facts`, evaluations and seconds.
+
+    Args:
+        args: of the command.
+        clips: the result.
+        paths: written files.
+        facts: about them.
+        loaded: `time.perf_counter()` when the models were in place.
+        generated: when there were clips; from then on they were written.
+    """
+    written = time.perf_counter()
+    spans = {"load": loaded - STARTED, **clips.seconds, "write": written - generated}
+    spans["total"] = written - STARTED
+    seconds = {stage: round(value, 4) for stage, value in spans.items()}
     if args.json:
         print(json.dumps({**facts, "evaluations": clips.evaluations, "seconds": seconds}))
         return

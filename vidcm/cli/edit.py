@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from vidcm.editing.scene import OutputSpec, Task
     from vidcm.pipeline import VideoPipeline
 
-STARTED = time.perf_counter()
 Specs = dict[str, dict[str, Any]]
 
 
@@ -86,15 +85,13 @@ def _edit(args: argparse.Namespace) -> None:
             use_teacher=args.teacher,
             callback_on_step_end=progress,
         )
-    before = time.perf_counter()
+    generated = time.perf_counter()
     paths = clips.save(args.output, overwrite=args.overwrite, scale=args.scale)
     in_time = len(args.input) == 1 and clips.frames.shape[1] == inputs.timed
     for text in [*inputs.notes, *pass_sound(args.input, paths[0], in_time, args.start)]:
         note(text)
     if args.preview:
         _preview(args, clips.frames, inputs.preview)
-    done = time.perf_counter()
-    seconds = {"load": loaded - STARTED, **clips.seconds, "write": done - before}
     facts: dict[str, Any] = {
         "task": args.tasks,
         "paths": [str(p) for p in paths],
@@ -104,7 +101,7 @@ def _edit(args: argparse.Namespace) -> None:
         **({"preview": args.preview} if args.preview else {}),
     }
     written = [*paths, *([args.preview] if args.preview else [])]
-    report(args, clips, written, facts, seconds | {"total": done - STARTED})
+    report(args, clips, written, facts, loaded, generated)
 
 
 def _specs(args: argparse.Namespace) -> Specs:

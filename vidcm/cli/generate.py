@@ -14,7 +14,6 @@ from vidcm.media.sizes import check_frames, check_size
 from vidcm.settings import find_pipeline
 
 CODEC_STRIDE = 8  # sizes are multiples of it; of which ones, the model says
-STARTED = time.perf_counter()
 
 
 def parser() -> argparse.ArgumentParser:
@@ -121,20 +120,13 @@ def _generate(args: argparse.Namespace) -> None:
             solver=args.solver,
             callback_on_step_end=progress,
         )
-    before = time.perf_counter()
+    generated = time.perf_counter()
     paths = clips.save(args.output, fps=args.fps, overwrite=args.overwrite, scale=args.scale)
-    done = time.perf_counter()
-    seconds = {
-        "load": loaded - STARTED,
-        **clips.seconds,
-        "write": done - before,
-        "total": done - STARTED,
-    }
     found = [
         {"path": str(path), "prompt": prompt, "seed": number}
         for path, prompt, number in zip(paths, clips.prompts, clips.seeds, strict=True)
     ]
-    report(args, clips, paths, {"clips": found}, seconds)
+    report(args, clips, paths, {"clips": found}, loaded, generated)
 
 
 def _takeover(text: str) -> tuple[int, str]:

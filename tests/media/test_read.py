@@ -1,5 +1,6 @@
 """Reading videos: exact against frame oracles, by timestamp, and in one word for bad files."""
 
+import gc
 import json
 import os
 import pickle
@@ -474,6 +475,19 @@ def test_killable_reader_survives_hangs_and_crashes(steady, tmp_path):
         assert shown(reader.read(steady, [0.12]).frames) == [3] and reader.restarts == 3
         worker = reader._worker
     assert worker.poll() is not None
+
+
+def test_a_reader_in_a_reference_cycle_is_collected_without_complaint(steady, monkeypatch):
+    complaints = []
+    monkeypatch.setattr(sys, "unraisablehook", complaints.append)
+    first = ReaderProcess()
+    first.probe(steady)
+    worker, late = first._worker, ReaderProcess()
+    late.__dict__.update(first.__dict__, cycle=late)  # after its link, as finalizers go by age
+    first._worker = first._link = None
+    del first, late
+    gc.collect()
+    assert not complaints and worker.poll() is not None
 
 
 def test_the_worker_starts_without_torch():

@@ -86,6 +86,9 @@ class ReaderProcess:
         self.close()
 
     def __del__(self) -> None:
+        # The link closes itself. In a reference cycle (an exception's frames) it may have done so
+        # already, and a second close would fail.
+        self._link = None
         if getattr(self, "_worker", None) is not None:
             self.close()
 

@@ -271,11 +271,9 @@ def test_a_preview_says_when_it_is_sick(models, tmp_path, monkeypatch, capsys):
     line = ran(models, tmp_path / "run", preview_prompts=["a man walks"] * 5)
     assert line["preview/healthy"] == 0
     shown = [x for x in capsys.readouterr().err.splitlines() if "warning: " in x]
-    starts = ("teacher, 25", "student, 4", "student, 2", "student, 1")
+    starts = ("teacher, 25 steps", "student, 4 steps", "student, 2 steps", "student, 1 step")
     for said, start in zip(shown, starts, strict=True):
-        assert said.startswith(
-            f"warning: step-00000001.png: {start} steps: 5 of 5 clips stand still"
-        )
+        assert said.startswith(f"warning: step-00000001.png: {start}: 5 of 5 clips stand still")
     assert "look at the data" in shown[0] and "so are the teacher's" in shown[1]
 
 

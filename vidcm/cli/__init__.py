@@ -18,7 +18,7 @@ COMMANDS = {
     "edit": "fill in, colour, enlarge, extend or loop clips without training",
     "export": "put codec, teacher and student together as one pipeline folder",
     "evaluate": "measure quality per step count, student against teacher",
-    "tune": "search the times of a student's sampling steps",
+    "tune": "search the lowest noise level of a student's sampler",
     "compare": "train every objective with one budget and measure them",
     "benchmark": "measure latency and throughput by stage",
     "doctor": "check that this machine can generate, and its optional parts",

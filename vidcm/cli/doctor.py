@@ -110,7 +110,8 @@ def _torch() -> tuple[str, str, str]:
         import torch
     except ImportError as error:
         return "failed", str(error), "pip install torch"
-    return "ok", f"{torch.__version__}, {torch.get_num_threads()} threads", ""
+    count = torch.get_num_threads()
+    return "ok", f"{torch.__version__}, {count} thread{'s' * (count != 1)}", ""
 
 
 def _cpu() -> tuple[str, str, str]:

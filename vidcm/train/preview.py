@@ -85,7 +85,7 @@ class Preview:
             frames[f"teacher, {TEACHER_STEPS} steps"] = reference
             numbers["preview/motion"] = float(motion(reference).mean())
         for steps, clips in self._sample_student(model):
-            frames[f"student, {steps} steps"] = clips
+            frames[_student_label(steps)] = clips
             if reference is not None:
                 ratio = motion_ratio(motion(clips), motion(reference)).overall
                 numbers[f"{RATIO}{steps}"] = ratio
@@ -126,11 +126,15 @@ class Preview:
             times = to_path_time(student.path, timesteps).tolist()
             start = noise * student.path.sigma(torch.tensor(times[0])).float()
             x = samplers.SAMPLERS[sampling["sampler"]](student, start, times, cond, rng)
-            yield steps, self._decode(x, f"student, {steps} steps")
+            yield steps, self._decode(x, _student_label(steps))
 
     def _decode(self, latents: Tensor, label: str) -> Tensor:
         check_finite(latents, label)
         return to_frames(self.codec.decode(latents))
+
+
+def _student_label(steps: int) -> str:
+    return f"student, {steps} step{'s' * (steps != 1)}"
 
 
 def _warn(name: str, frames: dict[str, Tensor], reference: Tensor | None) -> bool:

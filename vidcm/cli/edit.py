@@ -90,18 +90,16 @@ def _edit(args: argparse.Namespace) -> None:
     in_time = len(args.input) == 1 and clips.frames.shape[1] == inputs.timed
     for text in [*inputs.notes, *pass_sound(args.input, paths[0], in_time, args.start)]:
         note(text)
-    if args.preview:
-        _preview(args, clips.frames, inputs.preview)
+    sheet = [_preview(args, clips.frames, inputs.preview)] if args.preview else []
     facts: dict[str, Any] = {
         "task": args.tasks,
         "paths": [str(p) for p in paths],
         "prompts": clips.prompts,
         "seeds": clips.seeds,
         "frames": clips.frames.shape[1],
-        **({"preview": args.preview} if args.preview else {}),
+        **({"preview": str(sheet[0])} if sheet else {}),
     }
-    written = [*paths, *([args.preview] if args.preview else [])]
-    report(args, clips, written, facts, loaded, generated)
+    report(args, clips, [*paths, *sheet], facts, loaded, generated)
 
 
 def _specs(args: argparse.Namespace) -> Specs:
@@ -206,11 +204,11 @@ def _filled(mask: "ndarray") -> str | None:
     )
 
 
-def _preview(args: argparse.Namespace, results: "ndarray", inputs: list["ndarray"]) -> None:
-    """Write the sheet of `--preview`: inputs, then results."""
+def _preview(args: argparse.Namespace, results: "ndarray", inputs: list["ndarray"]) -> Path:
+    """Write the sheet of `--preview`: inputs, then results. Returns its full path."""
     from vidcm.media.contact_sheet import contact_sheet
 
     rows = [[clip] for clip in [*inputs, *results]]
     labels = [f"input: {path.name}" for path in args.input]
     labels += [f"{','.join(args.tasks)}: {' > '.join(args.prompt) or 'no prompt'}"] * len(results)
-    contact_sheet(rows, labels, args.preview, args.scale, overwrite=args.overwrite)
+    return contact_sheet(rows, labels, args.preview, args.scale, overwrite=args.overwrite)

@@ -14,7 +14,7 @@ from vidcm.media.write import check_clip, check_positive, enlarge, page, write_p
 BACKGROUND = 32  # grey level of gutters and labels
 INK = 224  # grey level of letters
 GUTTER = 4  # pixels between clips and between rows, before scaling
-FONT = 10  # pixels of letters, before scaling, for clips up to 127 pixels wide
+FONT = 12  # pixels of letters, before scaling, for clips up to 127 pixels wide
 
 
 def contact_sheet(

@@ -117,7 +117,7 @@ def read_comparison_config(path: Path, only: Sequence[str] | None = None) -> Com
     comparison = from_dict(Comparison, read_keys(path), str(path))
     known = {*comparison.rows, *(key for key, _, _ in row_entries(comparison))}
     if unknown := sorted(set(only or ()) - known):
-        rows = ", ".join(comparison.rows)
+        rows = ", ".join(map(repr, comparison.rows))  # names have commas of their own
         raise UsageError(f"no row {unknown[0]!r} in {path}; it has {rows}")
     for row in comparison.rows.values():
         if row.config is not None:

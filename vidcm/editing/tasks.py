@@ -15,7 +15,7 @@ class Inpaint(Task):
         mask: bool or uint8 `(h w)` or `(t h w)`, in the size of the clip; what is not 0 is filled.
     """
 
-    example = '--input clip.mp4 --mask 80,32,96,64 --prompt "a woman with blue hair"'
+    example = '--input clip.mp4 --mask 72,40,112,88 --prompt "a woman with blue hair"'
     follows_input = True
 
     def __init__(self, mask: np.ndarray):

@@ -1,7 +1,8 @@
 """What the documents tell to type is typed, in a copy of the repository, and what it makes is seen.
 
 README.md's own clips and edits run by default, and every block of Python. `pytest -m slow` runs those
-of the other documents, and the README's road to a model of one's own, cut short by `SHORT`.
+of the other documents, and their roads to models of one's own, with the networks and numbers of `SHORT`
+and `TINY`. Each test has a copy of the repository, in which files lie that a reader has of his own.
 """
 
 import json
@@ -19,6 +20,8 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 from train.test_deepspeed import free_port
 
 from vidcm.cli import COMMANDS
@@ -27,7 +30,7 @@ from vidcm.media.write import write_clip
 REPO = Path(__file__).parents[1]
 CARD = Path("vidcm/pretrained/lpc-64")
 DOCUMENTS = [Path("README.md"), *(p.relative_to(REPO) for p in sorted(REPO.glob("docs/*.md")))]
-FRAMES, SIDE = 9, 64  # of the bundled model's clips
+FRAMES, SIDE, SCALE = 9, 64, 4  # of the bundled model's clips, and of the files they are written to
 
 # Words added to a command: later ones win over what the document says.
 TRAIN = "steps=2 batch_size=2 gradient_accumulation_steps=1 log_every=1 sample_every=2 save_every=2"
@@ -36,12 +39,18 @@ SHORT = {
     "generate": "--json",
     "edit": "--json",
     "export": "--allow-still",  # of a run of two steps
-    "tune": "--count 2",
-    "evaluate": "--count 2",
-    "benchmark": "--warmup 0 --repeats 1 --cold 0 --rows student-1",
-    "encode lpc": "--count 64",
+    "tune": "--count 2 --levels 6 25",
+    "evaluate": "--count 2 --rows codec student-1",
+    "benchmark": "--warmup 1 --repeats 1 --rows student-1",
+    "encode lpc": "--count 32",
     "encode folder": "",
-    "compare": "",
+}
+# Networks of a few thousand weights, by what a config trains: they fit together.
+TINY = {
+    "codec": "data.num_frames=5 model.channels=8 model.widths=[48,16,16] model.encoder_depths=[1,0,0] model.decoder_depths=[0,1,0]",
+    "text": "model.conditioner.hidden_size=32 model.conditioner.num_layers=1",
+    "denoiser": "model.channels=8 model.backbone.hidden_size=32 model.backbone.num_layers=1 "
+    "model.backbone.num_heads=2 model.conditioner.hidden_size=32 model.conditioner.num_layers=1",
 }
 NOT_RUN = ("pip", "pytest", "ruff", "pyright", "lint-imports", "export", "git", "python3", ".")
 
@@ -86,8 +95,9 @@ class Reader:
 
     def __init__(self, folder: Path, art: Path | None = None):
         self.repo = folder / "vidcm"
-        ignored = shutil.ignore_patterns(".git", "__pycache__", ".*_cache", "*.egg-info", "runs")
-        shutil.copytree(REPO, self.repo, ignore=ignored)
+        lines = (REPO / ".gitignore").read_text("utf-8").splitlines()
+        written = [line.strip("/") for line in lines if line and not line.startswith("#")]
+        shutil.copytree(REPO, self.repo, ignore=shutil.ignore_patterns(".git", *written))
         self.environment = os.environ | {"PYTHONPATH": str(self.repo)}
         if art is not None:
             self.environment["VIDCM_LPC_ART"] = str(art)
@@ -101,8 +111,10 @@ class Reader:
             kind = f"{name} {options(words).get('--data', '')}".strip()
             assert kind in SHORT, f"{where}: say in SHORT how to cut {kind} short"
             words = [*words, *SHORT[kind].split()]
+            if name == "train":
+                words += TINY.get(Path(options(words)["--config"]).stem, TINY["denoiser"]).split()
         self._lay_out(words)
-        before, began = self._files(), time.monotonic()
+        began = time.monotonic()
         done = subprocess.run(
             [*launcher(words[0]), *words[1:]],
             cwd=self.repo,
@@ -116,24 +128,25 @@ class Reader:
         if "--help" in words:
             assert "usage:" in done.stdout
         elif name in ("generate", "edit"):
-            self._look_at(name, words, json.loads(done.stdout), where)
+            self._look_at_clips(name, words, json.loads(done.stdout), where)
+        elif name == "train":
+            self._look_at_run(done.stdout, where)
         else:
-            assert self._files() != before, f"{where}: {shlex.join(words)} wrote nothing"
-
-    def _files(self) -> set[tuple[str, int]]:
-        paths = [p for p in self.repo.rglob("*") if "__pycache__" not in p.parts and p.is_file()]
-        return {(str(p), p.stat().st_mtime_ns) for p in paths}
+            self._look_at_files(name, words, where)
 
     def _lay_out(self, words: list[str]) -> None:
         """Put there what a reader has of his own: films, pictures, and models trained before."""
         given = options(words)
+        for root in re.findall(r"\broot: (\w+)", " ".join(words)):
+            given.setdefault("--root", root)  # of the data of a config
         for option, value in given.items():
             path = self.repo / value
             if path.exists():
                 continue
             if option == "--input":
                 long = int(given.get("--frames", FRAMES))
-                write_clip(film(1 if path.suffix == ".png" else long), path, fps=8)
+                own = film(1 if path.suffix == ".png" else long)
+                write_clip(own, path, fps=8, scale=SCALE)
             elif option == "--root":
                 path.mkdir(parents=True)
                 for i in range(4):
@@ -142,15 +155,52 @@ class Reader:
             elif option in ("--codec", "--teacher", "--student"):
                 shutil.copytree(REPO / CARD / option.removeprefix("--"), path)
 
-    def _look_at(self, name: str, words: list[str], told: dict, where: object) -> None:
+    def _look_at_run(self, told: str, where: object) -> None:
+        """The model folder that the command names is whole, and its log has every step."""
+        said = re.search(r"^(\S+): the model after step 2$", told, re.M)
+        assert said, f"{where}: {told}"
+        final = self.repo / said[1]
+        assert json.loads((final / "model.json").read_text())["sha256"]
+        weights = load_file(final / "model.safetensors")
+        assert all(torch.isfinite(w).all() for w in weights.values()), where
+        log = [json.loads(line) for line in (final.parent / "metrics.jsonl").open()]
+        assert [r["step"] for r in log if np.isfinite(r.get("loss", np.nan))] == [1, 2], where
+
+    def _look_at_files(self, name: str, words: list[str], where: object) -> None:
+        """What a command wrote that makes no clips holds what was asked for."""
+        given = options(words)
+        output = self.repo / given.get("--output", given.get("--checkpoint", ""))
+        if name == "encode":
+            root = given.get("--root")
+            count = len([*(self.repo / root).glob("*.mp4")]) if root else int(given["--count"])
+            assert json.loads((output / "index.json").read_text())["clips"] == count, where
+        elif name in ("export", "tune"):
+            pipeline = json.loads((output / "pipeline.json").read_text())
+            for role in ("codec", "student", "teacher"):
+                assert (output / role / "model.safetensors").is_file(), where
+            assert name == "export" or pipeline["student"]["lowest_sigma"] in (6, 25), where
+        elif name == "evaluate":
+            rows = json.loads(output.read_text())["rows"]
+            assert {*rows} == {"codec", "student-1"}, where
+            assert all(0 <= r["heldout"]["adherence"]["score"] <= 1 for r in rows.values()), where
+        else:
+            assert name == "benchmark", f"{where}: say what {name} should have written"
+            (row,) = json.loads(output.read_text())["rows"].values()
+            assert row["evaluations"] == 1 and row["seconds"]["denoise"]["p50"] > 0, where
+
+    def _look_at_clips(self, name: str, words: list[str], told: dict, where: object) -> None:
         given = options(words)
         clips = [c["path"] for c in told["clips"]] if name == "generate" else told["paths"]
-        frames = int(given.get("--frames", FRAMES)) if name == "generate" else told["frames"]
+        own = given.get("--checkpoint")  # hardly trained, so its clips may be of one colour
+        usual = FRAMES
+        if own:
+            usual = json.loads((self.repo / own / "pipeline.json").read_text())["num_frames"]
+        frames = int(given.get("--frames", usual)) if name == "generate" else told["frames"]
         assert len(clips) == int(given.get("--num-clips", 1)), where
         for path in map(self.repo.joinpath, clips):
             shown = pictures(path)
             assert len(shown) == (1 if path.suffix == ".png" else frames), f"{where}: {path}"
-            assert np.ptp(shown) > 60, f"{where}: {path} is of one colour"
+            assert own or np.ptp(shown) > 60, f"{where}: {path} is of one colour"
         if "preview" in told:
             assert np.ptp(pictures(self.repo / told["preview"])) > 60, where
         if "inpaint" in words and "," in given["--mask"]:
@@ -250,11 +300,15 @@ def test_clips_and_edits_of_the_other_documents(document, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_readme_s_road_to_a_model_of_one_s_own(tmp_path, lpc_art):
-    reader, typed = Reader(tmp_path, lpc_art), []
-    for block, words in commands(Path("README.md")):
+@pytest.mark.parametrize(
+    "road", [("README.md", "docs/editing.md"), ("docs/data.md",)], ids=" ".join
+)
+def test_the_road_to_a_model_of_one_s_own(road, tmp_path, lpc_art):
+    reader, typed = Reader(tmp_path, lpc_art), set()
+    for block, words in [found for name in road for found in commands(Path(name))]:
         bundled = command_of(words) in ("generate", "edit") and "--checkpoint" not in words
         if words and words[0] not in NOT_RUN and not bundled:
             reader.type(words, block)
-            typed.append(command_of(words))
-    assert {"train", "encode", "export", "generate", "evaluate", "benchmark"} <= {*typed}
+            typed.add(command_of(words))
+    assert {"train", "encode"} <= typed
+    assert {"export", "tune", "generate", "evaluate", "benchmark"} <= typed or len(road) == 1

@@ -13,7 +13,7 @@ import tiny
 import vidcm
 from vidcm.cli import edit
 from vidcm.errors import UsageError
-from vidcm.media.load import fit_mask, load_clip, load_mask
+from vidcm.media.load import fit, fit_mask, load_clip, load_mask
 from vidcm.media.write import read_png, write_clip, write_png
 from vidcm.registry import TABLE
 
@@ -95,9 +95,41 @@ def test_masks_may_be_boxes_colours_and_clips(world, monkeypatch, mask, covered)
 
 
 def test_whatever_a_small_mask_touches_is_masked():
-    mask = np.zeros((1, 64, 64), bool)
-    mask[0, 9, 9] = True
-    assert fit_mask(mask, (16, 16))[0, 2, 2] and fit_mask(mask, (16, 16)).sum() <= 4
+    mask = np.zeros((1, 256, 256), bool)
+    mask[0, 129, 129] = True
+    for side in (64, 4, 63, 20):  # reductions by a whole number, and not; one pixel of 4096 counts
+        small = fit_mask(mask, (side, side))
+        assert small[0, 129 * side // 256, 129 * side // 256] and small.sum() <= 4
+        assert small.sum() == 1 or 256 % side
+
+
+@pytest.mark.parametrize("wide, size", [(24, (16, 24)), (35, (16, 24)), (24, (11, 24))])
+def test_enlarged_pixels_come_back_exactly(wide, size):
+    rng = np.random.default_rng(0)
+    clip = rng.integers(0, 256, (3, 16, wide, 3), np.uint8)
+    mask = rng.random((3, 16, wide)) < 0.5
+    for times in (2, 3, 4, 7):
+        large = clip.repeat(times, 1).repeat(times, 2)
+        np.testing.assert_array_equal(fit(large, size), fit(clip, size))
+        large = mask.repeat(times, 1).repeat(times, 2)
+        np.testing.assert_array_equal(fit_mask(large, size), fit_mask(mask, size))
+
+
+def test_a_reduction_by_a_whole_number_is_the_mean_of_blocks():
+    clip = np.random.default_rng(0).integers(0, 256, (2, 48, 80, 3), np.uint8)
+    means = clip[:, :, 3:75].reshape(2, 16, 3, 24, 3, 3).mean((2, 4))
+    assert np.abs(fit(clip, (16, 24)) - means).max() <= 0.5
+
+
+def test_an_edit_of_an_enlarged_mp4_keeps_its_pixels(world, tmp_path, capsys):
+    blocks = np.random.default_rng(0).integers(30, 220, (T, H // 4, W // 4, 3), np.uint8)
+    clip = blocks.repeat(4, 1).repeat(4, 2)
+    write_clip(clip, tmp_path / "large.mp4", scale=4)
+    film = load_clip(tmp_path / "large.mp4", 8, None)
+    found = fit(film.frames, (H, W)).astype(int)
+    assert np.abs(found - clip).mean() < 4
+    box = fit_mask(load_mask("32,16,40,24", film, 8), (H, W))
+    assert box[:, 4:10, 8:18].all() and box.sum() == T * 6 * 10
 
 
 def test_any_size_and_rate_is_resampled_and_said_so(world, tmp_path, capsys):
@@ -186,7 +218,7 @@ def test_the_filled_box_is_named_in_the_model_s_pixels(world, tmp_path, capsys):
     words = ["inpaint", "--input", tmp_path / "large", "--mask", "20,12,56,24", "--scale", 1]
     common = ["--checkpoint", world / "pipeline", "--output", tmp_path / "x.png"]
     code, _, error = main(capsys, *words, *common)
-    assert code == 0 and f"filled x 4 to 20, y 2 to 10 of the model's {W}x{H} pixels" in error
+    assert code == 0 and f"filled x 5 to 19, y 3 to 9 of the model's {W}x{H} pixels" in error
     words = ["outpaint", "--input", world / "clip", "--place", "8,4,12,8", "--scale", 1]
     code, _, error = main(capsys, *words, *common, "--overwrite")
     assert code == 0 and f"at x 8 to 20, y 4 to 12 of the model's {W}x{H} pixels" in error

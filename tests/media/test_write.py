@@ -18,8 +18,9 @@ import torch
 from vidcm.errors import UsageError, VidcmError
 from vidcm.media import contact_sheet as contact
 from vidcm.media import encoders, write
+from vidcm.media.clips import Clips
 from vidcm.media.pixels import to_frames, to_video
-from vidcm.media.write import check_output, read_png, write_clip
+from vidcm.media.write import check_form, check_output, read_png, write_clip
 
 T, H, W = 11, 37, 53
 ROOT = Path(__file__).parents[2]
@@ -333,12 +334,14 @@ def test_names_that_name_nothing_are_refused(path: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"fps": 0}, "got fps 0, expected 0.01 to 50 in .gif"),
-        ({"fps": 51}, "got fps 51"),
-        ({"fps": float("nan")}, "got fps nan"),
-        ({"fps": -8.0}, "got fps -8"),
-        ({"scale": 0}, "got scale 0, expected a whole number from 1"),
-        ({"scale": 1.5}, "got scale 1.5"),
+        ({"fps": 0}, "fps is 0; use 0.01 to 50 in .gif"),
+        ({"fps": 51}, "fps is 51"),
+        ({"fps": float("nan")}, "fps is nan"),
+        ({"fps": -8.0}, "fps is -8"),
+        ({"fps": "8"}, "fps is '8'; expected a number"),
+        ({"scale": 0}, "scale is 0; use 1 to"),
+        ({"scale": 1.5}, "scale is 1.5; expected a whole number"),
+        ({"scale": True}, "scale is True"),
         ({"scale": 999}, "at most 16384 pixels a side in .gif"),
         ({"columns": 2}, "only a .png sheet has columns"),
     ],
@@ -546,3 +549,21 @@ write_clip(clip, "{tmp_path}/new/a.webm")
     _, errors = process.communicate(timeout=60)
     assert process.returncode != 0 and b"KeyboardInterrupt" in errors
     assert not os.listdir(tmp_path)
+
+
+def test_a_form_is_refused_without_a_clip(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="fps is 60; use 0.01 to 50 in .gif"):
+        check_form("a.gif", (9, 64, 64), 60)
+    with pytest.raises(UsageError, match="512x512 frames and scale 64"):
+        check_form("a.mp4", (9, 512, 512), 8, 64)
+    assert check_form("a.gif", (9, 64, 64), 8, np.int64(4)) == 4
+    monkeypatch.setattr("vidcm.media.write.memory", lambda: 2**30)
+    assert check_form("a/", (999, 64, 64), 8, 64) == 64  # one picture after the other
+    with pytest.raises(UsageError, match="memory and this machine has 1: lower the scale"):
+        check_form("a.png", (999, 64, 64), 8, 64)
+
+
+def test_a_rate_of_0_is_not_the_pipeline_s(tmp_path: Path) -> None:
+    clips = Clips(noise()[None], ["x"], [0], 8.0, 1)
+    with pytest.raises(UsageError, match="fps is 0"):
+        clips.save(tmp_path / "a.mp4", fps=0)

@@ -82,8 +82,9 @@ class Clips:
             raise UsageError(
                 f"clips of output_type {self.output_type!r} cannot be written; use output_type='np'"
             )
+        rate = self.fps if fps is None else fps
         return [
-            write_clip(clip, target, fps=fps or self.fps, overwrite=overwrite, scale=scale)
+            write_clip(clip, target, fps=rate, overwrite=overwrite, scale=scale)
             for clip, target in zip(self.frames, numbered(path, len(self)), strict=True)
         ]
 

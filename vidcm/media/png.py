@@ -3,7 +3,7 @@
 from io import BytesIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 
 def encode_png(image: np.ndarray) -> bytes:
@@ -32,5 +32,7 @@ def decode_png(blob: bytes) -> np.ndarray:
             if image.mode.startswith("I"):  # 16-bit grey, which Pillow clips instead of scaling
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             return np.array(image.convert(mode))
+    except UnidentifiedImageError:
+        raise ValueError("it does not begin as one does") from None
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(str(error)) from error

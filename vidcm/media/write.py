@@ -8,18 +8,22 @@ import os
 import re
 import stat
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from vidcm.arguments import real_number, whole_number
 from vidcm.errors import UsageError, VidcmError
 from vidcm.files import replacing
+from vidcm.limits import memory
 from vidcm.media.encoders import ENCODINGS, encode, find_encoder, page
 from vidcm.media.encoders import enlarge as enlarge
 from vidcm.media.png import decode_png, encode_png
 
 FORMATS = (".mp4", ".webm", ".gif", ".png")
 LARGEST = 16384  # pixels of a side, the limit of h264
+BYTES_WRITTEN = 9  # of memory for each pixel of a picture: enlarged, contiguous, compressed
 
 
 def check_output(path: str | os.PathLike[str], overwrite: bool = False) -> Path:
@@ -69,6 +73,44 @@ def check_output(path: str | os.PathLike[str], overwrite: bool = False) -> Path:
     return target
 
 
+def check_form(
+    path: str | os.PathLike[str], shape: Sequence[int], fps: float = 8.0, scale: int = 1
+) -> int:
+    """Check that the format of a path holds a clip, without a clip.
+
+    Args:
+        path: file or folder.
+        shape: frames, height and width.
+        fps: as in `write_clip`.
+        scale: as in `write_clip`.
+
+    Returns:
+        The scale.
+
+    Raises:
+        UsageError: an option is out of range, or the picture too large for the format or memory.
+    """
+    kind, (frames, height, width) = _kind(path), shape
+    fastest = 50 if kind == ".gif" else 1000
+    try:
+        real_number("fps", fps, 0.01, fastest)
+    except UsageError as error:
+        raise UsageError(f"{error} in {kind or 'png'} files") from None
+    scale = whole_number("scale", scale, 1, LARGEST)
+    if kind in ENCODINGS and max(height, width) * scale > LARGEST:
+        raise UsageError(
+            f"got {width}x{height} frames and scale {scale}, expected at most {LARGEST} pixels a "
+            f"side in {kind}: lower the scale or write png"
+        )
+    pixels = (frames if kind == ".png" else 1) * height * width * scale**2
+    if (need := pixels * BYTES_WRITTEN) > (have := memory()):
+        raise UsageError(
+            f"a picture of {pixels:.3g} pixels needs about {need / 2**30:.3g} GiB of memory and "
+            f"this machine has {have / 2**30:.3g}: lower the scale"
+        )
+    return scale
+
+
 def write_clip(
     frames: np.ndarray,
     path: str | os.PathLike[str],
@@ -106,17 +148,9 @@ def write_clip(
     """
     kind = _kind(path)
     check_clip(frames, (3,) if kind in ENCODINGS else (3, 4))
-    fastest = 50 if kind == ".gif" else 1000
-    if not 0.01 <= fps <= fastest:
-        raise UsageError(f"got fps {fps}, expected 0.01 to {fastest} in {kind or 'png'} files")
-    check_positive("scale", scale)
-    if kind in ENCODINGS and max(frames.shape[1:3]) * scale > LARGEST:
-        raise UsageError(
-            f"got {frames.shape[2]}x{frames.shape[1]} frames and scale {scale}, expected at most "
-            f"{LARGEST} pixels a side in {kind}: lower the scale or write png"
-        )
+    scale = check_form(path, frames.shape[:3], fps, scale)
     if columns is not None:
-        check_positive("columns", columns)
+        columns = whole_number("columns", columns, 1, LARGEST)
         if kind != ".png":
             raise UsageError(f"got columns {columns} for {path}: only a .png sheet has columns")
     target = check_output(path, overwrite)
@@ -190,9 +224,3 @@ def numbered(path: str | Path, count: int) -> list[str]:
     p = Path(text)
     names = [str(p.with_name(f"{p.stem}-{i + 1}{p.suffix}")) for i in range(count)]
     return [n + "/" for n in names] if folder else names
-
-
-def check_positive(name: str, value: int) -> None:
-    """Raise UsageError unless an option is a whole number from 1."""
-    if not isinstance(value, int) or value < 1:
-        raise UsageError(f"got {name} {value}, expected a whole number from 1")

@@ -323,6 +323,50 @@ def test_a_closed_stdout_is_no_error():
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_a_closed_stderr_is_none_either_and_no_file_takes_its_place(tmp_path, closed):
+    line = "from vidcm.cli.common import run; import argparse, os, sys, tqdm;"
+    line += (
+        "body = lambda _: (print('x', file=sys.stderr), list(tqdm.tqdm([1])), os.write(2, b'x'),"
+    )
+    line += " open('new', 'wb').fileno() > 2 or sys.exit(9))[3] and 0;"
+    line += "sys.exit(run(body, argparse.Namespace()))"
+    command = f'{sys.executable} -c "{line}" {closed}'
+    done = subprocess.run(command, shell=True, cwd=tmp_path, env={"PYTHONPATH": str(REPO)})
+    assert done.returncode == 0 and not (tmp_path / "new").read_bytes()
+
+
+def test_letters_that_the_terminal_lacks_are_escaped():
+    line = "from vidcm.cli.common import run; import argparse, sys;"
+    line += "sys.exit(run(lambda _: print('m\\xe4nn'), argparse.Namespace()))"
+    env = os.environ | {"PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-c", line]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPO, env=env)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "m\\xe4nn\n", "")
+    command = [sys.executable, "-m", "vidcm", "evaluate", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPO, env=env)
+    assert done.returncode == 0 and "Fr\\xe9chet" in done.stdout, done.stderr
+
+
+def test_output_that_cannot_be_written_is_named():
+    line = "from vidcm.cli.common import run; import argparse, sys;"
+    line += "sys.exit(run(lambda _: print('x'), argparse.Namespace()))"
+    command = f'{sys.executable} -c "{line}" >/dev/full'
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    pipe = subprocess.PIPE
+    done = subprocess.run(command, shell=True, stderr=pipe, text=True, cwd=REPO, env=env)
+    expected = "error: cannot write to stdout: No space left on device; the work is done\n"
+    assert (done.returncode, done.stderr) == (1, expected)
+
+
+@pytest.mark.parametrize("name", ["auto", "cpu", "cuda", "cuda:1"])
+def test_devices(name):
+    assert common.device(name) == name
+    for wrong in (f"{name} ", f"{name}:", f"{name}:x", f"{name}:-1", ""):
+        with pytest.raises(argparse.ArgumentTypeError, match="cpu, cuda, or one GPU"):
+            common.device(wrong)
+
+
 # --- arguments ------------------------------------------------------------------------------------
 
 

@@ -9,8 +9,10 @@ This module imports neither torch nor anything that does, so that `--help` answe
 
 import argparse
 import difflib
+import io
 import math
 import os
+import re
 import select
 import signal
 import sys
@@ -75,6 +77,7 @@ class Parser(argparse.ArgumentParser):
         self._bare = False
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace=None):  # pyright: ignore
+        _prepare_streams()
         args = sys.argv[1:] if args is None else list(args)
         self._bare = not args
         # Before argparse looks: it would report the option that is missing, not the misspelt one.
@@ -120,11 +123,11 @@ def run(body: Callable[[argparse.Namespace], int | None], args: argparse.Namespa
     Raises:
         Exception: An unexpected one, when the environment has VIDCM_DEBUG=1.
     """
+    _prepare_streams()
     try:
         with _sigterm_raises():
             code = body(args) or 0
-            if sys.stdout is not None:  # None where stdout is closed
-                sys.stdout.flush()  # here, where a closed pipe can still be answered
+            _flush()
         return code
     except VidcmError as error:
         return _fail(str(error), error.exit_code)
@@ -207,6 +210,13 @@ def sides(names: str) -> Callable[[str], tuple[int, ...]]:
     return convert
 
 
+def device(text: str) -> str:
+    """An argparse type: the name of a device; whether it is there, `pick_device` says."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", text):
+        raise _refusal(text, "auto, cpu, cuda, or one GPU, as cuda:1")
+    return text
+
+
 def existing_file(text: str) -> Path:
     """An argparse type: the path of a file that is there (a pipe such as /dev/stdin will do)."""
     if Path(text).is_dir():
@@ -261,6 +271,33 @@ def _sigterm_raises() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def _prepare_streams() -> None:
+    """Make any text printable, and give closed streams the null device.
+
+    Otherwise the next file that is opened becomes stdout or stderr.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) < 3:
+        pass
+    os.close(descriptor)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")
+    # What the encoding lacks, as letters of a path, is printed as escapes.
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _flush() -> None:
+    """Write what is printed, where a full disk or a closed pipe can still be answered."""
+    try:
+        if sys.stdout is not None:  # None where stdout is closed
+            sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the flush at exit fails too
+        raise VidcmError(f"cannot write to stdout: {error.strerror}; the work is done") from error
 
 
 def _fail(message: str, code: int) -> int:

@@ -6,13 +6,18 @@ import os
 from pathlib import Path
 from typing import Any
 
-from vidcm.cli.common import clip_output, number, seed, sides, whole_number
+from vidcm.cli.common import clip_output, device, number, seed, sides, whole_number
 from vidcm.errors import UsageError
 
 
 def add_device(group: argparse._ActionsContainer) -> None:
     """The option `--device`."""
-    group.add_argument("--device", default="auto", help="auto (a GPU when there is one), cpu, cuda")
+    group.add_argument(
+        "--device",
+        type=device,
+        default="auto",
+        help="auto (a GPU when there is one), cpu, cuda, cuda:1",
+    )
 
 
 def add_checkpoint(group: argparse._ActionsContainer) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vidcm.arguments import SYNONYMS, checked_names, text, texts, whole_number
 from vidcm.codecs.causal_vae import CausalVAE
-from vidcm.conditioning.prompts import check_prompts
+from vidcm.conditioning.prompts import check_length, check_prompts
 from vidcm.diffusion import samplers
 from vidcm.diffusion.base import Cond
 from vidcm.diffusion.denoiser import Denoiser
@@ -224,7 +224,7 @@ class VideoPipeline:
         channels, *size = generation.latent_shape(*check_size(num_frames, height, width))
         if output_type not in OUTPUT_TYPES:
             raise UsageError(f"output_type is {output_type!r}; use {', '.join(OUTPUT_TYPES)}")
-        text("negative_prompt", negative_prompt)
+        check_length("negative_prompt", text("negative_prompt", negative_prompt))
         prompts = check_prompt(prompt, prompt_embeds)
         copies = whole_number("num_videos_per_prompt", num_videos_per_prompt, 1, MAX_CLIPS)
         count, clip_shape = len(prompts) * copies, generation.pixel_shape(size)

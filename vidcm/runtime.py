@@ -15,6 +15,10 @@ def pick_device(name: str | torch.device) -> torch.device:
         raise UsageError(f"unknown device {name!r}; use auto, cpu or cuda") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError("this machine has no CUDA GPU; use --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(
+            f"this machine has no device {name}; it has cuda:0 to cuda:{torch.cuda.device_count() - 1}"
+        )
     if device.type not in ("cpu", "cuda"):
         raise UsageError(f"the device {name!r} is not supported; use auto, cpu or cuda")
     return device

@@ -159,6 +159,6 @@ def find_pipeline(name: str | os.PathLike[str]) -> tuple[Path, PipelineSettings]
         return folder, PipelineSettings.load(folder)
     except FileNotFoundError:
         raise UsageError(
-            f"{name} is neither a bundled model ({', '.join(bundled) or 'none'}) nor a pipeline "
+            f"{str(name) or repr('')} is neither a bundled model ({', '.join(bundled) or 'none'}) nor a pipeline "
             f"folder with a {FILE}; vidcm export makes one from runs"
         ) from None

@@ -166,6 +166,10 @@ def test_words_that_training_did_not_have_are_named(model, tmp_path, capsys):
         ["--prompt", "x", "--checkpoint", "none"],
         ["--prompt", "x", "--checkpoint", "old.mp4"],
         ["--prompt", "x", "--num-clips", "10000", "--frames", "9997"],
+        ["--prompt", "x", "--size", "512x512", "--scale", "64"],
+        ["--prompt", "x", "--output", "new.gif", "--fps", "60"],
+        ["--prompt", "x", "--negative-prompt", 2001 * "x"],
+        ["--prompt", "x", "--seed", str(2**63 - 1), "--num-clips", "2"],
     ],
 )
 def test_what_needs_no_model_is_refused_before_torch(tmp_path, words):
@@ -250,12 +254,17 @@ def world(model, tmp_path) -> Path:
         (["--prompt", "x", "--then", "0:y"], 2, ["--then", "'0'", "1 or more"]),
         (["--prompt", "x", "--then", "3: "], 2, ["the prompt is empty"]),
         (["--prompt", "x", "--then", "3:y"], 2, ["from frame 3 on would show nowhere", "has 1;"]),
-        (["--prompt", "x", "--device", "tpux"], 2, ["unknown device 'tpux'"]),
+        (["--prompt", "x", "--device", "tpux"], 2, ["got 'tpux'", "cpu, cuda, or one GPU"]),
         (["--prompt", "x", "--output", "old.mp4"], 2, ["old.mp4 exists", "overwrite"]),
         (["--prompt", "x", "--output", "new.avi"], 2, [".avi"]),
         (["--prompt", "x", "--output", "old.mp4/new.mp4"], 2, ["old.mp4 is not a folder"]),
         (["--prompt", "x", "--output", "/proc/new.mp4"], 1, ["cannot write", "/proc"]),
+        (["--prompt", "x", "--size", "512x512", "--scale", "64"], 2, ["lower the scale"]),
+        (["--prompt", "x", "--output", "new.gif", "--fps", "60"], 2, ["fps is 60", "in .gif"]),
+        (["--prompt", "x", "--negative-prompt", 2001 * "x"], 2, ["--negative-prompt of 2001"]),
+        (["--prompt", "x", "--seed", str(2**63 - 1), "--num-clips", "2"], 2, ["seed is 9223"]),
         (["--prompt", "x", "--checkpoint", "none"], 2, ["none is neither a bundled model"]),
+        (["--prompt", "x", "--checkpoint", ""], 2, ["'' is neither a bundled model"]),
         (["--prompt", "x", "--checkpoint", "swapped"], 2, ["student is not a student"]),
         (["--prompt", "x", "--checkpoint", "lost"], 1, ["lacks model.safetensors; copy the whole"]),
     ],
@@ -277,3 +286,11 @@ def test_overwrite_replaces(world, monkeypatch, capsys):
     monkeypatch.chdir(world)
     arguments = ["--checkpoint", "model", "--prompt", "x", "--output", "old.mp4", "--overwrite"]
     assert main(capsys, *arguments)[0] == 0 and decoded(world / "old.mp4")[0] == 5
+
+
+def test_a_line_of_a_prompts_file_ends_at_its_line_break_alone(model, tmp_path, capsys):
+    (tmp_path / "prompts.txt").write_bytes("a man\u2028walks\x0bleft\r\nan orc\n".encode())
+    words = ["--prompts-file", tmp_path / "prompts.txt", "--output", tmp_path / "x.png", "--json"]
+    code, out, error = main(capsys, "--checkpoint", model, *words)
+    assert code == 0, error
+    assert [clip["prompt"] for clip in json.loads(out)["clips"]][1:] == ["an orc"]

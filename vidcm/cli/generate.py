@@ -4,10 +4,11 @@ import argparse
 import time
 from pathlib import Path
 
+from vidcm.arguments import seeds
 from vidcm.cli.clips import progress_bar, report, warn
 from vidcm.cli.common import Parser, existing_file, number, positive_int, run, whole_number
 from vidcm.cli.options import add_output, add_sampling, add_seed, add_size, free_output
-from vidcm.conditioning.prompts import check_prompts
+from vidcm.conditioning.prompts import check_length, check_prompts
 from vidcm.errors import UsageError
 from vidcm.limits import check_memory
 from vidcm.media.sizes import check_frames, check_size
@@ -74,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _generate(args: argparse.Namespace) -> None:
-    from vidcm.media.write import check_output, numbered
+    from vidcm.media.write import check_form, check_output, numbered
 
     if args.solver and not args.teacher:
         raise UsageError("--solver is the teacher's ODE solver; add --teacher")
@@ -83,13 +84,17 @@ def _generate(args: argparse.Namespace) -> None:
         raise UsageError('there is no prompt; give --prompt "..." or --prompts-file')
     every_prompt = [*prompts, *(prompt for _, prompt in args.then)]
     check_prompts(every_prompt)
+    check_length("--negative-prompt", args.negative_prompt)
     _, settings = find_pipeline(args.checkpoint)
     height, width = args.size or (None, None)
     frames = check_frames(args.frames or settings.num_frames)
     size = check_size(height or settings.height, width or settings.width, CODEC_STRIDE)
     count = len(prompts) * args.num_clips
+    seeds(args.seed, count, "clips")
     check_memory(count, frames, *size)
     args.output = args.output or free_output("clip", count)
+    fps = settings.fps if args.fps is None else args.fps
+    check_form(args.output, (frames, *size), fps, args.scale)
     for path in numbered(args.output, count):
         check_output(path, args.overwrite)
 
@@ -147,7 +152,7 @@ def _lines(path: Path) -> list[str]:
         raise UsageError(
             f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8"
         ) from None
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
     if not lines:
         raise UsageError(f"{path} holds no prompt; write one per line")
     return lines

@@ -37,7 +37,12 @@ def check_prompts(prompts: Sequence[str]) -> None:
             raise UsageError(f"a prompt must be text, not {type(prompt).__name__}")
         if not any(c.isalnum() for c in prompt):
             raise UsageError("the prompt is empty of words; say what the clip should show")
-        if len(prompt) > MAX_PROMPT:
-            raise UsageError(
-                f"a prompt of {len(prompt)} characters is too long; use at most {MAX_PROMPT}"
-            )
+        check_length("a prompt", prompt)
+
+
+def check_length(name: str, prompt: str) -> None:
+    """Raise UsageError for a prompt that is too long; name: of which, as "a prompt"."""
+    if len(prompt) > MAX_PROMPT:
+        raise UsageError(
+            f"{name} of {len(prompt)} characters is too long; use at most {MAX_PROMPT}"
+        )

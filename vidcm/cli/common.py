@@ -227,6 +227,8 @@ def existing_file(text: str) -> Path:
 def existing_path(text: str) -> Path:
     """An argparse type: the path of a file or folder that is there."""
     path = Path(text)
+    if not text.strip():
+        raise argparse.ArgumentTypeError("got an empty name, expected that of a file or folder")
     if not path.exists():
         siblings = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
         hint = did_you_mean(path.name, siblings)

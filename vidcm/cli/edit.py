@@ -36,14 +36,16 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _edit(args: argparse.Namespace) -> None:
-    from vidcm.editing.scene import check
-    from vidcm.media.write import check_output
+    from vidcm.editing.scene import check, frames_per_input
+    from vidcm.media.load import check_source
+    from vidcm.media.write import check_form, check_output
 
     specs = _specs(args)
-    if len(args.prompt) > 1 and "interpolate" not in specs:
-        raise UsageError(f"got {len(args.prompt)} prompts; only interpolate takes two")
+    for name, values in (("prompts", args.prompt), ("seeds", args.seed or [])):
+        if len(values) > 1 and "interpolate" not in specs:
+            raise UsageError(f"got {len(values)} {name}; only interpolate takes two")
     prompts, seeds = args.prompt or [""], args.seed or [0]
-    find_pipeline(args.checkpoint)
+    _, settings = find_pipeline(args.checkpoint)
     check_prompts([prompt or "any" for prompt in prompts])  # an empty one leaves all open
     stand_ins = {
         name: build("task", {**spec, **({"mask": [[0]]} if "mask" in spec else {})})
@@ -54,8 +56,14 @@ def _edit(args: argparse.Namespace) -> None:
     if args.preview:
         if Path(args.preview).suffix.lower() != ".png":
             raise UsageError(f"--preview writes .png files, not {args.preview!r}")
-        if check_output(args.preview, args.overwrite) in targets:
+        targets.append(check_output(args.preview, args.overwrite))
+        if targets[-1] in targets[:-1]:
             raise UsageError(f"--preview and --output are both {args.preview}; name two files")
+    check_form(args.output, (1, *(args.size or settings.size[1:])), settings.fps, args.scale)
+    for path in args.input:
+        if path.resolve() in targets:
+            raise UsageError(f"{path} is an input and an output; give the result another name")
+        check_source(path, settings.fps / frames_per_input(stand_ins), args.start)
 
     from vidcm.editing.edit import output_spec
     from vidcm.inputs import warnings_about

@@ -110,7 +110,7 @@ def _lessons(tasks: Sequence[str]) -> str:
             continue
         kind = lookup("task", name)
         options = ", ".join(f"--{o}" for o in options_of("task", name) if o in TASK_OPTIONS)
-        summary = (kind.__doc__ or "").splitlines()[0].rstrip(".")
+        summary = (kind.__doc__ or "").partition("\n")[0].rstrip(".")
         summary = summary[:1].lower() + summary[1:]
         lines += [
             f"  {name}: {summary}{options and f' ({options})'}",

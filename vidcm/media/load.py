@@ -1,4 +1,7 @@
-"""Clips, pictures and masks from files, in the size and at the rate of a model."""
+"""Clips, pictures and masks from files, in the size and at the rate of a model.
+
+Imports torch only to resize, so that commands can refuse a file at once.
+"""
 
 import math
 import re
@@ -7,13 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from vidcm.errors import UsageError
 from vidcm.media.demux import MAX_PIXELS, opened, regular_file
 from vidcm.media.read import VideoInfo, probe, read_frames
 from vidcm.media.timing import SLACK_SECONDS
-from vidcm.media.transforms import resize_crop
 from vidcm.media.write import read_png
 
 NEAR = 24  # grey levels by which each colour of a pixel may differ from a key colour
@@ -57,10 +58,8 @@ def load_clip(
     """
     if _is_pictures(path):
         return _load_pictures(path, fps, max_frames, start)
-    info = probe(path)
+    info = _probe_from(path, start)
     last = info.last_seconds
-    if start > last + SLACK_SECONDS:
-        raise UsageError(f"{path} ends at {last:.2f} s; start before that, not at {start:g} s")
     total = int((last - start) * fps + 1e-3) + 1
     count, limit = min(total, max_frames or total), _frames_in_memory(info)
     if count > limit:
@@ -71,6 +70,23 @@ def load_clip(
     times = start + np.arange(count) / fps
     frames = read_frames(path, times.clip(max=last), max_pixels=MAX_PIXELS).frames
     return SourceClip(path, frames, total, _rate(path))
+
+
+def check_source(path: Path, fps: float, start: float = 0.0) -> None:
+    """Refuse a file that `load_clip` cannot read, by its header and first frame. Raises as it."""
+    if _is_pictures(path):
+        read_png(_pictures_from(path, fps, start)[0])
+    else:
+        _probe_from(path, start)
+
+
+def _probe_from(path: Path, start: float) -> VideoInfo:
+    info = probe(path)
+    if start > info.last_seconds + SLACK_SECONDS:
+        raise UsageError(
+            f"{path} ends at {info.last_seconds:.2f} s; start before that, not at {start:g} s"
+        )
+    return info
 
 
 def frames_in_memory(path: Path) -> float:
@@ -95,13 +111,19 @@ def _rate(path: Path) -> float:
         return float(source.stream.average_rate or source.stream.guessed_rate or 0)
 
 
-def _load_pictures(path: Path, fps: float, max_frames: int | None, start: float) -> SourceClip:
+def _pictures_from(path: Path, fps: float, start: float) -> list[Path]:
+    """The pictures of a folder, or the only one, from second `start` on."""
     names = sorted(path.glob("*.png")) if path.is_dir() else [path]
     if not names:
         raise UsageError(f"{path} holds no .png pictures; give a folder of frames, or a video")
-    chosen = names[int(start * fps + 0.5) :]
-    if not chosen:
+    first = start * fps + 0.5
+    if first >= len(names):
         raise UsageError(f"{path} has {len(names)} frames; start before {len(names) / fps:.2f} s")
+    return names[int(first) :]
+
+
+def _load_pictures(path: Path, fps: float, max_frames: int | None, start: float) -> SourceClip:
+    chosen = _pictures_from(path, fps, start)
     pictures = [read_png(name)[..., :3] for name in chosen[:max_frames]]
     for name, picture in zip(chosen, pictures, strict=False):
         if picture.shape != pictures[0].shape:
@@ -125,6 +147,10 @@ def fit(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     part, n = _blocks(frames, size)
     if n > 1:
         return _block_means(part, n)
+    import torch
+
+    from vidcm.media.transforms import resize_crop
+
     return resize_crop(torch.from_numpy(np.ascontiguousarray(part)), size).numpy()
 
 
@@ -184,7 +210,7 @@ def load_mask(text: str, clip: SourceClip, fps: float, start: float = 0.0) -> np
     if re.fullmatch(r"[-+\d.\s,]+", text) and "," in text:
         return _box_mask(text, clip, fps)
     path = Path(text)
-    if not path.exists():
+    if not text.strip() or not path.exists():
         raise UsageError(
             f"the mask {text!r} is no file, no x,y,width,height and no colour such as #ff00ff"
         )

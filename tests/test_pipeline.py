@@ -257,6 +257,17 @@ def test_numbers_of_files():
         (PROMPT, {"output_type": "numpy"}, "output_type is 'numpy'; use np, pt, pil, latent"),
         (PROMPT, {"callback_on_step_end": 3}, "callback_on_step_end is 3; expected a function"),
         (PROMPT, {"batch_size": 0}, "batch_size is 0; use 1"),
+        (PROMPT, {"solver": "heun"}, "solver is the teacher's"),
+        (PROMPT, {"solver": []}, r"solver is \[\]; use euler"),
+        (PROMPT, {"use_teacher": "no"}, "use_teacher is 'no'; expected True or False"),
+        (PROMPT, {"guidance_scale": 10**400}, "guidance_scale is inf; use 0 to 100"),
+        (PROMPT, {"negative_prompt": "x" * 2001}, "negative_prompt of 2001 characters"),
+        (PROMPT, {"latents": torch.zeros(1, 5, 2, 2, 3).long()}, "torch.int64 .* dense real"),
+        (PROMPT, {"latents": torch.zeros(1, 5, 2, 2, 3, device="meta")}, "on meta"),
+        (PROMPT, {"latents": torch.zeros(1, 5, 2, 2, 3).to_sparse()}, "torch.sparse_coo"),
+        (PROMPT, {"latents": torch.full((1, 5, 2, 2, 3), torch.nan)}, "latents .* not finite"),
+        (PROMPT, {"callback_on_step_end": lambda *_: "x"}, "returned a str; expected"),
+        (PROMPT, {"callback_on_step_end": lambda *_: {"latent": 1}}, "returned a dict; expected"),
         (PROMPT, {"solver": 3}, "solver is 3; use euler"),
         (PROMPT, {"num_frames": 6}, "6 frames do not fit .* use 5 or 9"),
         (PROMPT, {"num_frames": -3}, "num_frames is -3; use 1 to 100000"),
@@ -299,6 +310,9 @@ def test_a_folder_that_is_no_pipeline(tmp_path, made):
         VideoPipeline.from_pretrained(made / "models" / "student")
     with pytest.raises(UsageError, match="lpc-46 is neither"):
         VideoPipeline.from_pretrained("lpc-46")
+    for name in (None, 3, b"lpc-64"):
+        with pytest.raises(UsageError, match="the pipeline is .*; expected the path"):
+            VideoPipeline.from_pretrained(name)
     with pytest.raises(UsageError, match="unknown device 'tpux'"):
         VideoPipeline.from_pretrained(made / "pipeline", device="tpux")
 

@@ -301,6 +301,66 @@ def test_clips_of_another_type_are_refused(pipe, clips, message):
         pipe.edit("colorize", clips, PROMPT)
 
 
+def test_a_clip_in_a_message_is_short(pipe):
+    with pytest.raises(UsageError, match="a clip is a Tensor; give arrays"):
+        pipe.edit("colorize", [torch.zeros(5, 16, 24, 3)], PROMPT)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"num_frames": 0}, "num_frames is 0; use 1"),
+        ({"num_frames": 1.5}, "num_frames is 1.5; expected a whole number"),
+        ({"height": 0}, "height is 0; use 1"),
+        ({"width": 8.0}, "width is 8.0; expected a whole number"),
+        ({"height": 65536, "width": 65536}, "GiB of memory"),
+        ({"fps": 0}, "fps is 0; use 0.01"),
+        ({"fps": float("nan")}, "fps is nan"),
+        ({"fps": "8"}, "fps is '8'; expected a number"),
+        ({"start": -1}, "start is -1; use 0"),
+        ({"start": float("nan")}, "start is nan"),
+        ({"size": 8}, "no argument 'size'"),
+        ({"path": None}, "path is None; expected the path"),
+        ({"pipe": "lpc-64"}, "pipe is a str; give the VideoPipeline"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_numbers_for_reading_a_video_are_checked(pipe, tmp_path, options, message):
+    (path,) = pipe(PROMPT).save(tmp_path / "clip.png")
+    with pytest.raises(UsageError, match=message):
+        vidcm.load_video(**{"path": path, "pipe": pipe} | options)
+
+
+@pytest.mark.parametrize("path", [None, 3, b"a.mp4"])
+def test_clips_are_saved_under_a_name(pipe, tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    clips = pipe(PROMPT)
+    with pytest.raises(UsageError, match="output is .*; expected the path"):
+        clips.save(path)
+    with pytest.raises(UsageError, match="no argument 'format'"):
+        clips.save("a.mp4", format="mp4")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "task, message",
+    [
+        ({"name": "inpaint", "mask": None}, "the mask is object"),
+        ({"name": "inpaint", "mask": "x"}, "the mask is <U1"),
+        ({"name": "inpaint", "mask": np.ones(3)}, r"float64 \(3,\); give numbers \(h w\)"),
+        ({"name": "inpaint", "mask": [[1], [1, 2]]}, "the mask is object"),
+        ({"name": "outpaint", "place": (0, 0, 3)}, "give x, y, width and height"),
+        ({"name": "outpaint", "place": (0, 0, 3.5, 3)}, "place is 3.5; expected a whole number"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_options_of_tasks_of_another_form_are_refused(pipe, task, message):
+    with pytest.raises(UsageError, match=message):
+        pipe.edit(task, [np.zeros((5, 16, 24, 3), np.uint8)], PROMPT)
+    with pytest.raises(UsageError, match="zero_shot is 'no'"):
+        pipe.edit(task, [], PROMPT, zero_shot="no")
+
+
 @pytest.mark.parametrize("task", [5, None, {"nam": "loop"}, [3]])
 def test_tasks_of_another_type_are_refused(pipe, task):
     with pytest.raises(UsageError, match="task"):

@@ -4,6 +4,7 @@ import functools
 import inspect
 import math
 import operator
+import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
@@ -86,9 +87,25 @@ def real_number(name: str, value: Any, low: float, high: float) -> float:
         number = float(value)
     except (TypeError, ValueError):
         raise UsageError(f"{name} is {value!r}; expected a number") from None
+    except OverflowError:
+        number = math.inf
     if not math.isfinite(number) or not low <= number <= high:
         raise UsageError(f"{name} is {number:g}; use {low:g} to {high:g}")
     return number
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or False. Raises UsageError, so that "no" does not count as True."""
+    if not isinstance(value, bool):
+        raise UsageError(f"{name} is {value!r}; expected True or False")
+    return value
+
+
+def path(name: str, value: Any) -> str:
+    """The text of a path. Raises UsageError, so that None does not name a file."""
+    if not isinstance(value, str | os.PathLike) or not isinstance(found := os.fspath(value), str):
+        raise UsageError(f"{name} is {value!r}; expected the path of a file or folder")
+    return found
 
 
 def text(name: str, value: Any) -> str:

@@ -86,7 +86,7 @@ class Generation:
                 f"num_inference_steps is {steps}, but this student was trained in {phases} phases "
                 f"of one step each; use {phases}"
             )
-        if solver not in samplers.SOLVERS:
+        if not isinstance(solver, str) or solver not in samplers.SOLVERS:
             raise UsageError(f"solver is {solver!r}; use {', '.join(samplers.SOLVERS)}")
         default = guidance_scale is None
         return cls(model, codec, settings, role, steps, scale, solver, default)

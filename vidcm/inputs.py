@@ -81,7 +81,14 @@ def check_latents(latents: Any, shape: tuple[int, ...]) -> Tensor:
     if not isinstance(latents, Tensor) or tuple(latents.shape) != shape:
         got = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
         raise UsageError(f"latents is {got}; expected a tensor of unit noise of shape {shape}")
-    return latents.float()
+    if not latents.is_floating_point() or latents.layout != torch.strided or latents.is_meta:
+        raise UsageError(
+            f"latents is a {latents.layout} tensor of {latents.dtype} on {latents.device}; expected "
+            "dense real numbers, as torch.randn gives them"
+        )
+    if not latents.isfinite().all():
+        raise UsageError("latents holds values that are not finite; expected unit noise")
+    return latents.detach().float()
 
 
 def check_clips(clips: Any) -> list[np.ndarray]:
@@ -89,15 +96,21 @@ def check_clips(clips: Any) -> list[np.ndarray]:
     if isinstance(clips, np.ndarray):
         raise UsageError("clips is one array; give a list of clips, as [clip]")
     if not isinstance(clips, Sequence):
-        raise UsageError(f"clips is {clips!r}; give a list of uint8 arrays (t, h, w, 3)")
+        raise UsageError(f"clips is {_named(clips)}; give a list of uint8 arrays (t, h, w, 3)")
     for clip in clips:
         if not isinstance(clip, np.ndarray):
-            raise UsageError(f"a clip is {clip!r}; load_video reads files as arrays")
+            raise UsageError(f"a clip is {_named(clip)}; give arrays (load_video reads files so)")
         try:
             check_clip(clip, (3,))
         except ValueError as error:
             raise UsageError(f"a clip does not fit: {error}") from None
     return list(clips)
+
+
+def _named(value: Any) -> str:
+    """A value in a message: itself if it is short, else its type."""
+    short = value is None or isinstance(value, str | int | float)
+    return repr(value)[:60] if short else f"a {type(value).__name__}"
 
 
 def warnings_about(

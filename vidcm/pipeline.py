@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vidcm.arguments import SYNONYMS, checked_names, text, texts, whole_number
+from vidcm.arguments import SYNONYMS, checked_names, flag, real_number, text, texts, whole_number
+from vidcm.arguments import path as path_of
 from vidcm.codecs.causal_vae import CausalVAE
 from vidcm.conditioning.prompts import check_length, check_prompts
 from vidcm.diffusion import samplers
@@ -33,7 +34,7 @@ from vidcm.media.clips import OUTPUT_TYPES, Clips, Clock, as_output
 from vidcm.media.load import fit, load_clip
 from vidcm.rng import SampleRng
 from vidcm.runtime import fast_cpu, pick_device, pick_dtype
-from vidcm.settings import MAX_CLIPS, PipelineSettings, find_pipeline
+from vidcm.settings import MAX_CLIPS, MAX_FPS, MAX_SECONDS, PipelineSettings, find_pipeline
 from vidcm.store import load_model
 
 BATCH_PIXELS = 2**21  # of all frames of the clips that are sampled and decoded at once
@@ -118,6 +119,8 @@ class VideoPipeline:
 
     def model(self, role: str) -> Denoiser:
         """The denoiser of a role, "student" or "teacher", loaded on first use."""
+        if role not in ("student", "teacher"):
+            raise UsageError(f"role is {role!r}; use student or teacher")
         if role not in self._models:
             model: Denoiser = load_model(self.folder / role, Denoiser, self.device)
             if (role == "student") != (model.backbone.guidance is not None):
@@ -154,6 +157,7 @@ class VideoPipeline:
         enabled = self.dtype != torch.float32
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=enabled)
 
+    @checked_names(SYNONYMS)
     def encode_prompt(self, prompt: str | Sequence[str], *, use_teacher: bool = False) -> Cond:
         """Prompts as `prompt_embeds` of a call, one sample each."""
         prompts = texts("prompt", prompt)
@@ -219,8 +223,10 @@ class VideoPipeline:
                 or a size that the strides of codec and network do not divide.
         """
         # 1. Check inputs and resolve the checkpoint's own numbers.
-        role = "teacher" if use_teacher else "student"
+        role = "teacher" if flag("use_teacher", use_teacher) else "student"
         generation = self.generation(role, num_inference_steps, guidance_scale, solver)
+        if solver is not None and role == "student":
+            raise UsageError("solver is the teacher's ODE solver; set use_teacher=True")
         channels, *size = generation.latent_shape(*check_size(num_frames, height, width))
         if output_type not in OUTPUT_TYPES:
             raise UsageError(f"output_type is {output_type!r}; use {', '.join(OUTPUT_TYPES)}")
@@ -314,7 +320,8 @@ class VideoPipeline:
             UsageError: Tasks, clips or numbers that do not fit.
         """
         check_size(num_frames, height, width)
-        role = "teacher" if use_teacher else "student"
+        flag("zero_shot", zero_shot)
+        role = "teacher" if flag("use_teacher", use_teacher) else "student"
         generation = self.generation(role, num_inference_steps, guidance_scale)
         with torch.no_grad(), self.autocast():
             return edit(
@@ -339,7 +346,14 @@ class VideoPipeline:
 
         def on_step(step: int, time: float, x: Tensor) -> Tensor:
             found = callback(self, step, time, {"latents": x})
-            changed = x if found is None else found.get("latents", x)
+            if found is not None and not (
+                isinstance(found, Mapping) and found.keys() <= {"latents"}
+            ):
+                raise UsageError(
+                    f"callback_on_step_end returned a {type(found).__name__}; expected "
+                    '{"latents": ...}, {} or None'
+                )
+            changed = (found or {}).get("latents", x)
             if not isinstance(changed, Tensor) or changed.shape != x.shape:
                 raise UsageError(
                     f"callback_on_step_end returned other latents than {tuple(x.shape)}"
@@ -349,6 +363,7 @@ class VideoPipeline:
         return on_step
 
 
+@checked_names(SYNONYMS | {"pipeline": "pipe"})
 def load_video(
     path: str | os.PathLike[str],
     pipe: VideoPipeline,
@@ -374,9 +389,16 @@ def load_video(
         uint8 `(t, h, w, 3)`.
 
     Raises:
-        UsageError: There is no such file, or it has no frame after `start`.
+        UsageError: There is no such file, it has no frame after `start`, or a number is out of
+            range.
         BadClip: It cannot be read.
     """
+    if not isinstance(pipe, VideoPipeline):
+        raise UsageError(f"pipe is a {type(pipe).__name__}; give the VideoPipeline to edit with")
     own = pipe.settings
-    source = load_clip(Path(path), own.fps if fps is None else fps, num_frames, start)
+    num_frames, height, width = check_size(num_frames, height, width)
+    rate = own.fps if fps is None else real_number("fps", fps, 0.01, MAX_FPS)
+    start = real_number("start", start, 0, MAX_SECONDS)
+    source = load_clip(Path(path_of("path", path)), rate, num_frames, start)
+    check_memory(1, len(source.frames), height or own.height, width or own.width)
     return fit(source.frames, (height or own.height, width or own.width))

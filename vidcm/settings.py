@@ -10,6 +10,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, Self
 
+from vidcm.arguments import path as path_of
 from vidcm.errors import UsageError, VidcmError
 from vidcm.files import write_text
 from vidcm.schema import from_dict
@@ -21,6 +22,8 @@ MAX_GUIDANCE = 100.0
 MAX_FRAMES = 100_000
 MAX_CLIPS = 10**9  # of a call; memory bounds it earlier
 MAX_SIDE = 2**16
+MAX_FPS = 1000.0
+MAX_SECONDS = 1e9  # of a video to skip
 
 
 @dataclass
@@ -153,12 +156,13 @@ def find_pipeline(name: str | os.PathLike[str]) -> tuple[Path, PipelineSettings]
         UsageError: There is no such pipeline.
         VidcmError: Its settings are damaged.
     """
+    name = path_of("the pipeline", name)
     bundled = sorted(p.parent.name for p in BUNDLED.glob(f"*/{FILE}"))
-    folder = BUNDLED / name if str(name) in bundled else Path(name)
+    folder = BUNDLED / name if name in bundled else Path(name)
     try:
         return folder, PipelineSettings.load(folder)
     except FileNotFoundError:
         raise UsageError(
-            f"{str(name) or repr('')} is neither a bundled model ({', '.join(bundled) or 'none'}) nor a pipeline "
+            f"{name or repr('')} is neither a bundled model ({', '.join(bundled) or 'none'}) nor a pipeline "
             f"folder with a {FILE}; vidcm export makes one from runs"
         ) from None

@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from vidcm.arguments import whole_number
 from vidcm.editing.scene import BEGIN, OPERATOR, SIZE, TIMING, InputClip, OutputSpec, Scene, Task
 from vidcm.errors import UsageError
+from vidcm.settings import MAX_SIDE
 
 
 class Inpaint(Task):
@@ -19,7 +21,16 @@ class Inpaint(Task):
     follows_input = True
 
     def __init__(self, mask: np.ndarray):
-        self.mask = np.asarray(mask) != 0
+        try:
+            found = np.asarray(mask)
+        except ValueError:  # lists of several lengths
+            found = np.empty(0, object)
+        if found.dtype.kind not in "buif" or found.ndim not in (2, 3):
+            raise UsageError(
+                f"the mask is {found.dtype} {found.shape}; give numbers (h w) or (t h w), not 0 "
+                "where to fill"
+            )
+        self.mask = found != 0
 
     def known_part(self, given: InputClip) -> InputClip:
         mask = self.mask if self.mask.ndim == 3 else self.mask[None]
@@ -52,7 +63,9 @@ class Outpaint(Task):
     decides = frozenset({SIZE})
 
     def __init__(self, place: tuple):
-        self.box = place
+        if len(place) != 4:
+            raise UsageError(f"place is {place}; give x, y, width and height")
+        self.box = tuple(whole_number("place", number, -MAX_SIDE, MAX_SIDE) for number in place)
 
     def input_size(self, spec: OutputSpec) -> tuple[int, int]:
         x, y, width, height = self.box

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vidcm.arguments import checked_names
 from vidcm.errors import UsageError
 from vidcm.media.write import numbered, write_clip
 
@@ -61,6 +62,7 @@ class Clips:
             f"seeds={self.seeds}, evaluations={self.evaluations})"
         )
 
+    @checked_names({})
     def save(
         self, path: str | Path, *, fps: float | None = None, overwrite: bool = False, scale: int = 1
     ) -> list[Path]:

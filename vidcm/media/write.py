@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vidcm.arguments import path as path_of
 from vidcm.arguments import real_number, whole_number
 from vidcm.errors import UsageError, VidcmError
 from vidcm.files import replacing
@@ -192,7 +193,7 @@ def read_png(path: str | os.PathLike[str]) -> np.ndarray:
 
 def _kind(path: str | os.PathLike[str]) -> str:
     """The extension in lower case, which decides the format; empty for a folder of frames."""
-    text = os.fspath(path)
+    text = path_of("output", path)
     name = os.path.basename(text.rstrip("/" + os.sep))
     folder = text.endswith(("/", os.sep))
     if name in ("", ".", "..", "~") or "\0" in text or (name.lower() in FORMATS and not folder):
@@ -217,7 +218,7 @@ def check_clip(frames: np.ndarray, channels: tuple[int, ...]) -> None:
 
 def numbered(path: str | Path, count: int) -> list[str]:
     """File names of `count` clips: the path itself for one, else with -1, -2, ... added."""
-    text = str(path)
+    text = path_of("output", path)
     if count == 1:
         return [text]
     folder = text.endswith("/")

@@ -323,12 +323,49 @@ def test_a_folder_that_is_no_pipeline(tmp_path, made):
         ("{", "cannot read"),
         ("[]", "is damaged"),
         ('{"frames": 5}', "unknown key 'frames'; did you mean 'num_frames'.*export it again"),
+        (100_000 * "[", "cannot read"),
     ],
 )
 def test_settings_that_are_damaged(copy, text, message):
     (copy / "pipeline.json").write_text(text)
     with pytest.raises(VidcmError, match=message):
         VideoPipeline.from_pretrained(copy)
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("num_frames", 0, "num_frames is 0; use 1"),
+        ("height", 10**9, "height is 1000000000"),
+        ("fps", -1, "fps is -1"),
+        ("fps", 10**400, "fps: 1000.* is not a finite number"),
+        ("trained_shapes", [[0, 16, 24]], "num_frames is 0"),
+        ("teacher.shift", 0, "teacher.shift is 0"),
+        ("teacher.num_inference_steps", 10**9, "teacher.num_inference_steps is 1000000000"),
+        ("student.guidance_scale", -5, "student.guidance_scale is -5"),
+        ("student.guidance_range", [3, 1], "student.guidance_range is 3, 1"),
+        ("student.timesteps", [0.1, 0.5], "student.timesteps are .*; use one for each"),
+        ("student.timesteps", [2.0, 0.5], "student.timesteps are .*; use one for each"),
+    ],
+)
+def test_settings_of_no_use_are_named(copy, key, value, message):
+    file = copy / "pipeline.json"
+    data = json.loads(file.read_text())
+    *parents, leaf = key.split(".")
+    group = data[parents[0]] if parents else data
+    group[leaf] = value
+    file.write_text(json.dumps(data))
+    with pytest.raises(VidcmError, match=f"pipeline.json: {message}.*export it again"):
+        VideoPipeline.from_pretrained(copy)
+
+
+def test_an_export_does_not_replace_its_sources(made, copy, capsys):
+    before = {file: file.read_bytes() for file in copy.rglob("*.*")}
+    models = {role: copy / role for role in ("codec", "teacher", "student")}
+    words = tiny.export_arguments(models, copy)
+    assert export.main([*words, "--overwrite"]) == 2
+    assert "which would replace it by half precision" in capsys.readouterr().err
+    assert {file: file.read_bytes() for file in copy.rglob("*.*")} == before
 
 
 def test_roles_are_not_mixed_up(copy):

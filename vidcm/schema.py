@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import difflib
-import math
+import sys
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -108,6 +108,6 @@ def _finite(value: Any, where: str) -> Any:
     elif isinstance(value, list):
         for index, item in enumerate(value):
             _finite(item, f"{where}.{index}")
-    elif isinstance(value, float) and not math.isfinite(value):
+    elif isinstance(value, int | float) and not abs(value) <= sys.float_info.max:
         raise UsageError(f"{where}: {value} is not a finite number")
     return value

@@ -6,11 +6,12 @@ Needs no torch, so that commands can answer at once.
 import json
 import os
 from dataclasses import asdict, dataclass, field
-from operator import attrgetter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
 from vidcm.arguments import path as path_of
+from vidcm.arguments import real_number, whole_number
 from vidcm.errors import UsageError, VidcmError
 from vidcm.files import write_text
 from vidcm.schema import from_dict
@@ -135,15 +136,39 @@ class PipelineSettings:
             found = from_dict(cls, data, str(path))
         except (FileNotFoundError, NotADirectoryError):
             raise FileNotFoundError(path) from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise VidcmError(f"cannot read {path}: {error}") from None
         except UsageError as error:
             raise VidcmError(f"{error}; export it again") from None
-        steps = ("student.num_inference_steps", "teacher.num_inference_steps")
-        for key in ("num_frames", "height", "width", "fps", *steps):
-            if (value := attrgetter(key)(found)) <= 0:
-                raise VidcmError(f"{path}: {key} is {value}; expected a number above 0")
+        try:
+            found.check()
+        except UsageError as error:
+            raise VidcmError(f"{path}: {error}; export it again") from None
         return found
+
+    def check(self) -> None:
+        """Raise UsageError for a number out of range, or times that do not fall."""
+        for frames, height, width in [self.size, *self.trained_shapes]:
+            whole_number("num_frames", frames, 1, MAX_FRAMES)
+            whole_number("height", height, 1, MAX_SIDE)
+            whole_number("width", width, 1, MAX_SIDE)
+        real_number("fps", self.fps, 0.01, MAX_FPS)
+        for role, own in (("student", self.student), ("teacher", self.teacher)):
+            steps = own.num_inference_steps
+            whole_number(f"{role}.num_inference_steps", steps, 1, MAX_STEPS)
+            real_number(f"{role}.guidance_scale", own.guidance_scale, 0, MAX_GUIDANCE)
+        if not self.teacher.shift > 0:
+            raise UsageError(f"teacher.shift is {self.teacher.shift:g}; use a number above 0")
+        student, (low, high) = self.student, self.student.guidance_range
+        if not 0 <= low <= high:
+            raise UsageError(f"student.guidance_range is {low:g}, {high:g}; use 0 <= low <= high")
+        times = student.timesteps
+        falling = all(a > b for a, b in pairwise([*times, 0]))
+        if times and not (falling and times[0] <= 1 and len(times) == student.phases):
+            raise UsageError(
+                f"student.timesteps are {times}; use one for each of student.phases, falling from "
+                "at most 1 to above 0"
+            )
 
 
 def find_pipeline(name: str | os.PathLike[str]) -> tuple[Path, PipelineSettings]:

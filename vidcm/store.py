@@ -83,7 +83,7 @@ def read_card(folder: str | Path) -> dict:
         raise UsageError(
             f"{folder} is not a model folder (no model.json); give the `final` folder of a run"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise VidcmError(f"cannot read {folder / 'model.json'}: {error}") from None
     for key, kind in {"spec": dict, "format": int, "metadata": dict, "sha256": str}.items():
         if not isinstance(card, dict) or not isinstance(card.get(key), kind):

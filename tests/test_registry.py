@@ -52,6 +52,8 @@ def test_every_name_imports_and_its_options_are_explained(kind, name):
             {"name": "lpc", "art": "/nowhere"},
             "art is not at /nowhere, where data.art or --art says",
         ),
+        ("objective", {"name": "flow_matching", "p_mean": 1e30}, "p_mean is 1e\\+30 .* at most 20"),
+        ("objective", {"name": "flow_matching", "p_std": 21.0}, "p_std 21; .* at most 20"),
         ("objective", {"name": "flow_matching", "p_mean": math.nan}, "p_mean: nan is not a finite"),
         (
             "objective",

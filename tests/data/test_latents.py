@@ -222,6 +222,10 @@ def test_encode_leaves_out_what_it_is_told_to(codec, videos, tmp_path, capsys):
             "height 20 is not a multiple of 8",
         ),
         (["--data", "folder", "--root", "x", "--frames", "8"], "8 frames do not fit"),
+        (["--data", "folder", "--root", "x", "--count", "5"], "--count is for --data lpc"),
+        (["--data", "lpc", "--root", "x"], "--root is for --data folder"),
+        (["--data", "lpc", "--art", "x", "--size", "8x8"], "--size is for --data folder"),
+        (["--data", "folder", "--root", "x", "--size", "80000x80000"], "GiB of memory"),
     ],
 )
 def test_encode_refuses_before_it_starts(codec, tmp_path, capsys, monkeypatch, options, message):
@@ -233,4 +237,10 @@ def test_encode_refuses_before_it_starts(codec, tmp_path, capsys, monkeypatch, o
     assert code == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_cache_is_written_without_a_clip(tmp_path):
+    with pytest.raises(VidcmError, match="no clip is left"):
+        write_shards(tmp_path / "out", iter([]), codec="f" * 64, about={})
     assert not list(tmp_path.iterdir())

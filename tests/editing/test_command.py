@@ -286,6 +286,7 @@ INPAINT = ["inpaint", "--input", "clip"]
         (["image", "--seed", "1", "--seed", "2"], "got 2 seeds; only interpolate takes two"),
         (["image", "--size", "512x512", "--scale", "64", "--output", "x.mp4"], "lower the scale"),
         (["colorize", "--input", ""], "got an empty name"),
+        (["loop", "--start", "3"], "--start is about an input"),
         ([*INPAINT, "--mask", ""], "the mask '' is no file"),
         ([*INPAINT, "--mask", "mask.png", "--output", "clip/", "--overwrite"], "is an input and an output"),
         (["animate", "--input", "picture.png", "--preview", "picture.png", "--overwrite"], "is an input and an output"),

@@ -143,3 +143,26 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path) -> None:
         signal.signal(signal.SIGXFSZ, handler)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
     assert checkpoint.newest(tmp_path) == checkpoint.folder_of(tmp_path, 1)
+
+
+def test_a_run_s_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for output in (tmp_path / "file", tmp_path / "file" / "run"):
+        with (
+            pytest.raises(UsageError, match="a file is in the way; choose another output"),
+            checkpoint.claimed(output),
+        ):
+            pass
+    with (
+        pytest.raises(VidcmError, match="cannot make the folder /proc/run of output"),
+        checkpoint.claimed(Path("/proc/run")),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("manifest", ["[]", '{"sha256": 3}', '{"sha256": [1]}', 100_000 * "["])
+def test_a_manifest_of_another_form_is_passed_over(tmp_path: Path, manifest: str) -> None:
+    folder = checkpoint.folder_of(tmp_path, 3)
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text(manifest)
+    assert checkpoint.newest(tmp_path) is None

@@ -52,6 +52,8 @@ def _edit(args: argparse.Namespace) -> None:
         for name, spec in specs.items()
     }
     check(stand_ins, len(args.input))
+    if args.start and not args.input:
+        raise UsageError("--start is about an input, and there is none; leave it out")
     targets = [check_output(path, args.overwrite) for path in _outputs(args, stand_ins)]
     if args.preview:
         if Path(args.preview).suffix.lower() != ".png":

@@ -6,6 +6,7 @@ from collections import Counter
 from vidcm.cli.common import Parser, number, output_folder, positive_int, run
 from vidcm.cli.options import add_art, add_bucket, add_device, add_seed, add_size, art_of
 from vidcm.errors import UsageError
+from vidcm.limits import check_memory
 from vidcm.media.sizes import check_frames, check_size
 
 
@@ -26,9 +27,22 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--batch", type=positive_int, default=32, help="clips at a time")
     add_device(p)
     p.add_argument("--overwrite", action="store_true", help="replace an existing cache")
-    _add_lpc(p.add_argument_group("with --data lpc"))
-    _add_folder(p.add_argument_group("with --data folder"))
+    for data, add in (("lpc", _add_lpc), ("folder", _add_folder)):
+        add(p.add_argument_group(f"with --data {data}"))
     return p
+
+
+def _refuse_foreign(args: argparse.Namespace) -> None:
+    """Refuse options that are for the other kind of data."""
+    for data, add in (("lpc", _add_lpc), ("folder", _add_folder)):
+        if data == args.data:
+            continue
+        own = argparse.ArgumentParser(add_help=False)
+        add(own)
+        for name, default in vars(own.parse_args([])).items():
+            if getattr(args, name) != default:
+                option = name.replace("_", "-")
+                raise UsageError(f"--{option} is for --data {data}; leave it out")
 
 
 def _add_lpc(group: argparse._ActionsContainer) -> None:
@@ -66,6 +80,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _encode(args: argparse.Namespace) -> None:
+    _refuse_foreign(args)
     if args.output.exists() and not args.overwrite:
         raise UsageError(f"{args.output} exists; give another --output, or --overwrite")
     if args.output.exists() and not (args.output / "index.json").is_file():
@@ -80,6 +95,7 @@ def _encode(args: argparse.Namespace) -> None:
     for frames, height, width in [(args.frames, *args.size), *args.bucket]:
         check_frames(frames)
         check_size(height, width, 8)
+        check_memory(args.batch, frames, height, width)
 
     import torch
     from tqdm import tqdm

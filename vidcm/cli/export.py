@@ -6,6 +6,7 @@ from pathlib import Path
 from vidcm.cli.common import Parser, number, output_folder, positive_int, run, whole_number
 from vidcm.cli.options import add_art, add_bucket, art_of, check_model_folder
 from vidcm.errors import UsageError
+from vidcm.limits import check_memory
 from vidcm.media.sizes import check_frames, check_size
 from vidcm.settings import PipelineSettings, StudentSettings, TeacherSettings
 
@@ -95,9 +96,15 @@ def _export(args: argparse.Namespace) -> None:
         raise UsageError(f"{', '.join(missing)} missing; give the model folders to put together")
     for role in MODELS:
         check_model_folder(getattr(args, role))
+        if Path(getattr(args, role)).resolve() == (output / role).resolve():
+            raise UsageError(
+                f"{getattr(args, role)} is in --output {output}, which would replace it by half "
+                "precision; give another --output"
+            )
     for frames, height, width in [(args.frames, args.height, args.width), *args.bucket]:
         check_frames(frames)
         check_size(height, width, 8)
+        check_memory(1, frames, height, width)
 
     from vidcm.diffusion.times import SHIFT
     from vidcm.export import export, known_words, refuse_still, student_facts
@@ -123,6 +130,7 @@ def _export(args: argparse.Namespace) -> None:
             f"step each; give --steps {phases}"
         )
     models = {role: getattr(args, role) for role in MODELS}
+    settings.check()
     export(models, output, settings, storage=args.storage, overwrite=args.overwrite)
     size = sum(f.stat().st_size for f in output.rglob("*.safetensors")) / 2**20
     print(f"{output}: {size:.1f} MB of weights; it generated a test clip of {args.frames} frames")

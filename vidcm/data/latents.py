@@ -129,7 +129,7 @@ def write_shards(
         Number of clips.
 
     Raises:
-        VidcmError: latents are not finite, or the folder cannot be written.
+        VidcmError: latents are not finite, there are none, or the folder cannot be written.
     """
     names: list[str] = []
     count = 0
@@ -161,6 +161,8 @@ def write_shards(
             if len(captions) >= shard_size:
                 flush()
         flush()
+        if not count:
+            raise VidcmError(f"no clip is left to write into {folder}; give clips of enough frames")
         index = {"codec": codec, "clips": count, "shards": names, **about}
         (part / INDEX).write_text(json.dumps(index, indent=1), "utf-8")
     return count

@@ -168,6 +168,9 @@ def check_derivative(derivative: Derivative, config: TrainConfig) -> None:
         )
 
 
+MOST_LN_SIGMA = 20  # e^20 is beyond every noise that float32 can add to data
+
+
 def check_range(name: str, values: Sequence[float]) -> Range:
     """Return the ends of a range. Raises UsageError unless 0 < low <= high."""
     if len(values) != 2 or not 0 < values[0] <= values[1]:
@@ -176,7 +179,12 @@ def check_range(name: str, values: Sequence[float]) -> Range:
 
 
 def check_log_normal(p_mean: float, p_std: float) -> Range:
-    """Return mean and deviation of ln sigma. Raises UsageError for a deviation below 0."""
+    """Return mean and deviation of ln sigma. Raises UsageError for those of no use."""
+    if abs(p_mean) > MOST_LN_SIGMA or p_std > MOST_LN_SIGMA:
+        raise UsageError(
+            f"p_mean is {p_mean:g} and p_std {p_std:g}; both are of ln sigma, so use at most "
+            f"{MOST_LN_SIGMA}"
+        )
     if p_std < 0:
         raise UsageError(f"p_std is {p_std}; a deviation of ln sigma must be 0 or above")
     return p_mean, p_std

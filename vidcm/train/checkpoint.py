@@ -24,9 +24,17 @@ def claimed(run: Path) -> Iterator[None]:
     """Create a run's folder and lock it for the block; the lock ends with the process.
 
     Raises:
-        UsageError: Another process has it.
+        UsageError: Another process has it, or a file is in its way.
+        VidcmError: The file system refuses.
     """
-    run.mkdir(parents=True, exist_ok=True)
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UsageError(f"output {run}: a file is in the way; choose another output") from None
+    except OSError as error:
+        raise VidcmError(
+            f"cannot make the folder {run} of output: {error.strerror}; choose another output"
+        ) from None
     with (run / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -107,5 +115,5 @@ def _intact(folder: Path) -> bool:
     try:
         hashes = json.loads((folder / "manifest.json").read_text("utf-8"))["sha256"]
         return all(file_hash(folder / name) == digest for name, digest in hashes.items())
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False

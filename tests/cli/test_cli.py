@@ -63,6 +63,19 @@ def test_an_unknown_command_is_one_line_with_a_hint(capsys, word, expected):
     assert expected in err and err.count("\n") == 1
 
 
+def test_an_interrupt_while_a_command_is_imported_is_one_line(monkeypatch, capsys):
+    def interrupted(name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vidcm.cli.importlib.import_module", interrupted)
+    assert main(["generate"]) == 130
+    assert capsys.readouterr().err == "error: interrupted\n"
+
+
+def test_help_of_help_is_the_help(capsys):
+    assert main(["help", "help"]) == 0 and "usage: vidcm" in capsys.readouterr().out
+
+
 def test_help_of_a_command_is_its_own(capsys):
     assert main(["help"]) == 0 and "usage: vidcm <command>" in capsys.readouterr().out
     with pytest.raises(SystemExit) as left:

@@ -385,7 +385,14 @@ def test_bad_requests_are_one_line_before_anything_is_measured(
 
 
 @pytest.mark.parametrize(
-    "words", [["--repeats", "0"], ["--warmup", "0"], ["--cold", "0"], ["--table", "no"]]
+    "words",
+    [
+        ["--repeats", "0"],
+        ["--warmup", "0"],
+        ["--cold", "0"],
+        ["--threads", "100000"],
+        ["--table", "no"],
+    ],
 )
 def test_bad_options_end_with_2(words, capsys):
     with pytest.raises(SystemExit) as ended:

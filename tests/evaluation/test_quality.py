@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,7 +23,7 @@ from vidcm.evaluation.environment import environment
 from vidcm.evaluation.eval_set import EvalJob, EvalSet
 from vidcm.evaluation.quality import evaluate_rows
 from vidcm.evaluation.reports import quality_table
-from vidcm.evaluation.results import KEYS, read_results
+from vidcm.evaluation.results import KEYS, read_results, well_formed
 from vidcm.evaluation.rows import Row
 from vidcm.lpc import adherence
 from vidcm.lpc import hand_prompts as hand
@@ -387,6 +388,7 @@ def test_command_measures_prints_and_draws(world, tmp_path, capsys):
         (["--sheet", "x.gif"], "--sheet writes .png files, not 'x.gif'"),
         (["--output", "."], "is a folder"),
         (["--output", "x.json"], "give --art, or set VIDCM_LPC_ART"),
+        (["--output", "x.json", "--features", "foo"], "--features is about --frechet"),
         (["--table", __file__, "--sheet", "x.png"], "--sheet needs a model; leave it out"),
         (["--output", "x.json", "--rows", "student-0"], "got the row 'student-0'"),
         (["--table", __file__], "is not JSON"),
@@ -425,3 +427,24 @@ def test_help_and_tables_need_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPO)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", ["benchmark", "evaluate", "compare"])
+def test_edited_results_are_named_and_fresh_ones_are_not_blamed(command, tmp_path, capsys):
+    keys = {"recipe", "recipe_hash", "repeats", "environment", "rows", "ratios"}
+    data: dict = {key: {"a": {}} for key in keys} | {"schema_version": 1}
+    if command != "benchmark":
+        data = {"kind": {"evaluate": "quality"}.get(command, "comparison"), "protocol": {}}
+        data |= {"model": {}, "environments": [{}], "rows": {"student-1": 3}}
+    (tmp_path / "x.json").write_text(json.dumps(data))
+    main = import_module(f"vidcm.cli.{command}").main
+    assert main(["--table", str(tmp_path / "x.json")]) == 2
+    assert "x.json lacks numbers or was edited (" in capsys.readouterr().err
+    with pytest.raises(KeyError), well_formed(None):
+        raise KeyError("x")
+
+
+@pytest.mark.parametrize("command", ["benchmark", "evaluate"])
+def test_results_that_cannot_be_written_are_refused_before_measuring(command, capsys):
+    assert import_module(f"vidcm.cli.{command}").main(["--output", "/proc/x.json"]) == 1
+    assert "cannot write /proc/x.json into /proc" in capsys.readouterr().err

@@ -53,11 +53,19 @@ def main(argv: list[str] | None = None) -> int:
     Raises:
         SystemExit: After a command's `--help` (0), or for a bad option (2).
     """
-    match sys.argv[1:] if argv is None else argv:
+    try:
+        return _dispatch(sys.argv[1:] if argv is None else argv)
+    except KeyboardInterrupt:  # while a command is imported, before its own answer to signals
+        print("error: interrupted", file=sys.stderr)
+        return 130
+
+
+def _dispatch(argv: list[str]) -> int:
+    match argv:
         case []:
             print(help_text(), file=sys.stderr)
             return 2
-        case ["-h" | "--help" | "help"]:
+        case ["-h" | "--help" | "help"] | ["help", "help" | "--help" | "-h"]:
             return run(lambda _: print(help_text()), argparse.Namespace())
         case ["help", *rest]:
             return main([*rest, "--help"])

@@ -4,14 +4,14 @@ import argparse
 import json
 import os
 import sys
-import tempfile
 from pathlib import Path
 
-from vidcm.cli.common import Parser, existing_file, positive_int, run
-from vidcm.cli.options import add_checkpoint, add_device, add_seed
-from vidcm.errors import UsageError, VidcmError
+from vidcm.cli.common import Parser, existing_file, positive_int, run, whole_number
+from vidcm.cli.options import add_checkpoint, add_device, add_seed, check_writable
+from vidcm.errors import UsageError
 from vidcm.evaluation.latency_report import SCHEMA, compare_latency, latency_table, read_latency
 from vidcm.evaluation.markdown import block, rewrite
+from vidcm.evaluation.results import well_formed
 from vidcm.evaluation.rows import Row
 
 
@@ -40,7 +40,9 @@ def parser() -> Parser:
         "--cold", type=positive_int, nargs="?", const=3, default=0, metavar="N", help=cold
     )
     add_device(how)
-    how.add_argument("--threads", type=positive_int, help="CPU threads (default: torch's choice)")
+    how.add_argument(
+        "--threads", type=whole_number(1, 1024), help="CPU threads (default: torch's choice)"
+    )
     out = p.add_argument_group("what to write")
     out.add_argument("--output", type=Path, metavar="JSON", help="keep every number here")
     out.add_argument("--overwrite", action="store_true", help="replace what --output names")
@@ -64,13 +66,16 @@ def _benchmark(args: argparse.Namespace) -> int:
     if args.compare:
         if args.into:
             raise UsageError("--into takes a table; leave out --compare, or --into")
-        text, slower = compare_latency(*map(read_latency, args.compare))
+        old, new = map(read_latency, args.compare)
+        with well_formed(args.compare[1]):
+            text, slower = compare_latency(old, new)
         print(text)
         return int(slower)
     if args.into:
         block(args.into, "latency")  # now, not after minutes of measuring
     results = read_latency(args.table) if args.table else _measure(args)
-    text = latency_table(results)
+    with well_formed(args.table):
+        text = latency_table(results)
     if args.into:
         rewrite(args.into, "latency", text)
     else:
@@ -133,9 +138,4 @@ def _check_free(path: Path, overwrite: bool) -> None:
         raise UsageError(f"--output {path} is not a file; give the name of a .json file")
     if path.exists() and not overwrite:
         raise UsageError(f"{path} exists; give another --output, or --overwrite")
-    parent = next(p for p in Path(os.path.realpath(path)).parents if p.exists())
-    try:
-        # permission bits do not tell of read-only mounts
-        tempfile.TemporaryFile(dir=parent).close()
-    except OSError as error:
-        raise VidcmError(f"cannot write {path} into {parent}: {error.strerror}") from None
+    check_writable(path)

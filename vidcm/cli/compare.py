@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from vidcm.cli.common import Parser, existing_file, run
-from vidcm.cli.options import add_art, art_of
+from vidcm.cli.options import add_art, art_of, check_writable
 from vidcm.errors import UsageError, VidcmError
 
 
@@ -51,7 +51,7 @@ def _compare(args: argparse.Namespace) -> None:
         plot_comparison,
     )
     from vidcm.evaluation.markdown import block, rewrite
-    from vidcm.evaluation.results import read_results
+    from vidcm.evaluation.results import read_results, well_formed
 
     if (args.config is None) == (args.table is None):
         raise UsageError("give either --config (to measure) or --table (to show a measurement)")
@@ -59,13 +59,15 @@ def _compare(args: argparse.Namespace) -> None:
     if args.plot and args.plot.suffix.lower() != ".png":
         raise UsageError(f"--plot writes .png files, not {args.plot.name!r}")
     if args.plot:
+        check_writable(args.plot)
         check_matplotlib()
     if args.into:
         block(args.into, "comparison")
     results, failed = (
         (read_results(args.table, "comparison"), None) if args.table else _measure(args)
     )
-    text = comparison_table(results)
+    with well_formed(args.table):
+        text = comparison_table(results)
     if args.into:
         rewrite(args.into, "comparison", text)
     else:

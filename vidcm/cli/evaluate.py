@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vidcm.cli.common import Parser, did_you_mean, existing_file, positive_int, run, whole_number
-from vidcm.cli.options import add_art, add_checkpoint, add_device, add_seed, art_of
+from vidcm.cli.options import add_art, add_checkpoint, add_device, add_seed, art_of, check_writable
 from vidcm.errors import UsageError
 from vidcm.evaluation.rows import EDIT_ROWS, ROWS, Row
 
@@ -110,7 +110,9 @@ def _add_settings(how: argparse._ActionsContainer) -> None:
         help="with --editing: also measure a model trained with given frames without feeding them",
     )
     counts = ", ".join(f"{n} with --{k.replace('_', '-')}" for k, (n, _) in MEASURES.items())
-    how.add_argument("--count", type=whole_number(2), help=f"held-out combinations ({counts})")
+    how.add_argument(
+        "--count", type=whole_number(2, 100_000), help=f"held-out combinations ({counts})"
+    )
     add_seed(how, "of the combinations and the noise")
     how.add_argument(
         "--batch", type=positive_int, default=16, help="clips at a time; edits one by one"
@@ -140,7 +142,7 @@ def main(argv: list[str] | None = None) -> int:
 def _evaluate(args: argparse.Namespace) -> None:
     from vidcm.evaluation.markdown import block, rewrite
     from vidcm.evaluation.reports import mark_of, markdown_of
-    from vidcm.evaluation.results import read_results
+    from vidcm.evaluation.results import read_results, well_formed
 
     kind = next((k for k in (*MEASURES, "table", "frechet") if getattr(args, k)), None)
     _check_options(args, kind)
@@ -156,10 +158,12 @@ def _evaluate(args: argparse.Namespace) -> None:
         results = _measure(args, kind)
     if results is None:
         return
+    with well_formed(args.table):
+        text, mark = markdown_of(results), mark_of(results)
     if args.into:
-        rewrite(args.into, mark_of(results), markdown_of(results))
+        rewrite(args.into, mark, text)
     else:
-        print(markdown_of(results), end="")
+        print(text, end="")
 
 
 def _check_options(args: argparse.Namespace, kind: str | None) -> None:
@@ -193,6 +197,10 @@ def _check_options(args: argparse.Namespace, kind: str | None) -> None:
             f"--{kind.replace('_', '-')} {getattr(args, kind)} is a folder; give the name of a "
             ".json file"
         )
+    if kind in MEASURES:
+        check_writable(getattr(args, kind))
+    if kind != "frechet" and args.features != "lpc":
+        raise UsageError("--features is about --frechet; give it too, or leave this out")
     if args.sheet and args.sheet.suffix.lower() != ".png":
         raise UsageError(f"--sheet writes .png files, not {args.sheet.name!r}")
 

@@ -3,11 +3,12 @@
 import argparse
 import itertools
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from vidcm.cli.common import clip_output, device, number, seed, sides, whole_number
-from vidcm.errors import UsageError
+from vidcm.errors import UsageError, VidcmError
 
 
 def add_device(group: argparse._ActionsContainer) -> None:
@@ -90,6 +91,16 @@ def check_model_folder(path: str | Path) -> None:
         raise UsageError(
             f"{path} is not a model folder (no model.json); give the `final` folder of a run"
         )
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a file that cannot be written, before hours of work for it. Raises VidcmError."""
+    parent = next(p for p in Path(os.path.realpath(path)).parents if p.exists())
+    try:
+        # permission bits do not tell of read-only mounts
+        tempfile.TemporaryFile(dir=parent).close()
+    except OSError as error:
+        raise VidcmError(f"cannot write {path} into {parent}: {error.strerror}") from None
 
 
 def free_output(stem: str, count: int) -> str:

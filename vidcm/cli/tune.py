@@ -34,7 +34,7 @@ def parser() -> Parser:
         default=[2, 4],
         help="numbers of steps to average over",
     )
-    p.add_argument("--count", type=whole_number(2), default=64, help="prompts tried")
+    p.add_argument("--count", type=whole_number(2, 100_000), default=64, help="prompts tried")
     add_seed(p, "of the prompts and the noise")
     p.add_argument("--batch", type=positive_int, default=32, help="clips at a time")
     add_device(p)

@@ -6,7 +6,8 @@ Reading needs neither torch nor numpy.
 import json
 import math
 import numbers
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def read_json(path: Path, wanted: str) -> Any:
         return json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not JSON ({error}); give {wanted}") from None
 
 
@@ -116,6 +117,22 @@ def read_results(path: Path, *kinds: str) -> dict:
             f"{path} holds results of kind {results['kind']!r}, expected {' or '.join(kinds)}"
         )
     return results
+
+
+@contextmanager
+def well_formed(path: Path | None) -> Iterator[None]:
+    """Turn failures of the block into UsageError: its numbers come from a file that was edited.
+
+    Args:
+        path: the file; None for numbers measured now, whose failures are left as they are.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        if path is None:
+            raise
+        what = f"{type(error).__name__}: {error}"
+        raise UsageError(f"{path} lacks numbers or was edited ({what}); measure again") from None
 
 
 def first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vidcm.lpc.dataset import CELL, LPC, ROWS, vocabulary
+from vidcm.lpc.combinations import vocabulary
+from vidcm.lpc.dataset import CELL, LPC, ROWS
 
 KEEP = {
     "skin": ["light", "dark", "orc"],

@@ -370,3 +370,40 @@ def test_tasks_of_another_type_are_refused(pipe, task):
 def test_the_package_is_typed():
     assert (Path(vidcm.__file__).parent / "py.typed").is_file()
     assert {"VideoPipeline", "load_video"} <= set(dir(vidcm))
+
+
+# --- completion -----------------------------------------------------------------------------------
+
+
+def test_prompts_are_completed_from_the_seed_of_each_clip(folder):
+    pipe = VideoPipeline.from_pretrained(folder, device="cpu")
+    plain = pipe(PROMPT, num_videos_per_prompt=3, seed=5)
+    assert plain.captions == plain.prompts == [PROMPT] * 3
+    pipe.settings.prompt_reader = "lpc"
+    del pipe.prompt_reader  # kept from the first call
+    clips = pipe(PROMPT, num_videos_per_prompt=3, seed=5)
+    assert clips.prompts == [PROMPT] * 3 and len(set(clips.captions)) == 3
+    assert all("purple" in c and "walks left" in c for c in clips.captions)
+    # A clip is that of its completed caption, in any batch, and the option switches all of it off.
+    for i, caption in enumerate(clips.captions):
+        same = pipe(caption, seed=5 + i, complete_prompt=False)
+        assert apart(same[0], clips[i]) <= 1 and same.captions == [caption]
+        assert pipe(PROMPT, seed=5 + i).captions == [caption]
+    small = pipe(PROMPT, num_videos_per_prompt=3, seed=5, batch_size=2)
+    assert small.captions == clips.captions and apart(small.frames, clips.frames) <= 1
+    off = pipe(PROMPT, num_videos_per_prompt=3, seed=5, complete_prompt=False)
+    assert off.captions == plain.captions and np.array_equal(off.frames, plain.frames)
+    embeds = pipe.encode_prompt(PROMPT)
+    assert np.array_equal(pipe(prompt_embeds=embeds, seed=5)[0], plain[0])
+
+
+def test_warnings_take_the_readers_words_into_account(folder):
+    pipe = VideoPipeline.from_pretrained(folder, device="cpu")
+    pipe.settings.known_words = "woman"
+    assert warnings_about(pipe.generation(), ["woman mohwak zeppelin"]) == [
+        "the model does not know: mohwak, zeppelin"
+    ]
+    pipe.settings.prompt_reader = "lpc"
+    assert warnings_about(
+        pipe.generation(), ["woman mohwak zeppelin"], reader=pipe.prompt_reader
+    ) == ["the model does not know: zeppelin"]

@@ -147,16 +147,16 @@ class Generation:
             cond, guidance_scale=scale.to(self.device) if self.role == "student" else None
         )
 
-    def scheduled(self, first: Cond, schedule: Sequence[tuple[int, str]]) -> Cond:
+    def scheduled(self, first: Cond, schedule: Sequence[tuple[int, Sequence[str]]]) -> Cond:
         """A condition whose prompt changes along every clip.
 
         Args:
             first: The condition that clips begin with.
-            schedule: (frame, prompt) of the prompts that take over.
+            schedule: (frame, a prompt for each clip) of the prompts that take over.
         """
         if not schedule:
             return first
-        later = [self.encode([prompt]).repeat(len(first)) for _, prompt in schedule]
+        later = [self.encode(prompts) for _, prompts in schedule]
         places = [self.latent_position(frame) for frame, _ in schedule]
         return PromptSchedule.of(first, list(zip(places, later, strict=True)))
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vidcm.arguments import MAX_SEED, seeds, texts, whole_number
+from vidcm.conditioning.completion import PromptReader
 from vidcm.conditioning.prompts import check_prompts, unknown_words
 from vidcm.diffusion.base import Cond
 from vidcm.diffusion.windows import check_schedule
@@ -83,7 +84,8 @@ def check_latents(latents: Any, shape: tuple[int, ...]) -> Tensor:
         raise UsageError(f"latents is {got}; expected a tensor of unit noise of shape {shape}")
     if not latents.is_floating_point() or latents.layout != torch.strided or latents.is_meta:
         raise UsageError(
-            f"latents is a {latents.layout} tensor of {latents.dtype} on {latents.device}; expected "
+            f"latents is a {latents.layout} tensor of {latents.dtype} on {latents.device}; "
+            "expected "
             "dense real numbers, as torch.randn gives them"
         )
     if not latents.isfinite().all():
@@ -120,6 +122,7 @@ def warnings_about(
     num_frames: int | None = None,
     height: int | None = None,
     width: int | None = None,
+    reader: PromptReader | None = None,
 ) -> list[str]:
     """Sentences on inputs without effect or outside the range the models were tuned for.
 
@@ -130,6 +133,7 @@ def warnings_about(
         num_frames: Frames of a clip; None for the checkpoint's.
         height: In pixels.
         width: In pixels.
+        reader: What completes the prompts.
     """
     settings, found = generation.settings, []
     least = [min(axis) for axis in zip(*settings.shapes, strict=True)]
@@ -150,7 +154,10 @@ def warnings_about(
         if words := generation.model.conditioner.dropped(prompt):
             found.append(f"too long, the end of {name} is not read: {' '.join(words[:8])} ...")
     known = set(settings.known_words.split())
-    if known and (words := unknown_words([p for _, p in named], known)):
+    words = unknown_words([p for _, p in named], known)
+    if reader is not None:
+        words = [word for word in words if not reader.knows(word)]
+    if words and (known or reader):
         more = " ..." * (len(words) > 8)
         found.append(f"the model does not know: {', '.join(words[:8])}{more}")
     if negative_prompt and scale == 1:

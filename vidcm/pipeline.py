@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,9 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vidcm.arguments import SYNONYMS, checked_names, flag, real_number, text, texts, whole_number
+from vidcm.arguments import SYNONYMS, checked_names, flag, real_number, texts, whole_number
 from vidcm.arguments import path as path_of
+from vidcm.arguments import text as check_text
 from vidcm.codecs.causal_vae import CausalVAE
+from vidcm.conditioning.completion import PromptReader, complete_prompts
 from vidcm.conditioning.prompts import check_length, check_prompts
 from vidcm.diffusion import samplers
 from vidcm.diffusion.base import Cond
@@ -32,6 +35,7 @@ from vidcm.inputs import (
 from vidcm.limits import check_memory
 from vidcm.media.clips import OUTPUT_TYPES, Clips, Clock, as_output
 from vidcm.media.load import fit, load_clip
+from vidcm.registry import build
 from vidcm.rng import SampleRng
 from vidcm.runtime import fast_cpu, pick_device, pick_dtype
 from vidcm.settings import MAX_CLIPS, MAX_FPS, MAX_SECONDS, PipelineSettings, find_pipeline
@@ -152,6 +156,12 @@ class VideoPipeline:
         numbers = num_inference_steps, guidance_scale, solver
         return Generation.resolve(self.model(role), self.codec, self.settings, role, *numbers)
 
+    @cached_property
+    def prompt_reader(self) -> PromptReader | None:
+        """What completes prompts for this checkpoint."""
+        name = self.settings.prompt_reader
+        return build("prompt_reader", {"name": name}) if name else None
+
     def autocast(self) -> AbstractContextManager:
         """The context that networks and codec run in."""
         enabled = self.dtype != torch.float32
@@ -184,6 +194,7 @@ class VideoPipeline:
         output_type: str = "np",
         callback_on_step_end: StepCallback | None = None,
         prompt_schedule: Sequence[tuple[int, str]] = (),
+        complete_prompt: bool = True,
         use_teacher: bool = False,
         solver: str | None = None,
         batch_size: int | None = None,
@@ -213,6 +224,9 @@ class VideoPipeline:
                 others, and may raise to cancel.
             prompt_schedule: (frame, prompt) of prompts that take over along a clip of several
                 windows.
+            complete_prompt: Draw what a prompt leaves open from the seed of each clip before the
+                model reads it, if the checkpoint knows how. Later prompts of a schedule keep what
+                they do not name. `captions` of the result are the completed prompts.
             use_teacher: Sample the teacher.
             solver: The teacher's, "euler", "heun" or "dpm" (default: the checkpoint's).
             batch_size: Clips that are sampled at once (default: as many as memory should hold). It
@@ -230,7 +244,7 @@ class VideoPipeline:
         channels, *size = generation.latent_shape(*check_size(num_frames, height, width))
         if output_type not in OUTPUT_TYPES:
             raise UsageError(f"output_type is {output_type!r}; use {', '.join(OUTPUT_TYPES)}")
-        check_length("negative_prompt", text("negative_prompt", negative_prompt))
+        check_length("negative_prompt", check_text("negative_prompt", negative_prompt))
         prompts = check_prompt(prompt, prompt_embeds)
         copies = whole_number("num_videos_per_prompt", num_videos_per_prompt, 1, MAX_CLIPS)
         count, clip_shape = len(prompts) * copies, generation.pixel_shape(size)
@@ -245,15 +259,21 @@ class VideoPipeline:
         if latents is not None:
             latents = check_latents(latents, (count, *shape))
         on_step = self._on_step(callback_on_step_end)
+        prompts = [prompt for prompt in prompts for _ in range(copies)]
+        embeds = None if prompt_embeds is None else prompt_embeds.repeat(copies)
+        reader = self.prompt_reader if complete_prompt and embeds is None else None
+        captions, schedule = complete_prompts(reader, prompts, prompt_schedule, clip_seeds)
         clock = Clock(self.device)
         made: list[Any] = []
         with torch.no_grad(), self.autocast():
-            # 2. Encode the prompts, once for all batches.
-            cond = generation.encode(prompts if prompt_embeds is None else prompt_embeds)
-            cond = generation.scheduled(cond, prompt_schedule).repeat(copies)
-            clock("text")
             for first in range(0, count, batch):
                 part = slice(first, min(first + batch, count))
+                # 2. Encode the captions.
+                text = captions[part] if embeds is None else embeds.rows(part)
+                cond = generation.scheduled(
+                    generation.encode(text), [(frame, c[part]) for frame, c in schedule]
+                )
+                clock("text")
                 # 3. Draw the noise of each clip from its seed.
                 rng = windowed.repeated_noise(SampleRng.of_seeds(clip_seeds[part], self.device))
                 noise = rng.normal(*shape)
@@ -261,7 +281,7 @@ class VideoPipeline:
                     noise = latents[part].to(self.device)
                 # 4. Denoise.
                 x = generation.sample(
-                    cond.rows(part), noise, rng, negative_prompt=negative_prompt, on_step=on_step
+                    cond, noise, rng, negative_prompt=negative_prompt, on_step=on_step
                 )[:, :, : size[0]]
                 clock("denoise")
                 # 5. Decode.
@@ -270,12 +290,13 @@ class VideoPipeline:
         # 6. Give the clips the asked form.
         return Clips(
             as_output(torch.cat(made), output_type),
-            [p for p in prompts for _ in range(copies)],
+            prompts,
             clip_seeds,
             self.settings.fps,
             generation.evaluations(shape[1:], negative_prompt),
             clock.seconds,
             output_type,
+            captions,
         )
 
     @checked_names(SYNONYMS | {"tasks": "task", "clip": "clips", "video": "clips"})

@@ -56,6 +56,7 @@ TABLE: dict[str, dict[str, str]] = {
         "folder": "vidcm.data.folder:VideoFolder",
         "latents": "vidcm.data.latents:LatentShards",
     },
+    "prompt_reader": {"lpc": "vidcm.lpc.prompt_reader:PromptReader"},
     "features": {
         "lpc": "vidcm.lpc.features:LpcFeatures",
         "timm": "vidcm.metrics.features:TimmFeatures",

@@ -17,7 +17,8 @@ def pick_device(name: str | torch.device) -> torch.device:
         raise UsageError("this machine has no CUDA GPU; use --device cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UsageError(
-            f"this machine has no device {name}; it has cuda:0 to cuda:{torch.cuda.device_count() - 1}"
+            f"this machine has no device {name}; it has cuda:0 to "
+            f"cuda:{torch.cuda.device_count() - 1}"
         )
     if device.type not in ("cpu", "cuda"):
         raise UsageError(f"the device {name!r} is not supported; use auto, cpu or cuda")

@@ -82,6 +82,7 @@ class PipelineSettings:
         teacher: Sampling of the teacher.
         trained_shapes: (frames, height, width) of every shape the models were trained on (default:
             the one above).
+        prompt_reader: Name of the reader that completes prompts; "" for none.
         known_words: Words of the training captions, separated by spaces; "" if not known.
     """
 
@@ -92,6 +93,7 @@ class PipelineSettings:
     student: StudentSettings
     teacher: TeacherSettings
     trained_shapes: list[tuple[int, int, int]] = field(default_factory=list)
+    prompt_reader: str = ""
     known_words: str = ""
 
     @property
@@ -188,6 +190,6 @@ def find_pipeline(name: str | os.PathLike[str]) -> tuple[Path, PipelineSettings]
         return folder, PipelineSettings.load(folder)
     except FileNotFoundError:
         raise UsageError(
-            f"{name or repr('')} is neither a bundled model ({', '.join(bundled) or 'none'}) nor a pipeline "
-            f"folder with a {FILE}; vidcm export makes one from runs"
+            f"{name or repr('')} is neither a bundled model ({', '.join(bundled) or 'none'}) nor a "
+            f"pipeline folder with a {FILE}; vidcm export makes one from runs"
         ) from None

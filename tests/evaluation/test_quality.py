@@ -28,7 +28,7 @@ from vidcm.evaluation.rows import Row
 from vidcm.lpc import adherence
 from vidcm.lpc import hand_prompts as hand
 from vidcm.lpc.attribute_net import AttributeNet
-from vidcm.lpc.dataset import vocabulary
+from vidcm.lpc.combinations import vocabulary
 from vidcm.lpc.diversity import diversity_ratio, draw_open_prompt, mean_pairwise_distance
 from vidcm.store import save_model
 

@@ -16,7 +16,7 @@ from vidcm.diffusion.times import SHIFT, T_START, shifted_timesteps, to_path_tim
 from vidcm.evaluation import steering
 from vidcm.evaluation.eval_set import EvalJob, EvalSet
 from vidcm.evaluation.reports import steering_table
-from vidcm.lpc.dataset import vocabulary
+from vidcm.lpc.combinations import vocabulary
 from vidcm.pipeline import VideoPipeline
 from vidcm.rng import SampleRng
 

@@ -14,7 +14,8 @@ import torch
 
 from vidcm.errors import UsageError, VidcmError
 from vidcm.lpc import dataset as module
-from vidcm.lpc.dataset import LPC, held_out, vocabulary
+from vidcm.lpc.combinations import held_out, vocabulary
+from vidcm.lpc.dataset import LPC
 from vidcm.lpc.wardrobe import CELL, ROWS, SHEET, Sheets
 from vidcm.media.write import write_png
 

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from vidcm.arguments import seeds
-from vidcm.cli.clips import progress_bar, report, warn
+from vidcm.cli.clips import note, progress_bar, report, warn
 from vidcm.cli.common import Parser, existing_file, number, positive_int, run, whole_number
 from vidcm.cli.options import add_output, add_sampling, add_seed, add_size, free_output
 from vidcm.conditioning.prompts import check_length, check_prompts
@@ -15,6 +15,7 @@ from vidcm.media.sizes import check_frames, check_size
 from vidcm.settings import find_pipeline
 
 CODEC_STRIDE = 8  # sizes are multiples of it; of which ones, the model says
+MAX_NOTES = 8  # captions printed
 
 
 def parser() -> argparse.ArgumentParser:
@@ -57,6 +58,11 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         metavar="FRAME:PROMPT",
         help="a prompt that takes over at a frame of a long clip; may be repeated",
+    )
+    p.add_argument(
+        "--verbatim",
+        action="store_true",
+        help="give prompts to the model as they are, instead of drawing first what they leave open",
     )
     p.add_argument(
         "--solver",
@@ -106,7 +112,8 @@ def _generate(args: argparse.Namespace) -> None:
     generation = pipe.generation(role, args.steps, args.guidance, args.solver)
     size = args.frames, height, width
     generation.latent_shape(*size)  # refused before warnings
-    warn(warnings_about(generation, every_prompt, args.negative_prompt, *size))
+    reader = None if args.verbatim else pipe.prompt_reader
+    warn(warnings_about(generation, every_prompt, args.negative_prompt, *size, reader))
     loaded = time.perf_counter()
 
     with progress_bar(args) as progress:
@@ -121,6 +128,7 @@ def _generate(args: argparse.Namespace) -> None:
             num_videos_per_prompt=args.num_clips,
             seed=args.seed,
             prompt_schedule=args.then,
+            complete_prompt=not args.verbatim,
             use_teacher=args.teacher,
             solver=args.solver,
             callback_on_step_end=progress,
@@ -128,9 +136,15 @@ def _generate(args: argparse.Namespace) -> None:
     generated = time.perf_counter()
     paths = clips.save(args.output, fps=args.fps, overwrite=args.overwrite, scale=args.scale)
     found = [
-        {"path": str(path), "prompt": prompt, "seed": number}
-        for path, prompt, number in zip(paths, clips.prompts, clips.seeds, strict=True)
+        {"path": str(path), "prompt": prompt, "caption": caption, "seed": number}
+        for path, prompt, caption, number in zip(
+            paths, clips.prompts, clips.captions, clips.seeds, strict=True
+        )
     ]
+    if not args.json:
+        for clip in found[:MAX_NOTES]:
+            if clip["caption"] != clip["prompt"]:
+                note(f"understood as: {clip['caption']}")
     report(args, clips, paths, {"clips": found}, loaded, generated)
 
 

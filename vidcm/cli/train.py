@@ -10,8 +10,8 @@ from vidcm.config import load
 def parser() -> argparse.ArgumentParser:
     p = Parser(
         "train",
-        "Train a codec, a teacher or a student, as the config says. A run that was interrupted goes\n"
-        "on from its newest checkpoint when the same command is called again.",
+        "Train a codec, a teacher or a student, as the config says. A run that was interrupted\n"
+        "goes on from its newest checkpoint when the same command is called again.",
         "examples:\n"
         "  vidcm train --config configs/lpc/codec.yaml\n"
         "  vidcm train --config configs/lpc/teacher.yaml optimizer.lr=5e-4 steps=2000\n"

@@ -16,7 +16,8 @@ from vidcm.evaluation.environment import environment
 from vidcm.evaluation.results import Results
 from vidcm.files import file_hash
 from vidcm.lpc import adherence, diversity, hand_prompts
-from vidcm.lpc.dataset import LPC, Combination
+from vidcm.lpc.combinations import Combination
+from vidcm.lpc.dataset import LPC
 from vidcm.lpc.features import BUNDLED, LpcFeatures
 from vidcm.metrics import fidelity, frechet, motion
 from vidcm.pipeline import VideoPipeline

@@ -21,7 +21,8 @@ from vidcm.evaluation.edit_cases import animate
 from vidcm.evaluation.edit_scores import questions_on_filled
 from vidcm.evaluation.eval_set import EvalJob, EvalSet
 from vidcm.lpc import adherence, diversity
-from vidcm.lpc.dataset import LPC, Combination
+from vidcm.lpc.combinations import Combination
+from vidcm.lpc.dataset import LPC
 from vidcm.metrics import motion
 from vidcm.pipeline import VideoPipeline
 

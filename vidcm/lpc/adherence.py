@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from vidcm.lpc.dataset import LPC, Combination
+from vidcm.lpc.combinations import Combination
+from vidcm.lpc.dataset import LPC
 
 VERSION = 1
 RESAMPLES = 1000

@@ -6,41 +6,23 @@ or tar of sheets. Everything specific to the art is in `lpc.yaml`. Composition i
 few blends, so batches are composed on the device that holds the sheets.
 """
 
-import hashlib
 import threading
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor
 
 from vidcm.data.batch import Batch
-from vidcm.errors import UsageError
 from vidcm.lpc.captions import CaptionComposer
+from vidcm.lpc.combinations import Combination, Combinations, available, vocabulary
 from vidcm.lpc.wardrobe import CELL, ROWS, Sheets, Wardrobe, premultiply
-
-Combination = dict[str, str]
 
 FPS = 8.0
 
 
-@lru_cache
-def vocabulary() -> dict:
-    """The parsed `lpc.yaml`: `layers`, `core` and `attributes`."""
-    return yaml.safe_load(resources.files("vidcm.lpc").joinpath("lpc.yaml").read_text("utf-8"))
-
-
-def held_out(combination: Combination) -> bool:
-    """Whether a combination belongs to the test split: one in ten, by hash."""
-    text = "|".join(sorted(f"{k}={v}" for k, v in combination.items()))
-    return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) % 10 == 0
-
-
-class LPC:
+class LPC(Combinations):
     """The reference data set; endless, and sample `i` of seed `s` is the same on every machine.
 
     Args:
@@ -65,63 +47,13 @@ class LPC:
         split: str = "train",
         partial: float = 0.3,
     ):
-        words = vocabulary()
-        self.words: dict[str, dict[str, dict]] = words["attributes"]
-        chosen = list(attributes or words["core"])
-        for name in chosen:
-            if name not in self.words:
-                raise UsageError(f"unknown LPC attribute {name!r}; one of: {', '.join(self.words)}")
-        if split not in ("train", "heldout"):
-            raise UsageError(f"unknown split {split!r}; one of: train, heldout")
-        missing = [name for name in words["core"] if name not in chosen]
-        if missing:
-            raise UsageError(f"the attributes {', '.join(missing)} cannot be left out")
-        # In the vocabulary's order: what a value may be depends on the attributes before it.
-        self.attributes = [name for name in self.words if name in chosen]
-        self.layers: list[str] = words["layers"]
-        self.num_frames, self.split, self.partial = num_frames, split, partial
+        super().__init__(attributes, split)
+        self.layers: list[str] = vocabulary()["layers"]
+        self.num_frames, self.partial = num_frames, partial
         self.sheets = Sheets(art)
         self.device = torch.device("cpu")
         self._wardrobe: Wardrobe | None = None
         self._loading = threading.Lock()
-
-    # -- combinations ---------------------------------------------------------------------------
-
-    def values(self, attribute: str, combination: Combination) -> list[str]:
-        """The values an attribute may take given the rest of a combination."""
-        if attribute == "direction":
-            only = self.words["action"][combination["action"]].get("direction")
-            return [only] if only else list(self.words[attribute])
-        if attribute in ("sex", "action"):
-            return list(self.words[attribute])
-        sex = combination["sex"]
-        return [v for v, entry in self.words[attribute].items() if _available(entry, sex)]
-
-    def sample(self, rng: np.random.Generator, split: str | None = None) -> Combination:
-        """Draw a combination of the split, every attribute uniform over its values."""
-        while True:
-            combination: Combination = {}
-            for attribute in self.attributes:
-                allowed = self.values(attribute, combination)
-                combination[attribute] = allowed[int(rng.integers(len(allowed)))]
-            if held_out(combination) == ((split or self.split) == "heldout"):
-                return combination
-
-    def alternatives(self, combination: Combination, attribute: str) -> list[Combination]:
-        """The combination with each possible value of `attribute`, in the vocabulary's order.
-
-        Attributes that the value rules out (clothes of the other sex, directions of a fall) get
-        their first valid value.
-        """
-        others = self.values(attribute, combination)
-        return [self._repair({**combination, attribute: value}) for value in others]
-
-    def _repair(self, combination: Combination) -> Combination:
-        for attribute in self.attributes:
-            allowed = self.values(attribute, combination)
-            if combination[attribute] not in allowed:
-                combination[attribute] = allowed[0]
-        return combination
 
     def caption(
         self, combination: Combination, rng: np.random.Generator, *, full: bool = False
@@ -219,7 +151,7 @@ class LPC:
             for color in self.words["hair_color"]:
                 for attribute in drawn:
                     for value, entry in self.words[attribute].items():
-                        if _available(entry, sex):
+                        if available(entry, sex):
                             dressed = {"sex": sex, "hair_color": color, attribute: value}
                             yield from filter(None, self._paths(dressed))
 
@@ -238,8 +170,3 @@ class LPCCaptions(LPC):
     def batch(self, seed: int, positions: Iterable[int]) -> Batch:
         combinations, captions = self._draw(seed, positions)
         return Batch(captions, labels=self.labels(combinations))
-
-
-def _available(entry: dict, sex: str) -> bool:
-    by_sex = "male" in entry or "female" in entry
-    return sex in entry if by_sex else True

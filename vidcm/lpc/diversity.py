@@ -8,7 +8,8 @@ import numpy as np
 from torch import Tensor
 
 from vidcm.lpc.captions import OPTIONAL, CaptionComposer
-from vidcm.lpc.dataset import LPC, Combination
+from vidcm.lpc.combinations import Combination
+from vidcm.lpc.dataset import LPC
 
 VERSION = 1
 NUM_OPEN = 2  # attributes that a prompt leaves open

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from vidcm.conditioning.prompts import words_of
 from vidcm.lpc.adherence import Questions, attribute_questions, fill_open_attributes, grade
-from vidcm.lpc.dataset import LPC, Combination
+from vidcm.lpc.combinations import Combination
+from vidcm.lpc.dataset import LPC
 from vidcm.lpc.diversity import partial_caption
 
 VERSION = 1

@@ -24,6 +24,7 @@ class Clips:
         frames: By `output_type`: "np" uint8 array `(n, t, h, w, 3)`; "pt" the same as a tensor;
             "pil" a list of lists of pictures; "latent" float32 latents `(n, c, t, h, w)`.
         prompts: First prompt of each clip.
+        captions: The same as the model got it, with what the prompt leaves open.
         seeds: Seed of each clip.
         fps: Frames per second.
         evaluations: Network evaluations per clip, those of guidance and of every window counted.
@@ -38,6 +39,7 @@ class Clips:
     evaluations: int
     seconds: dict[str, float] = field(default_factory=dict)
     output_type: str = "np"
+    captions: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.frames)

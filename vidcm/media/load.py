@@ -158,7 +158,7 @@ def fit_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Scale and crop a mask, bool `(t h w)`, as `fit`; partly masked pixels are masked."""
     part, n = _blocks(mask, size)
     if n > 1:
-        return part.reshape(len(part), size[0], n, size[1], n).any((2, 4))
+        return np.asarray(part.reshape(len(part), size[0], n, size[1], n).any((2, 4)))
     return (
         fit(np.where(mask, np.uint8(255), np.uint8(0))[..., None].repeat(3, -1), size)[..., 0] > 0
     )

@@ -14,6 +14,7 @@ from vidcm.arguments import path as path_of
 from vidcm.arguments import real_number, whole_number
 from vidcm.errors import UsageError, VidcmError
 from vidcm.files import write_text
+from vidcm.registry import check_name
 from vidcm.schema import from_dict
 
 FILE = "pipeline.json"
@@ -155,6 +156,8 @@ class PipelineSettings:
             whole_number("height", height, 1, MAX_SIDE)
             whole_number("width", width, 1, MAX_SIDE)
         real_number("fps", self.fps, 0.01, MAX_FPS)
+        if self.prompt_reader:
+            check_name("prompt_reader", {"name": self.prompt_reader})
         for role, own in (("student", self.student), ("teacher", self.teacher)):
             steps = own.num_inference_steps
             whole_number(f"{role}.num_inference_steps", steps, 1, MAX_STEPS)

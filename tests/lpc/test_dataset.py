@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from vidcm.errors import UsageError, VidcmError
-from vidcm.lpc import dataset as module
+from vidcm.lpc import combinations as module
 from vidcm.lpc.combinations import held_out, vocabulary
 from vidcm.lpc.dataset import LPC
 from vidcm.lpc.wardrobe import CELL, ROWS, SHEET, Sheets

@@ -43,6 +43,11 @@ def parser() -> argparse.ArgumentParser:
         "that the models were trained on; may be repeated. Clips beyond the largest are generated "
         "in windows",
     )
+    p.add_argument(
+        "--prompt-reader",
+        choices=("lpc",),
+        help="complete prompts before the model reads them: lpc for models of --data lpc",
+    )
     p.add_argument("--fps", type=number(0.1, 240), default=8.0, help="frames per second")
     p.add_argument("--steps", type=whole_number(1, 1000), default=4, help="steps of the student")
     p.add_argument(
@@ -122,6 +127,7 @@ def _export(args: argparse.Namespace) -> None:
     )
     if args.bucket:
         settings.trained_shapes = [settings.size, *map(tuple, args.bucket)]
+    settings.prompt_reader = args.prompt_reader or ""
     settings.known_words = known_words(args.student)
     phases = settings.student.phases or args.steps
     if args.steps != phases:

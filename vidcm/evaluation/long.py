@@ -173,7 +173,8 @@ class LongClipGenerator:
     def _sample(self, row: LongRow, prompts: list[str], seeds: list[int], **options: Any) -> Tensor:
         pipe = self.unwindowed if row.method == "at once" else self.pipe
         steps, size = row.num_inference_steps, self.batch_size
-        clips = pipe(prompts, num_inference_steps=steps, seed=seeds, batch_size=size, **options)
+        options |= {"batch_size": size, "complete_prompt": False}
+        clips = pipe(prompts, num_inference_steps=steps, seed=seeds, **options)
         self.seconds += sum(clips.seconds.values())
         return torch.from_numpy(clips.frames)
 

@@ -108,19 +108,15 @@ def _hand_prompt_metrics(
     lpc, prompts = eval_set.lpc, grader.prompts
     true_clips = lpc.render([p.attributes for p in prompts]).cpu()
     seeds = [eval_set.seed + 2**33 + i for i in range(len(prompts))]
-    texts = {
-        "hand": [p.prompt for p in prompts],
-        "template": hand_prompts.template_captions(lpc, prompts, eval_set.seed),
+    texts = [p.prompt for p in prompts]
+    ways = {
+        "hand": (texts, False),
+        "completed": (texts, True),
+        "template": (hand_prompts.template_captions(lpc, prompts, eval_set.seed), False),
     }
-    found: dict[str, Any] = {
-        kind: adherence.summarize_grades(
-            grader(generate(of_kind, true_clips, seeds).frames), lpc.attributes
-        )
-        for kind, of_kind in texts.items()
-    }
+    found: dict[str, Any] = {}
+    for way, (of_way, complete) in ways.items():
+        clips = generate(of_way, true_clips, seeds, complete_prompt=complete)
+        found[way] = adherence.summarize_grades(grader(clips.frames), lpc.attributes)
     count, words = hand_prompts.unseen_words(lpc, prompts)
-    return found | {
-        "loss": found["template"]["score"] - found["hand"]["score"],
-        "prompts": len(prompts),
-        "unseen": {"prompts": count, "words": words},
-    }
+    return found | {"prompts": len(prompts), "unseen": {"prompts": count, "words": words}}

@@ -28,9 +28,9 @@ QUALITY: tuple[Column, ...] = (
     ("s/clip", figure("seconds.per_clip", 2)),
 )
 HAND_PROMPTS: tuple[Column, ...] = (
-    ("adherence, %", figure("hand.score", 1, 100)),
+    ("as they are, %", figure("hand.score", 1, 100)),
+    ("completed, %", figure("completed.score", 1, 100)),
     ("as captions, %", figure("template.score", 1, 100)),
-    ("loss, points", figure("loss", 1, 100)),
 )
 CHANGES: tuple[Column, ...] = (  # of long clips
     ("drift", figure("drift", 2)),

@@ -2,8 +2,9 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -30,8 +31,26 @@ class GeneratedClips:
     seconds: dict[str, float]
 
 
-# (prompts, true clips uint8 (n t h w c), seeds) -> clips
-ClipGenerator = Callable[[Sequence[str], Tensor, Sequence[int]], GeneratedClips]
+class ClipGenerator(Protocol):
+    """Generates the clips of a row."""
+
+    def __call__(
+        self,
+        prompts: Sequence[str],
+        true_clips: Tensor,
+        seeds: Sequence[int],
+        *,
+        complete_prompt: bool = False,
+    ) -> GeneratedClips:
+        """Clips of prompts.
+
+        Args:
+            prompts: One for each clip.
+            true_clips: Their true clips, uint8 `(n t h w c)`.
+            seeds: One for each clip.
+            complete_prompt: Complete the prompts, instead of measuring the model alone.
+        """
+        ...
 
 
 def clip_generator(pipe: VideoPipeline, row: Row, batch_size: int) -> ClipGenerator:
@@ -41,7 +60,11 @@ def clip_generator(pipe: VideoPipeline, row: Row, batch_size: int) -> ClipGenera
     """
 
     def generate(
-        prompts: Sequence[str], true_clips: Tensor, seeds: Sequence[int]
+        prompts: Sequence[str],
+        true_clips: Tensor,
+        seeds: Sequence[int],
+        *,
+        complete_prompt: bool = False,
     ) -> GeneratedClips:
         if row.role == "codec":
             start = time.perf_counter()
@@ -60,6 +83,7 @@ def clip_generator(pipe: VideoPipeline, row: Row, batch_size: int) -> ClipGenera
                     use_teacher=row.role == "teacher",
                     seed=list(seeds),
                     batch_size=batch_size,
+                    complete_prompt=complete_prompt,
                     callback_on_step_end=tick,
                 )
             frames = torch.from_numpy(clips.frames)

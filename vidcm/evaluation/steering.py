@@ -57,6 +57,7 @@ def _sampler(job: EvalJob, role: str, steps: int) -> Sampler:
             seed=list(seeds),
             use_teacher=role == "teacher",
             batch_size=job.batch_size,
+            complete_prompt=False,
         )
         return torch.from_numpy(clips.frames)
 

@@ -45,6 +45,7 @@ class Combinations:
 
     def __init__(self, attributes: Sequence[str] | None = None, split: str = "train"):
         words = vocabulary()
+        self.layers: list[str] = words["layers"]
         self.words: dict[str, dict[str, dict]] = words["attributes"]
         chosen = list(attributes or words["core"])
         for name in chosen:

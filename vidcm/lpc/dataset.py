@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vidcm.data.batch import Batch
 from vidcm.lpc.captions import CaptionComposer
-from vidcm.lpc.combinations import Combination, Combinations, available, vocabulary
+from vidcm.lpc.combinations import Combination, Combinations, available
 from vidcm.lpc.wardrobe import CELL, ROWS, Sheets, Wardrobe, premultiply
 
 FPS = 8.0
@@ -48,7 +48,6 @@ class LPC(Combinations):
         partial: float = 0.3,
     ):
         super().__init__(attributes, split)
-        self.layers: list[str] = vocabulary()["layers"]
         self.num_frames, self.partial = num_frames, partial
         self.sheets = Sheets(art)
         self.device = torch.device("cpu")

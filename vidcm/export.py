@@ -36,7 +36,10 @@ def known_words(student: str | Path) -> str:
     `MOST_WORDS` words.
     """
     data = read_card(student)["metadata"].get("config", {}).get("data", {})
-    if data.get("name") != "latents" or not Path(data["path"], INDEX).is_file():
+    if (
+        data.get("name") not in ("latents", "lpc_latents")
+        or not Path(data["path"], INDEX).is_file()
+    ):
         return ""
     words = sorted({w for text in stored_captions(data["path"]) for w in words_of(text)})
     return " ".join(w for w in words if w[0].isalnum()) if len(words) <= MOST_WORDS else ""

@@ -53,6 +53,7 @@ TABLE: dict[str, dict[str, str]] = {
     "data": {
         "lpc": "vidcm.lpc.dataset:LPC",
         "lpc_captions": "vidcm.lpc.dataset:LPCCaptions",
+        "lpc_latents": "vidcm.lpc.latents:LPCLatents",
         "folder": "vidcm.data.folder:VideoFolder",
         "latents": "vidcm.data.latents:LatentShards",
     },

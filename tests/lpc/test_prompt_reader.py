@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vidcm.conditioning.completion import complete_prompts
-from vidcm.lpc.captions import compose_caption
+from vidcm.lpc.captions import CaptionComposer, complete_caption
 from vidcm.lpc.combinations import Combinations
 from vidcm.lpc.hand_prompts import load_hand_prompts
 from vidcm.lpc.prompt_reader import PromptReader, _forms, _one_slip, vocabulary
@@ -55,7 +55,7 @@ def test_captions_of_the_training_data_are_read_without_a_mistake(reader):
         rng = np.random.default_rng([11, i])
         combination = every.sample(rng)
         visible = {k: v for k, v in combination.items() if v != "none"}
-        read = reader.read(compose_caption(visible, every.words, rng, partial=0.0))
+        read = reader.read(CaptionComposer(visible, every.words, rng, 0.0).compose())
         expected = {k: v for k, v in combination.items() if k != "direction" or k in read}
         if combination["action"] == "hurt":
             expected.pop("direction", None)
@@ -80,7 +80,7 @@ def test_a_caption_of_its_own_is_read_back(reader):
     every = Combinations()
     for i in range(200):
         combination = every.sample(np.random.default_rng(i))
-        read = reader.read(reader.caption(combination))
+        read = reader.read(complete_caption(combination, every.words))
         assert {**combination, **read} == combination and len(read) >= 9
 
 

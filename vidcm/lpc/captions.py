@@ -134,3 +134,25 @@ class CaptionComposer:
         if len(items) == 1:
             return items[0]
         return ", ".join(items[:-1]) + self.pick([" and ", ", ", ", and "]) + items[-1]
+
+
+def complete_caption(combination: Mapping[str, str], words: Words) -> str:
+    """The one sentence of a combination, which names every attribute."""
+    entries = {name: words[name][value] for name, value in combination.items()}
+    first = {n: e["phrases"][0] for n, e in entries.items() if e.get("phrases")}
+    has, wears = [first["hair"].replace("{color}", first["hair_color"])], []
+    for name in ("torso", "legs", "feet", "facial_hair", "weapon", "headwear", "cape"):
+        if name in first:
+            worn = name not in ("facial_hair", "weapon") and combination[name] != "barefoot"
+            (wears if worn else has).append(first[name])
+    direction = entries["direction"]
+    verb = first["action"].replace("{toward}", direction["toward"][0])
+    verb = verb.replace("{facing}", direction["facing"][0])
+    return (
+        f"a {first['skin']}-skinned {first['sex']} with {_listed(has)} wearing {_listed(wears)} "
+        f"{verb}, {first['background']} background"
+    )
+
+
+def _listed(items: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(items[:-1]), items[-1]]))

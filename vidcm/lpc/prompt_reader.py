@@ -15,6 +15,7 @@ import yaml
 
 from vidcm.conditioning.completion import Completion
 from vidcm.conditioning.prompts import words_of
+from vidcm.lpc.captions import complete_caption
 from vidcm.lpc.combinations import Combination, Combinations
 
 PRONOUNS = frozenset({"he", "his", "him", "she", "her"})
@@ -98,24 +99,8 @@ class PromptReader:
         return Completion(self.caption(combination), named, drawn)
 
     def caption(self, combination: Mapping[str, str]) -> str:
-        """The one caption of a combination."""
-        words = {a: self.combinations.words[a][v] for a, v in combination.items()}
-        hair = words["hair"]["phrases"][0].replace("{color}", words["hair_color"]["phrases"][0])
-        has = [hair]
-        wears = [words["torso"]["phrases"][0], words["legs"]["phrases"][0]]
-        for name in ("feet", "facial_hair", "weapon", "headwear", "cape"):
-            if words.get(name, {}).get("phrases"):
-                bare = combination[name] in ("barefoot", "beard", "mustache", "dagger", "spear")
-                (has if bare else wears).append(words[name]["phrases"][0])
-        direction = words["direction"]
-        verb = words["action"]["phrases"][0]
-        verb = verb.replace("{toward}", direction["toward"][0])
-        verb = verb.replace("{facing}", direction["facing"][0])
-        person = f"a {words['skin']['phrases'][0]}-skinned {words['sex']['phrases'][0]}"
-        return (
-            f"{person} with {_listed(has)} wearing {_listed(wears)} {verb}, "
-            f"{words['background']['phrases'][0]} background"
-        )
+        """The sentence that models read."""
+        return complete_caption(combination, self.combinations.words)
 
     def knows(self, word: str) -> bool:
         """Whether a word of a prompt means something here, or needs no meaning."""
@@ -261,10 +246,6 @@ def _forms(verb: str) -> list[str]:
     doubled = verb + verb[-1] if verb[-1] in "bgpt" and verb[-2] in "aeiou" else stem
     s = verb + ("es" if verb.endswith(("sh", "ch", "s", "x", "o")) else "s")
     return [verb, s, f"{doubled}ing", f"{stem}ing", f"{doubled}ed", f"{stem}ed"]
-
-
-def _listed(items: Sequence[str]) -> str:
-    return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1]
 
 
 def _one_slip(word: str, other: str) -> bool:

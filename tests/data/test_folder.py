@@ -11,9 +11,12 @@ import pytest
 import torch
 
 from vidcm.data.folder import VideoFolder
+from vidcm.data.loader import batches
 from vidcm.errors import UsageError, VidcmError
+from vidcm.media.read import VideoInfo
 from vidcm.media.timing import frame_times
 from vidcm.media.transforms import resize_crop
+from vidcm.media.worker import ReaderProcess
 
 SHAPE = {"num_frames": 5, "size": (23, 29), "fps": 25.0}
 
@@ -187,9 +190,8 @@ def test_links_that_leave_the_folder(tmp_path, video):
 
 def test_clip_is_a_function_of_the_generator(tmp_path, video):
     fill(tmp_path, video, ["a.mp4", "b.mp4"])
-    with VideoFolder(tmp_path, **SHAPE).reader as reader:
-        data = VideoFolder(tmp_path, **SHAPE)
-        data.reader = reader
+    data = VideoFolder(tmp_path, **SHAPE)
+    with data.reader:
         one, two, other = (data.clip(0, torch.Generator().manual_seed(s)) for s in (3, 3, 4))
         assert one.shape == (5, 23, 29, 3) and one.dtype == torch.uint8
         assert torch.equal(one, two) and not torch.equal(one, other)
@@ -230,6 +232,43 @@ def test_a_bad_clip_does_not_stop_the_run_nor_change_another(tmp_path, video):
     assert torch.equal(lone, frames[1])
     data.reader.close()
     mended.reader.close()
+
+
+def batch_frames(data: VideoFolder, num_workers: int, start: int = 0) -> list[torch.Tensor]:
+    options = dict(seed=3, start=start, stop=12, batch_size=2, gradient_accumulation_steps=1)
+    found = batches(data, **options, rank=0, world=1, num_workers=num_workers)
+    return [frames for parts in found for p in parts if (frames := p.batch.frames) is not None]
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 4])
+def test_any_number_of_loader_threads_reads_the_same_clips(tmp_path, video, num_workers):
+    """Threads that shared one pipe to a reader mixed their answers up, or waited for ever."""
+    fill(tmp_path, video, [f"{k}.mp4" for k in range(6)])
+    expected = batch_frames(VideoFolder(tmp_path, **SHAPE), 0)
+    data = VideoFolder(tmp_path, **SHAPE)
+    found = batch_frames(data, num_workers)
+    assert len(found) == 12 and torch.equal(torch.stack(found), torch.stack(expected))
+    assert not data.quarantine
+
+
+def test_a_resumed_run_sees_the_same_clips_whatever_was_bad(tmp_path, video):
+    fill(tmp_path, video, [f"{k}.mp4" for k in range(5)])
+    (tmp_path / "1.mp4").write_text("no video")
+    whole = batch_frames(VideoFolder(tmp_path, **SHAPE, max_bad_fraction=0.5), 0)
+    resumed = batch_frames(VideoFolder(tmp_path, **SHAPE, max_bad_fraction=0.5), 0, start=7)
+    assert torch.equal(torch.stack(whole[7:]), torch.stack(resumed))
+
+
+def test_a_header_that_says_too_much_costs_a_draw_and_not_the_file(tmp_path, video, monkeypatch):
+    fill(tmp_path, video, ["a.mp4"])
+    data = VideoFolder(tmp_path, **SHAPE)
+    true = data.reader.probe(tmp_path / "a.mp4").last_seconds
+    lie = VideoInfo(23, 29, 8 * true)
+    monkeypatch.setattr(ReaderProcess, "probe", lambda self, path: lie)
+    clips = [data.clip(0, torch.Generator().manual_seed(s)) for s in range(12)]
+    assert not data.quarantine and len({int(c[0, 0, 0, 0]) for c in clips}) > 3
+    again = VideoFolder(tmp_path, **SHAPE)
+    assert torch.equal(again.clip(0, torch.Generator().manual_seed(7)), clips[7])
 
 
 def test_too_many_bad_clips_stop_with_a_summary(tmp_path, video):

@@ -13,13 +13,16 @@ from vidcm.data.batch import Batch
 from vidcm.data.order import Order, one_shape
 from vidcm.data.videos import find_videos, match_captions
 from vidcm.errors import UsageError, VidcmError
-from vidcm.media.read import MAX_PIXELS, BadClip, VideoInfo
+from vidcm.media.demux import FILE_REASONS
+from vidcm.media.read import MAX_PIXELS, BadClip, Frames, VideoInfo
 from vidcm.media.timing import SLACK_SECONDS, clip_seconds, frame_times, random_start
 from vidcm.media.transforms import resize_crop
-from vidcm.media.worker import ReaderProcess
+from vidcm.media.worker import ReaderPool, ReaderProcess
 from vidcm.rng import mix
 
 log = logging.getLogger(__name__)
+
+MIN_START_SECONDS = 0.1  # a clip that does not fit from here on begins with the file
 
 
 class VideoFolder:
@@ -27,7 +30,7 @@ class VideoFolder:
 
     Captions come from `root/metadata.jsonl` or `root/metadata.csv` (columns `file_name` and `text`
     or `caption`), otherwise from a `.txt` beside each video. A video that cannot be read is put on
-    the list `quarantine` (file name -> reason) and left out from then on.
+    the list `quarantine` (file name -> reason), and another takes its place.
 
     Args:
         root: the folder.
@@ -81,7 +84,7 @@ class VideoFolder:
         self.shapes = _shapes((num_frames, size[0], size[1]), buckets, fps)
         self.max_bad_fraction = max_bad_fraction
         self.quarantine: dict[str, str] = {}
-        self.reader = ReaderProcess(backend=backend, deadline=deadline, max_pixels=max_pixels)
+        self._readers = ReaderPool(backend=backend, deadline=deadline, max_pixels=max_pixels)
         self._last_seconds: dict[int, float] = {}
         self._shape_of: dict[int, tuple[int, int, int]] = {}
         names = find_videos(self.root, follow_symlinks)
@@ -94,6 +97,11 @@ class VideoFolder:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def reader(self) -> ReaderProcess:
+        """The reader of the calling thread."""
+        return self._readers.own
 
     def _sorted(self) -> list[tuple[tuple[int, int, int], list[int]]]:
         """Shapes with the indices of their clips."""
@@ -137,19 +145,32 @@ class VideoFolder:
         name = self.names[i]
         path = str(self.root / name)
         num_frames, *size = self.shape(i)
-        if name in self.quarantine:
-            raise BadClip(path, self.quarantine[name], "quarantined before")
+        if (reason := self.quarantine.get(name)) in FILE_REASONS:
+            raise BadClip(path, str(reason), "quarantined before")
         try:
-            start = 0.0
-            if rng is not None:
-                if i not in self._last_seconds:
-                    self._last_seconds[i] = self.reader.probe(path).last_seconds
-                start = random_start(self._last_seconds[i], num_frames, self.fps, rng)
-            found = self.reader.read(path, frame_times(num_frames, self.fps, start))
+            if rng is None:
+                found = self.reader.read(path, frame_times(num_frames, self.fps))
+            else:
+                found = self._read_at_random(i, path, num_frames, rng)
         except BadClip as bad:
             self._quarantine(name, bad)
             raise
         return resize_crop(torch.from_numpy(found.frames), (size[0], size[1]), rng)
+
+    def _read_at_random(self, i: int, path: str, num_frames: int, rng: torch.Generator) -> Frames:
+        """Frames from a random start, drawn anew where the file ends before its header says."""
+        if i not in self._last_seconds:
+            self._last_seconds[i] = self.reader.probe(path).last_seconds
+        last = self._last_seconds[i]
+        while True:
+            start = random_start(last, num_frames, self.fps, rng)
+            try:
+                return self.reader.read(path, frame_times(num_frames, self.fps, start))
+            except BadClip as bad:
+                if start == 0 or bad.reason not in ("too-short", "truncated"):
+                    raise
+            # Not remembered, so that a clip depends on its file and `rng` alone.
+            last = start + clip_seconds(num_frames, self.fps) if start > MIN_START_SECONDS else 0.0
 
     def clips(
         self, indices: Sequence[int], rng: torch.Generator | None = None
@@ -188,7 +209,8 @@ class VideoFolder:
     def batch(self, seed: int, positions: Iterable[int]) -> Batch:
         """Clips at positions of the endless sequence of shuffled epochs, start and crop random.
 
-        A bad clip is replaced by the next readable one of its epoch and shape.
+        A bad clip is replaced by the next readable one of its epoch and shape, whatever was read
+        before, so that a resumed run sees the same clips.
 
         Raises:
             UsageError: the positions belong to steps of different shapes.
@@ -199,8 +221,9 @@ class VideoFolder:
         shape = one_shape({self.order.at(seed, position)[0] for position in positions})
         clips = self.buckets[shape][1]
         for position in positions:
-            rng = torch.Generator().manual_seed(mix(seed, position))
             for skip in range(len(clips)):
+                own = (seed, position, skip) if skip else (seed, position)
+                rng = torch.Generator().manual_seed(mix(*own))
                 i = clips[self.order.at(seed, position, skip)[1]]
                 with suppress(BadClip):
                     frames.append(self.clip(i, rng))

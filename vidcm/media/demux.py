@@ -38,6 +38,12 @@ BOXES = (b"ftyp", b"moov", b"mdat", b"moof", b"styp", b"sidx", b"free", b"skip",
 MAGIC = (b"\x1aE\xdf\xa3", b"RIFF", b"OggS", b"FLV", b"GIF8", b"\0\0\1", b"\0\0\0\1", b"0&\xb2u")
 
 
+# Reasons that hold for a file wherever it is read.
+FILE_REASONS = frozenset(
+    "missing permission not-a-file empty not-video unreadable no-video-stream".split()
+)
+
+
 class BadClip(VidcmError):
     """A clip that cannot be used.
 

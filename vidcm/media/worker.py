@@ -11,6 +11,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from functools import partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
@@ -146,6 +148,28 @@ class ReaderProcess:
             pass
         self.close()
         raise VidcmError("the video reader process does not start; its own message is above")
+
+
+class ReaderPool:
+    """A `ReaderProcess` for each thread, which may not share one; so threads decode in parallel.
+
+    Args:
+        options: Arguments of every `ReaderProcess`.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        ReaderProcess(**options)  # refuses wrong options now
+        self._options, self._local = options, threading.local()
+
+    @property
+    def own(self) -> ReaderProcess:
+        """The reader of the calling thread, which ends with it."""
+        if not hasattr(self._local, "reader"):
+            self._local.reader = ReaderProcess(**self._options)
+        return self._local.reader
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(ReaderPool, **self._options), ()
 
 
 def serve(descriptor: int) -> None:

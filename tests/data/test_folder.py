@@ -13,7 +13,7 @@ import torch
 from vidcm.data.folder import VideoFolder
 from vidcm.data.loader import batches
 from vidcm.errors import UsageError, VidcmError
-from vidcm.media.read import VideoInfo
+from vidcm.media.read import BadClip, VideoInfo, read_frames
 from vidcm.media.timing import frame_times
 from vidcm.media.transforms import resize_crop
 from vidcm.media.worker import ReaderProcess
@@ -310,9 +310,13 @@ def pattern(h: int, w: int) -> torch.Tensor:
     return torch.stack([down, right, number], dim=-1).round().byte()
 
 
+def fitted(frames: torch.Tensor, size=(23, 29), place=None) -> torch.Tensor:
+    return torch.from_numpy(resize_crop(frames.numpy(), size, place))
+
+
 @pytest.mark.parametrize("source", [(131, 61), (61, 131), (23, 29), (11, 13), (29, 23), (24, 2)])
 def test_resize_crop_covers_and_centres(source):
-    out = resize_crop(pattern(*source), (23, 29)).float()
+    out = fitted(pattern(*source)).float()
     assert out.shape == (7, 23, 29, 3)
     assert torch.equal(out[..., 2].amin((1, 2)), torch.arange(7.0) * 30)  # frames stay apart
     middle = out.mean((0, 1, 2))
@@ -325,9 +329,9 @@ def test_resize_crop_covers_and_centres(source):
 
 def test_right_size_is_left_alone_and_downscaling_averages():
     frames = torch.randint(256, (3, 23, 29, 3), dtype=torch.uint8)
-    assert torch.equal(resize_crop(frames, (23, 29)), frames)
+    assert torch.equal(fitted(frames), frames)
     checker = ((torch.arange(64)[:, None] + torch.arange(64)) % 2 * 255).byte()
-    small = resize_crop(checker[None, :, :, None].repeat(1, 1, 1, 3), (7, 7)).float()
+    small = fitted(checker[None, :, :, None].repeat(1, 1, 1, 3), (7, 7)).float()
     assert abs(small - 127.5).max() < 30  # without antialiasing it would be black and white
 
 
@@ -335,13 +339,32 @@ def test_random_crop_repeats_and_reaches_everywhere():
     frames = pattern(23, 60)
     lefts = set()
     for seed in range(80):
-        one, two = (
-            resize_crop(frames, (23, 29), torch.Generator().manual_seed(seed)) for _ in range(2)
-        )
-        assert torch.equal(one, two)
+        down, across = np.random.default_rng(seed).random(2)
+        one = fitted(frames, place=(down, across))
         assert (one[..., :2] == one[:1, ..., :2]).all()  # one place for the whole clip
         lefts.add(int((frames[0, 0, :, 1] == one[0, 0, 0, 1]).nonzero()[0]))
     assert min(lefts) == 0 and max(lefts) == 31 and len(lefts) > 20
+
+
+def test_a_crop_of_a_scaled_clip_is_the_scaled_clip_cropped():
+    frames = torch.randint(256, (2, 60, 37, 3), dtype=torch.uint8)
+    whole, places = fitted(frames, (47, 29)), [0.0, 0.5, 0.99]
+    for down in places:
+        part = fitted(frames, (23, 29), place=(down, 0.3))
+        top = int(down * (47 - 23 + 1))
+        assert (part.int() - whole[:, top : top + 23].int()).abs().max() <= 1
+
+
+def test_frames_are_resized_where_they_are_decoded(tmp_path):
+    """Frames of any size become clips of a small one within the memory of the small one."""
+    write_video(tmp_path / "a.mp4", count=5, size=(480, 640))
+    large = ReaderProcess(max_pixels=5 * 23 * 29)
+    with large as reader, pytest.raises(BadClip, match="too-large"):
+        reader.read(tmp_path / "a.mp4", frame_times(5, 25.0))
+    with large as reader:
+        found = reader.read(tmp_path / "a.mp4", frame_times(5, 25.0), (23, 29))
+    whole = read_frames(tmp_path / "a.mp4", frame_times(5, 25.0)).frames
+    assert np.array_equal(found.frames, resize_crop(whole, (23, 29)))
 
 
 def test_fps_is_of_the_clip_not_of_the_video(tmp_path, video):

@@ -14,9 +14,8 @@ from vidcm.data.order import Order, one_shape
 from vidcm.data.videos import find_videos, match_captions
 from vidcm.errors import UsageError, VidcmError
 from vidcm.media.demux import FILE_REASONS
-from vidcm.media.read import MAX_PIXELS, BadClip, Frames, VideoInfo
+from vidcm.media.read import BadClip, Frames, VideoInfo
 from vidcm.media.timing import SLACK_SECONDS, clip_seconds, frame_times, random_start
-from vidcm.media.transforms import resize_crop
 from vidcm.media.worker import ReaderPool, ReaderProcess
 from vidcm.rng import mix
 
@@ -45,7 +44,6 @@ class VideoFolder:
         backend: decoder, "av" or "decord".
         deadline: seconds to decode one clip.
         max_bad_fraction: share of videos, 0 to 1, that may be quarantined; the next one raises.
-        max_pixels: limit of frames x height x width of one read.
         follow_symlinks: also take links that lead out of `root`.
 
     Raises:
@@ -66,7 +64,6 @@ class VideoFolder:
         backend: str = "av",
         deadline: float = 30.0,
         max_bad_fraction: float = 0.01,
-        max_pixels: int = MAX_PIXELS,
         follow_symlinks: bool = False,
     ) -> None:
         clip_seconds(num_frames, fps)
@@ -84,7 +81,7 @@ class VideoFolder:
         self.shapes = _shapes((num_frames, size[0], size[1]), buckets, fps)
         self.max_bad_fraction = max_bad_fraction
         self.quarantine: dict[str, str] = {}
-        self._readers = ReaderPool(backend=backend, deadline=deadline, max_pixels=max_pixels)
+        self._readers = ReaderPool(backend=backend, deadline=deadline)
         self._last_seconds: dict[int, float] = {}
         self._shape_of: dict[int, tuple[int, int, int]] = {}
         names = find_videos(self.root, follow_symlinks)
@@ -149,23 +146,27 @@ class VideoFolder:
             raise BadClip(path, str(reason), "quarantined before")
         try:
             if rng is None:
-                found = self.reader.read(path, frame_times(num_frames, self.fps))
+                times = frame_times(num_frames, self.fps)
+                found = self.reader.read(path, times, (size[0], size[1]))
             else:
-                found = self._read_at_random(i, path, num_frames, rng)
+                found = self._read_at_random(i, path, rng)
         except BadClip as bad:
             self._quarantine(name, bad)
             raise
-        return resize_crop(torch.from_numpy(found.frames), (size[0], size[1]), rng)
+        return torch.from_numpy(found.frames)
 
-    def _read_at_random(self, i: int, path: str, num_frames: int, rng: torch.Generator) -> Frames:
+    def _read_at_random(self, i: int, path: str, rng: torch.Generator) -> Frames:
         """Frames from a random start, drawn anew where the file ends before its header says."""
+        num_frames, height, width = self.shape(i)
         if i not in self._last_seconds:
             self._last_seconds[i] = self.reader.probe(path).last_seconds
         last = self._last_seconds[i]
         while True:
             start = random_start(last, num_frames, self.fps, rng)
+            down, across = torch.rand(2, generator=rng, dtype=torch.float64).tolist()
+            times = frame_times(num_frames, self.fps, start)
             try:
-                return self.reader.read(path, frame_times(num_frames, self.fps, start))
+                return self.reader.read(path, times, (height, width), (down, across))
             except BadClip as bad:
                 if start == 0 or bad.reason not in ("too-short", "truncated"):
                     raise

@@ -39,7 +39,8 @@ class LpcFeatures(FeatureExtractor):
     def __call__(self, frames: Tensor, batch_size: int = 32) -> np.ndarray:
         """Clips uint8 `(b t h w 3)`, t of 2 or more -> features `(b, d)`."""
         if frames.shape[2:4] != (CELL, CELL):
-            frames = torch.stack([resize_crop(clip, (CELL, CELL)) for clip in frames])
+            small = [resize_crop(clip, (CELL, CELL)) for clip in frames.numpy()]
+            frames = torch.from_numpy(np.stack(small))
         parts = [self.net.features(to_video(part)) for part in frames.split(batch_size)]
         return torch.cat(parts).numpy()
 

@@ -15,6 +15,7 @@ from vidcm.errors import UsageError
 from vidcm.media.demux import MAX_PIXELS, opened, regular_file
 from vidcm.media.read import VideoInfo, probe, read_frames
 from vidcm.media.timing import SLACK_SECONDS
+from vidcm.media.transforms import resize_crop
 from vidcm.media.write import read_png
 
 NEAR = 24  # grey levels by which each colour of a pixel may differ from a key colour
@@ -147,11 +148,7 @@ def fit(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     part, n = _blocks(frames, size)
     if n > 1:
         return _block_means(part, n)
-    import torch
-
-    from vidcm.media.transforms import resize_crop
-
-    return resize_crop(torch.from_numpy(np.ascontiguousarray(part)), size).numpy()
+    return resize_crop(part, size)
 
 
 def fit_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:

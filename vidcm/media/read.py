@@ -31,6 +31,7 @@ from vidcm.media.demux import (
     why,
 )
 from vidcm.media.timing import SLACK_SECONDS, nearest
+from vidcm.media.transforms import resize_crop
 
 __all__ = ["MAX_PIXELS", "BadClip", "Frames", "VideoInfo", "probe", "read_frames"]
 
@@ -69,6 +70,8 @@ def read_frames(
     backend: str = "av",
     deadline: float = 30.0,
     max_pixels: int = MAX_PIXELS,
+    size: tuple[int, int] | None = None,
+    place: tuple[float, float] | None = None,
 ) -> Frames:
     """Read the frames of a video that are nearest to some times.
 
@@ -78,7 +81,10 @@ def read_frames(
         backend: "av" or "decord", which falls back to PyAV for files that it cannot read.
         deadline: seconds after which decoding stops between two packets; `ReaderProcess` also
             stops decoders that hang.
-        max_pixels: limit of frames x height x width.
+        max_pixels: limit of frames x height x width of what is returned.
+        size: height and width that each frame is scaled and cropped to when it is decoded, so
+            that memory holds one frame of the video; None for its own.
+        place: of the crop, as in `resize_crop`.
 
     Raises:
         BadClip: the file cannot be read at these times.
@@ -96,8 +102,9 @@ def read_frames(
     for attempt in [_read_decord] * (backend == "decord") + attempts:
         with opened(file, stop) as source:
             codec = source.stream.codec_context
-            check_pixels(file, codec.height, codec.width, len(wanted), max_pixels)
-            found = attempt(source, wanted, max_pixels)
+            kept = 0 if size else len(wanted)  # a large frame of a video does not stay
+            check_pixels(file, codec.height, codec.width, kept, max_pixels)
+            found = attempt(source, wanted, max_pixels, Fit(size, place))
         if found is not None:
             return found
     raise BadClip(file, "decode-error", "it can neither be searched nor read from the start")
@@ -127,7 +134,20 @@ def probe(path: str | os.PathLike[str], *, deadline: float = 30.0) -> VideoInfo:
     return VideoInfo(height, width, last)
 
 
-def _read_av(source: Source, times: np.ndarray, max_pixels: int, may_seek: bool) -> Frames | None:
+class Fit(NamedTuple):
+    """The size that frames are scaled and cropped to, and the place of the crop."""
+
+    size: tuple[int, int] | None
+    place: tuple[float, float] | None
+
+    def __call__(self, frames: np.ndarray) -> np.ndarray:
+        """uint8 `(t h w 3)` in that size."""
+        return frames if self.size is None else resize_crop(frames, self.size, self.place)
+
+
+def _read_av(
+    source: Source, times: np.ndarray, max_pixels: int, fit: Fit, may_seek: bool
+) -> Frames | None:
     """The frames, or None if the seek failed or landed after the first time."""
     frames = source.frames()
     first = next(frames, None)
@@ -148,6 +168,7 @@ def _read_av(source: Source, times: np.ndarray, max_pixels: int, may_seek: bool)
             return None
         timed = _timed(stamps, first, frames)
     pixels: np.ndarray | None = None
+    shape: tuple[int, ...] = ()
     seconds, chosen = np.empty(len(times)), None
     for i, (now, frame) in enumerate(_nearest_streaming(source, timed, times)):
         seconds[i] = now
@@ -155,12 +176,13 @@ def _read_av(source: Source, times: np.ndarray, max_pixels: int, may_seek: bool)
             pixels[i] = pixels[i - 1]
             continue
         image = _rgb(source.file, frame)
+        fitted = fit(image[None])[0]
         if pixels is None:
-            check_pixels(source.file, image.shape[0], image.shape[1], len(times), max_pixels)
-            pixels = np.empty((len(times), *image.shape), np.uint8)
-        if image.shape != pixels.shape[1:]:
+            check_pixels(source.file, fitted.shape[0], fitted.shape[1], len(times), max_pixels)
+            pixels, shape = np.empty((len(times), *fitted.shape), np.uint8), image.shape
+        if image.shape != shape:
             raise BadClip(source.file, "decode-error", f"the frame size changes at {now:.3f} s")
-        pixels[i], chosen = image, frame
+        pixels[i], chosen = fitted, frame
     assert pixels is not None
     return Frames(pixels, seconds, "av")
 
@@ -215,7 +237,7 @@ def _rgb(file: str, frame: av.VideoFrame) -> np.ndarray:
         raise BadClip(file, "decode-error", detail) from None
 
 
-def _read_decord(source: Source, times: np.ndarray, max_pixels: int) -> Frames | None:
+def _read_decord(source: Source, times: np.ndarray, max_pixels: int, fit: Fit) -> Frames | None:
     """The frames, or None for files that decord cannot read or reads differently from PyAV.
 
     These are other codecs, several video streams, rotated pictures and damage; the first is logged.
@@ -237,7 +259,7 @@ def _read_decord(source: Source, times: np.ndarray, max_pixels: int) -> Frames |
         if (np.diff(stamps) <= 0).any():  # as in MPEG program streams
             raise ValueError("it gives several frames one timestamp")
         index = nearest(stamps, times)
-        return Frames(reader.get_batch(index).asnumpy(), stamps[index], "decord")
+        return Frames(fit(reader.get_batch(index).asnumpy()), stamps[index], "decord")
     except Exception as error:  # decord raises whatever its C++ side throws
         if not _seen_fallback:
             reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]

@@ -1,28 +1,28 @@
-"""Frames of any size to frames of one size, the same for every frame."""
+"""Frames of any size to frames of one size, the same for every frame. Needs no torch."""
 
 from __future__ import annotations
 
-import torch
-from torch.nn.functional import interpolate
+import numpy as np
+from PIL import Image
 
 from vidcm.errors import UsageError
 
 
 def resize_crop(
-    frames: torch.Tensor, size: tuple[int, int], rng: torch.Generator | None = None
-) -> torch.Tensor:
+    frames: np.ndarray, size: tuple[int, int], place: tuple[float, float] | None = None
+) -> np.ndarray:
     """Scale frames until they cover a size, with antialiasing and the same aspect, then crop.
 
     Args:
-        frames: uint8 `(t h w c)`; unchanged if they have the size already.
-        size: height and width in pixels.
-        rng: draws the place of the crop, the same for all frames; None for the centre.
+        frames: uint8 `(t h w 3)`; unchanged if they have the size already.
+        size: Height and width in pixels.
+        place: Of the crop down and across, in [0, 1); None for the centre.
 
     Returns:
-        uint8 `(t height width c)`.
+        uint8 `(t height width 3)`.
 
     Raises:
-        UsageError: the size is below 1.
+        UsageError: The size is below 1.
     """
     height, width = size
     if height < 1 or width < 1:
@@ -31,17 +31,15 @@ def resize_crop(
     scale = max(height / h, width / w)
     scaled = (max(height, round(h * scale)), max(width, round(w * scale)))
     top, left = scaled[0] - height, scaled[1] - width
-    if rng is None:
+    if place is None:
         top, left = top // 2, left // 2
-    else:  # both are always drawn, so that later draws do not depend on the source size
-        draw = torch.rand(2, generator=rng, dtype=torch.float64)
-        top, left = int(draw[0] * (top + 1)), int(draw[1] * (left + 1))
-    if scaled != (h, w):  # frame by frame, since float32 takes four times the memory
-        frames = torch.stack([_resize(frame, scaled) for frame in frames])
-    return frames[:, top : top + height, left : left + width].contiguous()
-
-
-def _resize(frame: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    image = frame.permute(2, 0, 1)[None].float()  # h w c -> 1 c h w
-    image = interpolate(image, size, mode="bilinear", antialias=True, align_corners=False)
-    return image[0].round().clamp(0, 255).byte().permute(1, 2, 0)
+    else:
+        top, left = int(place[0] * (top + 1)), int(place[1] * (left + 1))
+    if scaled == (h, w):
+        return np.ascontiguousarray(frames[:, top : top + height, left : left + width])
+    down, across = h / scaled[0], w / scaled[1]
+    box = (left * across, top * down, (left + width) * across, (top + height) * down)
+    return np.stack([
+        np.asarray(Image.fromarray(f).resize((width, height), Image.Resampling.BILINEAR, box))
+        for f in frames
+    ])  # fmt: skip

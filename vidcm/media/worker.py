@@ -60,9 +60,16 @@ class ReaderProcess:
         self._link: Connection | None = None
         self._owner = 0
 
-    def read(self, path: str | os.PathLike[str], times: np.ndarray) -> Frames:
-        """`read_frames(path, times)`."""
+    def read(
+        self,
+        path: str | os.PathLike[str],
+        times: np.ndarray,
+        size: tuple[int, int] | None = None,
+        place: tuple[float, float] | None = None,
+    ) -> Frames:
+        """`read_frames(path, times)`, scaled and cropped in the worker."""
         options = {"backend": self.backend, "max_pixels": self.max_pixels}
+        options |= {"size": size, "place": place}
         found: Frames = self._call("read", os.fspath(path), np.asarray(times), options)
         self.fallbacks += found.backend != self.backend
         return found

@@ -53,7 +53,7 @@ class Oracle:
 
     def __call__(
         self, prompts, *, num_inference_steps, seed, num_frames=5, height=64, width=64,
-        prompt_schedule=(), batch_size,
+        prompt_schedule=(), batch_size, complete_prompt,
     ):  # fmt: skip
         frames, steps, then = num_frames, num_inference_steps, prompt_schedule
         self.calls.append((len(prompts), frames, steps))

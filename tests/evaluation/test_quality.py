@@ -236,7 +236,7 @@ def test_finished_rows_are_kept_after_a_failure(measure, pipe, tmp_path):
     assert {steps for steps, _ in pipe.calls} == {4}
     pipe.calls.clear()
     again = measure(rows=["student-1"], with_hand_prompts=True)
-    assert set(again["rows"]["student-1"]) == {"heldout", "hand_prompts"} and len(pipe.calls) == 2
+    assert set(again["rows"]["student-1"]) == {"heldout", "hand_prompts"} and len(pipe.calls) == 3
     assert [p.name for p in tmp_path.iterdir() if "part" in p.name] == []
 
 
@@ -306,7 +306,7 @@ def test_table_has_a_line_a_row(measure):
     frozen = next(x for x in lines if x.startswith("| student-1 | 1 |"))
     assert frozen.count("|") == lines[0].count("|") and "| 0.00 |" in frozen
     assert next(x for x in lines if x.startswith("| codec | - |"))
-    assert "| student-4 | 100.0 | 100.0 | 0.0 |" in lines
+    assert "| student-4 | 100.0 | 100.0 | 100.0 |" in lines
     assert f"{COUNT} held-out combinations, seed 0" in lines[-1]
 
 

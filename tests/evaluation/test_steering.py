@@ -40,7 +40,7 @@ class Oracle:
 
     def __call__(
         self, prompts, *, num_inference_steps, guidance_scale, negative_prompt, seed, use_teacher,
-        batch_size,
+        batch_size, complete_prompt,
     ):  # fmt: skip
         steps, guidance, teacher = num_inference_steps, guidance_scale, use_teacher
         self.steps.add((teacher, steps))

@@ -50,14 +50,14 @@ class PromptReader:
         self.colors = {w: color for color, group in words["colors"].items() for w in group}
         self.garments: list[Mapping[str, Any]] = words["garments"]
         self.nouns = {w: i for i, g in enumerate(self.garments) for w in g["nouns"]}
-        self.said: dict[str, list[tuple[str, str, float]]] = {}
+        self.meanings: dict[str, list[tuple[str, str, float]]] = {}
         for attribute, values in words["words"].items():
             for value, weights in values.items():
                 forms = {w: weight for w, weight in weights.items()}
                 if attribute == "action":
                     forms = {f: n for w, n in weights.items() for f in _forms(w)} | forms
                 for word, weight in forms.items():
-                    self.said.setdefault(word, []).append((attribute, value, weight))
+                    self.meanings.setdefault(word, []).append((attribute, value, weight))
         hair = words["hair"]
         self.styles = {w: style for style, group in hair["anywhere"].items() for w in group}
         self.near_hair = {
@@ -140,13 +140,13 @@ class PromptReader:
     @cached_property
     def _terms(self) -> frozenset[str]:
         """Terms of several words."""
-        every = (self.colors, self.nouns, self.said, self.styles, self.near_hair, PLACES)
+        every = (self.colors, self.nouns, self.meanings, self.styles, self.near_hair, PLACES)
         return frozenset(w for group in every for w in group if " " in w)
 
     @cached_property
     def _words(self) -> frozenset[str]:
         """Single words of all terms."""
-        every = (self.colors, self.nouns, self.said, self.styles, self.near_hair, PLACES)
+        every = (self.colors, self.nouns, self.meanings, self.styles, self.near_hair, PLACES)
         return frozenset(part for group in every for w in group for part in w.split())
 
     def _corrected(self, word: str) -> str:
@@ -159,7 +159,7 @@ class PromptReader:
         """attribute -> (value, weight) by the words that say a value by themselves."""
         sums: dict[str, dict[str, float]] = {}
         for token in tokens:
-            for attribute, value, weight in self.said.get(token, ()):
+            for attribute, value, weight in self.meanings.get(token, ()):
                 values = sums.setdefault(attribute, {})
                 values[value] = values.get(value, 0) + weight
         best = {a: max(values, key=values.__getitem__) for a, values in sums.items()}

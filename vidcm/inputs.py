@@ -151,7 +151,8 @@ def warnings_about(
         found.append(f"the model was tuned for 1 to {most} steps, not {steps}")
     named = [("a prompt", p) for p in prompts] + [("the negative prompt", negative_prompt)]
     for name, prompt in named:
-        if words := generation.model.conditioner.dropped(prompt):
+        whole = reader is not None and prompt != negative_prompt  # read before it is shortened
+        if not whole and (words := generation.model.conditioner.dropped(prompt)):
             found.append(f"too long, the end of {name} is not read: {' '.join(words[:8])} ...")
     known = set(settings.known_words.split())
     words = unknown_words([p for _, p in named], known)

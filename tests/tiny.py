@@ -1,5 +1,6 @@
 """Models small enough for tests to build by the dozen, and a whole pipeline of them."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -7,6 +8,8 @@ from torch import nn
 
 from vidcm.cli import export
 from vidcm.data.batch import Batch
+from vidcm.data.latents import write_index
+from vidcm.data.shards import write_shard
 from vidcm.pipeline import VideoPipeline
 from vidcm.registry import build
 from vidcm.rng import SampleRng
@@ -104,3 +107,22 @@ class Clips:
         places = list(positions)
         pixels = SampleRng(seed, places).uniform(5, 16, 24, 3) * 255
         return Batch(["a man walks"] * len(places), frames=pixels.to(torch.uint8))
+
+
+def latent_cache(
+    folder: Path,
+    parts: Iterable[tuple[torch.Tensor, list[list[str]]]],
+    codec: str,
+    about: dict | None = None,
+) -> Path:
+    """A latent cache of a shard for each part, latents `(n c t h w)` and captions."""
+    shards = []
+    for i, (latents, captions) in enumerate(parts):
+        name = f"shard-{i:06d}.safetensors"
+        write_shard(folder / name, latents, captions)
+        size = (folder / name).stat().st_size
+        shards.append(
+            {"name": name, "clips": len(latents), "shape": list(latents.shape[1:]), "bytes": size}
+        )
+    write_index(folder, shards, codec, about or {})
+    return folder

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from vidcm.data.folder import VideoFolder
+from vidcm.data.folder_source import FolderSource
 from vidcm.data.loader import batches
 from vidcm.errors import UsageError, VidcmError
 from vidcm.media.read import BadClip, VideoInfo, read_frames
@@ -208,30 +209,34 @@ def test_clip_is_a_function_of_the_generator(tmp_path, video):
         copy.reader.close()
 
 
-def test_a_bad_clip_does_not_stop_the_run_nor_change_another(tmp_path, video):
+def test_a_bad_clip_does_not_stop_the_run(tmp_path, video):
     fill(tmp_path, video, [f"{k}.mp4" for k in range(5)])
     (tmp_path / "1.mp4").write_bytes(b"<html>")
     (tmp_path / "3.mp4").write_bytes(b"")
     os.mkfifo(tmp_path / "5.mp4")
     (tmp_path / "5.txt").write_text("a pipe")
     data = VideoFolder(tmp_path, **SHAPE, max_bad_fraction=0.5)
-    frames, captions, kept = data.clips(range(5), torch.Generator().manual_seed(7))
-    assert kept == [0, 2, 4] and frames.shape == (3, 5, 23, 29, 3)
-    assert captions == ["caption of 0.mp4", "caption of 2.mp4", "caption of 4.mp4"]
-    assert data.quarantine == {"1.mp4": "not-video", "3.mp4": "empty"}
-    assert data.clips([5])[2] == [] and data.quarantine["5.mp4"] == "not-a-file"
-    empty, none, _ = data.clips([1, 3], torch.Generator())
-    assert empty.shape == (0, 5, 23, 29, 3) and none == []
+    clips = FolderSource(data).read(range(6))
+    assert clips.names == ["0.mp4", "2.mp4", "4.mp4"] and clips.frames.shape == (3, 5, 23, 29, 3)
+    assert clips.captions == [[f"caption of {k}.mp4"] for k in (0, 2, 4)]
+    assert clips.left_out == {"1.mp4": "not-video", "3.mp4": "empty", "5.mp4": "not-a-file"}
+    assert data.quarantine == clips.left_out
+    none = FolderSource(data).read(range(1, 2))
+    assert none.frames.shape == (0, 5, 23, 29, 3) and none.captions == []
 
-    (tmp_path / "1.mp4").write_bytes(video)  # the same draws, now that all can be read
-    mended = VideoFolder(tmp_path, **SHAPE, max_bad_fraction=0.5)
-    again, _, kept = mended.clips(range(3), torch.Generator().manual_seed(7))
-    assert kept == [0, 1, 2]
-    seeds = torch.randint(2**63 - 1, (5,), generator=torch.Generator().manual_seed(7))
-    lone = mended.clip(2, torch.Generator().manual_seed(int(seeds[2])))
-    assert torch.equal(lone, frames[1])
-    data.reader.close()
-    mended.reader.close()
+
+def test_windows_of_a_video_do_not_overlap(tmp_path, video):
+    """19 frames at 25 a second hold three clips of 5 frames, or two spread over it."""
+    fill(tmp_path, video, ["a.mp4"])
+    data = VideoFolder(tmp_path, **SHAPE)
+    for most, starts in ((1, [0]), (None, [0, 0.2, 0.4]), (2, [0, 0.2]), (7, [0, 0.2, 0.4])):
+        source = FolderSource(data, most)
+        assert [start for _, start in source.clips] == pytest.approx(starts)
+        assert list(source.counts) == [len(starts)]
+    clips = FolderSource(data, None).read(range(3))
+    light = clips.frames.float().mean((2, 3, 4)).flatten()
+    assert clips.names == ["a.mp4", "a.mp4 at 0.200 s", "a.mp4 at 0.400 s"]
+    assert light.diff() == pytest.approx([6.0] * 14, abs=1.5)  # one after the other, no frame twice
 
 
 def batch_frames(data: VideoFolder, num_workers: int, start: int = 0) -> list[torch.Tensor]:
@@ -280,7 +285,7 @@ def test_too_many_bad_clips_stop_with_a_summary(tmp_path, video):
     data = VideoFolder(tmp_path, **SHAPE, max_bad_fraction=0.4)
     (tmp_path / "3.mp4").unlink()  # after it was listed
     with pytest.raises(VidcmError, match="3 of 6 clips .* bad: not-video 2, missing 1") as caught:
-        data.clips(range(6))
+        FolderSource(data).read(range(6))
     assert "(--max-bad-fraction), which is 0.4" in str(caught.value) and "\n" not in str(
         caught.value
     )
@@ -292,9 +297,9 @@ def test_real_footage_by_word(shared_data, tmp_path):
         os.symlink(shared_data / f"clips/intel_asl_gestures__{word}.mkv", tmp_path / f"{word}.mkv")
         (tmp_path / f"{word}.txt").write_text(f"the sign for {word}")
     data = VideoFolder(tmp_path, num_frames=13, size=(47, 31), fps=9, follow_symlinks=True)
-    frames, captions, kept = data.clips([2, 0], torch.Generator().manual_seed(1))
-    assert frames.shape == (2, 13, 47, 31, 3) and kept == [2, 0] and not data.quarantine
-    assert captions == ["the sign for walk", "the sign for bird"]
+    frames = torch.stack([data.clip(i, torch.Generator().manual_seed(i)) for i in (2, 0)])
+    assert frames.shape == (2, 13, 47, 31, 3) and not data.quarantine
+    assert [data.caption(i) for i in (2, 0)] == ["the sign for walk", "the sign for bird"]
     assert frames.float().std() > 20 and (frames[:, 1:] != frames[:, :-1]).any()
     data.reader.close()
 

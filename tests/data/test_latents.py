@@ -1,6 +1,8 @@
 """Latent caches: the codec is checked, epochs are permutations, positions are samples."""
 
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +16,7 @@ import torch
 from vidcm.cli import encode
 from vidcm.codecs.causal_vae import CausalVAE
 from vidcm.data.folder import VideoFolder
-from vidcm.data.latents import LatentShards, write_shards
+from vidcm.data.latents import LatentShards
 from vidcm.errors import UsageError, VidcmError
 from vidcm.media.pixels import to_video
 from vidcm.store import load_model, read_card
@@ -31,11 +33,7 @@ def parts():
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    made = write_shards(
-        tmp_path / "cache", parts(), codec="f" * 64, about={"data": "x"}, shard_size=7
-    )
-    assert made == COUNT
-    return tmp_path / "cache"
+    return tiny.latent_cache(tmp_path / "cache", parts(), "f" * 64, {"data": "x"})
 
 
 def rows(batch) -> list[int]:
@@ -46,7 +44,7 @@ def rows(batch) -> list[int]:
 def test_what_was_written_comes_back(folder):
     data = LatentShards(folder)
     assert len(data) == COUNT and data.index["clips"] == COUNT and data.index["data"] == "x"
-    assert len(data.index["shards"]) == 3
+    assert len(data.index["shards"]) == 5
     batch = data.batch(0, range(9))
     assert batch.latents.shape == (9, 3, 2, 1, 2) and batch.latents.dtype == torch.float32
     assert [int(c[:-1]) for c in batch.captions] == rows(batch)
@@ -91,31 +89,48 @@ def test_another_codec_is_refused(folder):
 def test_damage_is_named(folder, tmp_path):
     with pytest.raises(UsageError, match="holds no latents .index.json is missing"):
         LatentShards(tmp_path)
-    shard = folder / "shard-00001.safetensors"
+    shard = folder / "shard-000001.safetensors"
     whole = shard.read_bytes()
     shard.write_bytes(whole[:-9])
-    with pytest.raises(
-        VidcmError, match="the shard shard-00001 of .* cannot be read .*encode again"
-    ):
+    with pytest.raises(VidcmError, match="shard-000001.safetensors is missing or damaged; encode"):
         LatentShards(folder)
-    shard.write_bytes(whole)
-    (folder / "shard-00002.json").write_text('[["one"]]')
-    with pytest.raises(VidcmError, match="has 23 clips but .* captions"):
+    shard.write_bytes(b"x" * len(whole))
+    with pytest.raises(VidcmError, match="shard-000001.safetensors cannot be read .*encode again"):
+        LatentShards(folder).batch(0, range(COUNT))
+    shard.unlink()
+    with pytest.raises(VidcmError, match="shard-000001.safetensors is missing"):
         LatentShards(folder)
-    (folder / "shard-00002.json").unlink()
-    with pytest.raises(VidcmError, match="shard-00002"):
-        LatentShards(folder)
-    for text in ("{", "{}", "[]"):
+    for text in ("{", "{}", "[]", '{"shards": [{"name": "x"}]}'):
         (folder / "index.json").write_text(text)
         with pytest.raises(VidcmError, match="index.json is damaged; encode again"):
             LatentShards(folder)
 
 
-def test_latents_that_are_no_numbers_leave_no_cache(tmp_path):
-    bad = iter([(torch.full((2, 3, 1, 1, 1), torch.nan), [["a"], ["b"]])])
-    with pytest.raises(VidcmError, match="not finite for clips 0 to 2"):
-        write_shards(tmp_path / "cache", bad, codec="f", about={})
-    assert not list(tmp_path.iterdir())
+def test_captions_of_any_letters_come_back(tmp_path):
+    texts = [["", "ein Ork läuft"], ["獣人が歩く 🧌"], ["a\nb", "c", ""]]
+    data = LatentShards(
+        tiny.latent_cache(tmp_path / "x", [(torch.zeros(3, 1, 1, 1, 1), texts)], "c")
+    )
+    assert [data.captions(0, row) for row in range(3)] == texts
+
+
+def test_memory_does_not_grow_with_the_cache(tmp_path):
+    """Shards are mapped: opening 120 MB and reading a few clips of it needs a few MB."""
+    parts = ((torch.zeros(16, 60, 8, 8, 16) + i, [["x"]] * 16) for i in range(64))
+    folder = tiny.latent_cache(tmp_path / "cache", parts, "c")
+    assert sum(f.stat().st_size for f in folder.iterdir()) > 100e6
+    code = (
+        "import resource, sys, torch\n"
+        "from vidcm.data.latents import LatentShards\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "data = LatentShards(sys.argv[1])\n"
+        "assert len(data.batch(0, range(64)).captions) == 64\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < 60_000  # kB
 
 
 # --- the command ----------------------------------------------------------------------------------
@@ -162,8 +177,8 @@ def test_encode_makes_a_cache_that_names_its_codec(codec, videos, tmp_path, caps
     assert sorted(batch.captions) == ["clip 0", "clip 1", "clip 2"]
     assert batch.latents.shape == (3, 5, 2, 2, 3)
     # What was cached is what the codec makes of the frames.
-    frames, captions, _ = VideoFolder(videos, num_frames=5, size=(16, 24), fps=8.0).clips(range(3))
-    assert captions == ["clip 0", "clip 1", "clip 2"]
+    folder = VideoFolder(videos, num_frames=5, size=(16, 24), fps=8.0)
+    frames = torch.stack([folder.clip(i) for i in range(3)])
     latents = load_model(codec, CausalVAE).encode(to_video(frames))
     order = [int(c[-1]) for c in batch.captions]
     torch.testing.assert_close(batch.latents, latents[order], atol=2e-2, rtol=2e-3)
@@ -199,7 +214,10 @@ def test_encode_leaves_out_what_it_is_told_to(codec, videos, tmp_path, capsys):
         ]
         assert encode.main([*command, *options]) == 0
         assert capsys.readouterr().out.endswith(f": {count} clips; left out: 1 not-video\n")
-        assert ("" in sum(LatentShards(tmp_path / policy).captions[0], [])) == (policy == "empty")
+        data = LatentShards(tmp_path / policy)
+        empty = [""] in [data.captions(0, row) for row in range(count)]
+        assert empty == (policy == "empty")
+        assert data.index["left_out"] == {"not-video": 1}
 
 
 @pytest.mark.parametrize(
@@ -237,10 +255,4 @@ def test_encode_refuses_before_it_starts(codec, tmp_path, capsys, monkeypatch, o
     assert code == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
-    assert not list(tmp_path.iterdir())
-
-
-def test_no_cache_is_written_without_a_clip(tmp_path):
-    with pytest.raises(VidcmError, match="no clip is left"):
-        write_shards(tmp_path / "out", iter([]), codec="f" * 64, about={})
     assert not list(tmp_path.iterdir())

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 import yaml
 from tiny import CODEC, denoiser, save
 
 from vidcm.cli.compare import main
-from vidcm.data.latents import write_shards
 from vidcm.errors import UsageError, VidcmError
 from vidcm.evaluation import comparison, timed_training
 from vidcm.evaluation.comparison_config import read_comparison_config, row_entries
@@ -38,9 +38,7 @@ def world(puppets, tmp_path_factory) -> Path:
         for i in range(8)
     ]
     mark = read_card(folder / "codec")["sha256"]
-    write_shards(
-        folder / "latents", iter([(torch.randn(8, 5, 2, 8, 8), captions)]), codec=mark, about={}
-    )
+    tiny.latent_cache(folder / "latents", [(torch.randn(8, 5, 2, 8, 8), captions)], mark)
     student = {
         "output": "unused",
         "steps": 100000,

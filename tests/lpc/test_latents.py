@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+import tiny
 import torch
 
-from vidcm.data.latents import LatentShards, write_shards
+from vidcm.data.latents import LatentShards
 from vidcm.errors import UsageError
 from vidcm.lpc.captions import complete_caption
 from vidcm.lpc.combinations import Combinations
@@ -22,8 +23,8 @@ def folder(tmp_path_factory):
     values = [[list(every.words[a]).index(c[a]) for a in every.attributes] for c in found]
     latents = torch.tensor(values).float().view(COUNT, -1, 1, 1, 1)
     about = {"data": "lpc", "seed": SEED, "attributes": every.attributes, "split": "train"}
-    write_shards(path, iter([(latents, [["old"]] * COUNT)]), codec="c", about=about, shard_size=7)
-    return path
+    parts = [(part, [["old"]] * len(part)) for part in latents.split(7)]
+    return tiny.latent_cache(path, parts, "c", about)
 
 
 def test_captions_are_of_the_clip_and_fresh(folder):
@@ -67,11 +68,7 @@ def test_order_and_latents_are_those_of_the_cache(folder):
 def test_refusals(folder, tmp_path):
     with pytest.raises(UsageError, match="shares are 0 to 1"):
         LPCLatents(folder, complete=1.5)
-    write_shards(
-        tmp_path / "a",
-        iter([(torch.zeros(2, 5, 1, 1, 1), [["x"]] * 2)]),
-        codec="c",
-        about={"data": "folder"},
-    )
+    clips = [(torch.zeros(2, 5, 1, 1, 1), [["x"]] * 2)]
+    tiny.latent_cache(tmp_path / "a", clips, "c", {"data": "folder"})
     with pytest.raises(UsageError, match="holds no LPC clips .*; use the data latents"):
         LPCLatents(tmp_path / "a")

@@ -9,7 +9,6 @@ import tiny
 import torch
 
 from vidcm.config import TrainConfig
-from vidcm.data.latents import write_shards
 from vidcm.errors import UsageError, VidcmError
 from vidcm.store import read_card
 from vidcm.train import checkpoint
@@ -27,9 +26,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.parts(folder)
     tower = {**tiny.denoiser(), "conditioner": {**tiny.TEXT, "buckets": 101}}
     tiny.save(folder / "other_tower", tower)
-    clips = iter([(torch.randn(8, 5, 2, 2, 3), [["a man walks"]] * 8)])
+    clips = [(torch.randn(8, 5, 2, 2, 3), [["a man walks"]] * 8)]
     codec = read_card(folder / "codec")["sha256"]
-    write_shards(folder / "latents", clips, codec=codec, about={})
+    tiny.latent_cache(folder / "latents", clips, codec)
     return folder
 
 

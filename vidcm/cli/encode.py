@@ -1,25 +1,33 @@
 """`vidcm encode`: videos and captions to a latent cache for training."""
 
 import argparse
-from collections import Counter
+import os
+from typing import TYPE_CHECKING
 
-from vidcm.cli.common import Parser, number, output_folder, positive_int, run
+from vidcm.cli.common import Parser, number, output_folder, positive_int, run, whole_number
 from vidcm.cli.options import add_art, add_bucket, add_device, add_seed, add_size, art_of
 from vidcm.errors import UsageError
 from vidcm.limits import check_memory
 from vidcm.media.sizes import check_frames, check_size
+
+if TYPE_CHECKING:
+    import torch
+
+    from vidcm.data.encoding import Source
 
 
 def parser() -> argparse.ArgumentParser:
     p = Parser(
         "encode",
         "Encode clips once, so that training reads latents instead of running the codec. The\n"
-        "cache names the codec that made it; training with another one is refused.",
+        "cache names the codec that made it; training with another one is refused. A run that was\n"
+        "interrupted goes on where it stopped when the same command is called again.",
         "examples:\n"
         "  vidcm encode --codec runs/lpc/codec/final --data lpc --art layers.tar \\\n"
         "    --count 30000 --output runs/lpc/latents\n"
         "  vidcm encode --codec runs/mine/codec/final --data folder --root my_clips \\\n"
-        "    --frames 17 --size 128x128 --output latents",
+        "    --frames 17 --size 128x128 --windows all --output latents\n"
+        "  deepspeed --num_gpus 2 tools/encode.py --codec runs/mine/codec/final --data folder ...",
     )
     p.add_argument("--codec", required=True, help="a codec's model folder (the `final` of its run)")
     p.add_argument("--data", required=True, choices=["lpc", "folder"], help="what to encode")
@@ -27,6 +35,23 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--batch", type=positive_int, default=32, help="clips at a time")
     add_device(p)
     p.add_argument("--overwrite", action="store_true", help="replace an existing cache")
+    p.add_argument(
+        "--shard-size", type=positive_int, default=1024, help="clips of a file of the cache"
+    )
+    p.add_argument(
+        "--rank",
+        type=whole_number(0, 100_000),
+        default=int(os.environ.get("RANK", 0)),
+        help="of this process among --world ones that share the work, on one file system (default: "
+        "what a launcher says, or 0)",
+    )
+    p.add_argument(
+        "--world",
+        type=positive_int,
+        default=int(os.environ.get("WORLD_SIZE", 1)),
+        help="number of processes (default: what a launcher says, or 1)",
+    )
+    p.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # of the launcher
     for data, add in (("lpc", _add_lpc), ("folder", _add_folder)):
         add(p.add_argument_group(f"with --data {data}"))
     return p
@@ -61,6 +86,18 @@ def _add_folder(group: argparse._ActionsContainer) -> None:
     add_bucket(group, "for videos nearer to it; may be repeated")
     group.add_argument("--fps", type=number(0.1, 240), default=8.0, help="frames per second")
     group.add_argument(
+        "--windows",
+        type=_windows,
+        default=1,
+        help="clips of a video that do not overlap, spread over it; all for as many as fit",
+    )
+    group.add_argument(
+        "--deadline", type=number(0.1, 86400), default=30.0, help="seconds to decode one clip"
+    )
+    group.add_argument(
+        "--follow-symlinks", action="store_true", help="take links that lead out of --root"
+    )
+    group.add_argument(
         "--missing-captions",
         choices=["error", "empty", "skip"],
         default="error",
@@ -81,6 +118,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _encode(args: argparse.Namespace) -> None:
     _refuse_foreign(args)
+    if args.rank >= args.world:
+        raise UsageError(f"--rank is {args.rank}; use 0 to {args.world - 1}, below --world")
     if args.output.exists() and not args.overwrite:
         raise UsageError(f"{args.output} exists; give another --output, or --overwrite")
     if args.output.exists() and not (args.output / "index.json").is_file():
@@ -102,7 +141,7 @@ def _encode(args: argparse.Namespace) -> None:
 
     from vidcm.codecs.causal_vae import CausalVAE
     from vidcm.codecs.chunked import encode_chunked
-    from vidcm.data.latents import write_shards
+    from vidcm.data.encoding import encode_cache
     from vidcm.media.pixels import to_video
     from vidcm.runtime import fast_cpu, pick_device
     from vidcm.store import load_model, read_card
@@ -110,47 +149,43 @@ def _encode(args: argparse.Namespace) -> None:
     fast_cpu()
     device = pick_device(args.device)
     codec = load_model(args.codec, CausalVAE, device)
-    source, about, total, quarantine = (_lpc if args.data == "lpc" else _folder)(args, device)
+    source = (_lpc if args.data == "lpc" else _folder)(args, device)
 
     @torch.no_grad()
-    def clips():
-        with tqdm(total=total, unit="clip", mininterval=2) as bar:
-            for frames, captions in source:
-                yield encode_chunked(codec, to_video(frames.to(device))), captions
-                bar.update(len(captions))
+    def encode(frames: torch.Tensor) -> torch.Tensor:
+        return encode_chunked(codec, to_video(frames.to(device)))
 
-    count = write_shards(args.output, clips(), codec=read_card(args.codec)["sha256"], about=about)
-    reasons = [f"{number} {reason}" for reason, number in Counter(quarantine.values()).items()]
-    left_out = f"; left out: {', '.join(reasons)}" if reasons else ""
-    print(f"{args.output}: {count} clips{left_out}")
+    share = sum(source.counts) // args.world
+    with tqdm(total=share, unit="clip", mininterval=2) as bar:
+        found = encode_cache(
+            source,
+            encode,
+            args.output,
+            codec=read_card(args.codec)["sha256"],
+            batch_size=args.batch,
+            shard_size=args.shard_size,
+            rank=args.rank,
+            world=args.world,
+            progress=bar.update,
+        )
+    if found is None:
+        print(f"rank {args.rank} is done; the last of {args.world} makes {args.output}")
+        return
+    count = found.pop("clips")
+    reasons = ", ".join(f"{number} {reason}" for reason, number in found.items())
+    print(f"{args.output}: {count} clips{reasons and '; left out: '}{reasons}")
 
 
-def _lpc(args: argparse.Namespace, device):
-    import numpy as np
-
+def _lpc(args: argparse.Namespace, device: "torch.device") -> "Source":
     from vidcm.lpc.dataset import LPC
+    from vidcm.lpc.latents import LPCSource
 
-    data = LPC(args.art).to(device)
-
-    def source():
-        for start in range(0, args.count, args.batch):
-            rngs = [
-                np.random.default_rng([args.seed, i])
-                for i in range(start, min(start + args.batch, args.count))
-            ]
-            combinations = [data.sample(rng) for rng in rngs]
-            captions = [
-                [data.caption(c, rng) for _ in range(args.captions_per_clip)]
-                for c, rng in zip(combinations, rngs, strict=True)
-            ]
-            yield data.render(combinations), captions
-
-    about = {"data": "lpc", "seed": args.seed, "attributes": data.attributes, "split": data.split}
-    return source(), about, args.count, {}
+    return LPCSource(LPC(args.art).to(device), args.count, args.seed, args.captions_per_clip)
 
 
-def _folder(args: argparse.Namespace, device):
+def _folder(args: argparse.Namespace, device: "torch.device") -> "Source":
     from vidcm.data.folder import VideoFolder
+    from vidcm.data.folder_source import FolderSource
 
     data = VideoFolder(
         args.root,
@@ -160,13 +195,12 @@ def _folder(args: argparse.Namespace, device):
         fps=args.fps,
         missing_captions=args.missing_captions,
         max_bad_fraction=args.max_bad_fraction,
+        deadline=args.deadline,
+        follow_symlinks=args.follow_symlinks,
     )
+    return FolderSource(data, None if args.windows == "all" else args.windows)
 
-    def source():
-        for _, clips in data.buckets:
-            for start in range(0, len(clips), args.batch):
-                frames, captions, kept = data.clips(clips[start : start + args.batch])
-                if kept:
-                    yield frames, [[c] for c in captions]
 
-    return source(), {"data": "folder", "fps": args.fps}, len(data), data.quarantine
+def _windows(text: str) -> "int | str":
+    """An argparse type: a number above 0, or all."""
+    return text if text == "all" else positive_int(text)

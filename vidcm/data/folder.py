@@ -125,12 +125,37 @@ class VideoFolder:
         """Caption of clip i, "" if it has none."""
         return self._captions[self.names[i]]
 
-    def clip(self, i: int, rng: torch.Generator | None = None) -> torch.Tensor:
+    def starts(self, i: int, most: int | None = 1) -> list[float]:
+        """Starts of clips of video i that do not overlap, in seconds.
+
+        Args:
+            i: index of the video.
+            most: so many at most, spread over the video; None for all that fit.
+
+        Raises:
+            BadClip: the video cannot be read.
+        """
+        if most == 1:
+            return [0.0]
+        num_frames = self.shape(i)[0]
+        room = self._length(i) - clip_seconds(num_frames, self.fps) + SLACK_SECONDS
+        count = max(int(room / (num_frames / self.fps)) + 1, 1)
+        kept = count if most is None else min(most, count)
+        return [k * count // kept * num_frames / self.fps for k in range(kept)]
+
+    def _length(self, i: int) -> float:
+        """Time of the last frame of video i, probed once."""
+        if i not in self._last_seconds:
+            self._last_seconds[i] = self.reader.probe(self.root / self.names[i]).last_seconds
+        return self._last_seconds[i]
+
+    def clip(self, i: int, rng: torch.Generator | None = None, start: float = 0.0) -> torch.Tensor:
         """Frames of clip i.
 
         Args:
             i: index of the clip.
-            rng: draws start and crop; without it, the clip has the first frames and the centre.
+            rng: draws start and crop; without it, the clip has the centre.
+            start: first second of the clip, without `rng`.
 
         Returns:
             uint8 `(t h w c)`.
@@ -146,7 +171,7 @@ class VideoFolder:
             raise BadClip(path, str(reason), "quarantined before")
         try:
             if rng is None:
-                times = frame_times(num_frames, self.fps)
+                times = frame_times(num_frames, self.fps, start)
                 found = self.reader.read(path, times, (size[0], size[1]))
             else:
                 found = self._read_at_random(i, path, rng)
@@ -158,9 +183,7 @@ class VideoFolder:
     def _read_at_random(self, i: int, path: str, rng: torch.Generator) -> Frames:
         """Frames from a random start, drawn anew where the file ends before its header says."""
         num_frames, height, width = self.shape(i)
-        if i not in self._last_seconds:
-            self._last_seconds[i] = self.reader.probe(path).last_seconds
-        last = self._last_seconds[i]
+        last = self._length(i)
         while True:
             start = random_start(last, num_frames, self.fps, rng)
             down, across = torch.rand(2, generator=rng, dtype=torch.float64).tolist()
@@ -172,36 +195,6 @@ class VideoFolder:
                     raise
             # Not remembered, so that a clip depends on its file and `rng` alone.
             last = start + clip_seconds(num_frames, self.fps) if start > MIN_START_SECONDS else 0.0
-
-    def clips(
-        self, indices: Sequence[int], rng: torch.Generator | None = None
-    ) -> tuple[torch.Tensor, list[str], list[int]]:
-        """The readable ones of some clips of one shape.
-
-        Args:
-            indices: indices of the clips.
-            rng: seeds a generator for each clip, so that a bad one changes no other.
-
-        Returns:
-            Frames uint8 `(b t h w c)`, captions and indices of the readable clips; b may be 0.
-
-        Raises:
-            VidcmError: too many clips are quarantined.
-        """
-        seeds: list[int] = []
-        if rng is not None:
-            seeds = torch.randint(2**63 - 1, (len(indices),), generator=rng).tolist()
-        frames, kept = [], []
-        for place, i in enumerate(indices):
-            own = torch.Generator().manual_seed(seeds[place]) if rng is not None else None
-            try:
-                frames.append(self.clip(i, own))
-            except BadClip:
-                continue  # `_quarantine` counted and logged it
-            kept.append(i)
-        shape = next((self.shape(i) for i in indices), self.shapes[0])
-        empty = torch.empty((0, *shape, 3), dtype=torch.uint8)
-        return torch.stack(frames) if frames else empty, [self.caption(i) for i in kept], kept
 
     @property
     def size(self) -> int:

@@ -1,16 +1,19 @@
-"""Latents of LPC clips computed ahead of training, with captions composed anew each time."""
+"""LPC clips encoded ahead of training, and read with captions that are composed anew each time."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
 from vidcm.data.batch import Batch
+from vidcm.data.encoding import Clips
 from vidcm.data.latents import LatentShards
-from vidcm.data.order import one_shape
 from vidcm.errors import UsageError
 from vidcm.lpc.captions import CaptionComposer, complete_caption
 from vidcm.lpc.combinations import Combination, Combinations
+from vidcm.lpc.dataset import LPC
 
 
 class LPCLatents(LatentShards):
@@ -33,7 +36,7 @@ class LPCLatents(LatentShards):
         super().__init__(path, batch_size)
         if not (0 <= partial <= 1 and 0 <= complete <= 1):
             raise UsageError(f"partial {partial}, complete {complete}: shares are 0 to 1")
-        if self.index.get("data") != "lpc" or len(self.latents) != 1:
+        if self.index.get("data") != "lpc" or len(self.shapes) != 1:
             raise UsageError(f"{path} holds no LPC clips of one shape; use the data latents")
         attributes = self.index["attributes"]
         if unseen := {"cape", "weapon"} & set(attributes):  # only the art says where they are drawn
@@ -43,14 +46,13 @@ class LPCLatents(LatentShards):
 
     def batch(self, seed: int, positions: Iterable[int]) -> Batch:
         """As in `LatentShards`, with captions of the position."""
-        rows, captions, shapes = [], [], set()
+        latents, captions = [], []
         for position in positions:
             shape, row = self.order.at(seed, position)
             rng = np.random.default_rng([seed, position, row])
-            rows.append(row)
+            latents.append(self.latents(shape, row))
             captions.append(self.caption(self.combination(row), rng))
-            shapes.add(shape)
-        return Batch(captions, latents=self.latents[one_shape(shapes)][rows].float())
+        return Batch(captions, latents=torch.stack(latents))
 
     def combination(self, row: int) -> Combination:
         """The combination of a cached clip, as `vidcm encode` drew it."""
@@ -63,3 +65,35 @@ class LPCLatents(LatentShards):
             return complete_caption(combination, words)
         visible = {k: v for k, v in combination.items() if v != "none"}
         return CaptionComposer(visible, words, rng, self.partial).compose()
+
+
+class LPCSource:
+    """LPC clips as a source of `encode_cache`: clip `i` is the combination that seed and `i` draw.
+
+    Args:
+        data: Composes them.
+        count: Number of clips.
+        seed: Of the combinations and captions.
+        captions_per_clip: Captions of each clip in the cache.
+    """
+
+    def __init__(self, data: LPC, count: int, seed: int, captions_per_clip: int):
+        self.data, self.seed, self.captions_per_clip = data, seed, captions_per_clip
+        self.counts: Sequence[int] = [count]
+        self.facts: Mapping[str, Any] = {
+            "data": "lpc",
+            "seed": seed,
+            "attributes": data.attributes,
+            "split": data.split,
+            "captions_per_clip": captions_per_clip,
+        }
+
+    def read(self, numbers: range) -> Clips:
+        """As in `Source`."""
+        combinations, captions = [], []
+        for i in numbers:
+            rng = np.random.default_rng([self.seed, i])
+            combinations.append(self.data.sample(rng))
+            drawn = range(self.captions_per_clip)
+            captions.append([self.data.caption(combinations[-1], rng) for _ in drawn])
+        return Clips(self.data.render(combinations), captions, [str(i) for i in numbers], {})

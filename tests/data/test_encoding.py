@@ -1,0 +1,229 @@
+"""A latent cache grows shard by shard: whatever stops it, the same command goes on to the same files."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+from vidcm.data import encoding
+from vidcm.data.encoding import Clips, encode_cache
+from vidcm.data.latents import LatentShards
+from vidcm.errors import UsageError, VidcmError
+
+COUNTS = (13, 4)  # clips of two shapes
+
+
+class Numbers:
+    """Clip i is filled with i; every fifth cannot be read."""
+
+    def __init__(self, counts: Sequence[int] = COUNTS, mark: str = "a"):
+        self.counts: Sequence[int] = counts
+        self.facts: Mapping[str, Any] = {"data": "numbers", "mark": mark}
+        self.reads: list[int] = []
+
+    def read(self, numbers: range) -> Clips:
+        good = [i for i in numbers if i % 5 != 3]
+        self.reads += numbers
+        width = 2 if numbers.start < self.counts[0] else 3
+        frames = (
+            torch.tensor(good, dtype=torch.uint8).view(-1, 1, 1, 1, 1).expand(-1, 1, 2, width, 3)
+        )
+        bad = {f"clip {i}": "decode-error" for i in numbers if i not in good}
+        return Clips(frames, [[f"a{i}", f"b{i}"] for i in good], [f"clip {i}" for i in good], bad)
+
+
+def as_latents(frames: torch.Tensor) -> torch.Tensor:
+    return frames.permute(0, 4, 1, 2, 3).float() / 8
+
+
+def run(output: Path, source: Numbers, encode=as_latents, **options: Any) -> dict | None:
+    return encode_cache(source, encode, output, codec="c", batch_size=2, shard_size=3, **options)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {f.name: f.read_bytes() for f in sorted(folder.iterdir())}
+
+
+@pytest.fixture
+def whole(tmp_path) -> Path:
+    found = run(tmp_path / "whole", Numbers())
+    assert found == {"clips": 14, "decode-error": 3}
+    return tmp_path / "whole"
+
+
+def test_every_clip_is_there_once_or_accounted_for(whole):
+    data = LatentShards(whole)
+    assert len(data) == 14 and data.index["left_out"] == {"decode-error": 3}
+    seen = []
+    for shape, count in enumerate(data.order.counts):
+        for row in range(count):
+            i = int(data.latents(shape, row).flatten()[0] * 8)
+            assert data.captions(shape, row) == [f"a{i}", f"b{i}"]
+            seen.append(i)
+    assert sorted(seen) == [i for i in range(17) if i % 5 != 3]
+    records = [json.loads(f.read_text()) for f in sorted(whole.glob("shard-*.json"))]
+    named = [name for r in records for name in [*r["names"], *r["left_out"]]]
+    assert sorted(named) == sorted(f"clip {i}" for i in range(17))
+    assert {f.suffix for f in whole.iterdir()} == {".json", ".safetensors"}
+
+
+@pytest.mark.parametrize("stops_at", range(1, 9))
+def test_an_interrupted_run_goes_on_to_the_same_files(tmp_path, whole, stops_at):
+    calls = []
+
+    def stops(frames: torch.Tensor) -> torch.Tensor:
+        calls.append(frames)
+        if len(calls) == stops_at:
+            raise KeyboardInterrupt
+        return as_latents(frames)
+
+    first, then = Numbers(), Numbers()
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cache", first, stops)
+    assert not (tmp_path / "cache").exists()
+    counted: list[int] = []
+    run(tmp_path / "cache", then, progress=counted.append)
+    assert files(tmp_path / "cache") == files(whole) and sum(counted) == 17
+    done = first.reads[: len(first.reads) // 3 * 3 - 3] if len(first.reads) > 3 else []
+    assert not set(done) & set(then.reads)  # whole shards are not read again
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cache", "whole"]
+
+
+@pytest.mark.parametrize("kept", ["index.json", "shard-000005.json"])
+def test_a_run_that_stops_at_its_very_end_goes_on(tmp_path, whole, kept, monkeypatch):
+    """Between the last shard and the cache in its place."""
+    real = os.replace
+    with monkeypatch.context() as patch:
+
+        def refuse(source, target):
+            if Path(target).name in ("cache", kept):
+                raise KeyboardInterrupt
+            real(source, target)
+
+        patch.setattr(os, "replace", refuse)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "cache", Numbers())
+    run(tmp_path / "cache", Numbers())
+    assert files(tmp_path / "cache") == files(whole)
+
+
+@pytest.mark.parametrize("world", [2, 3, 9])
+def test_any_number_of_processes_writes_the_same_files(tmp_path, whole, world):
+    found = [
+        run(tmp_path / "cache", Numbers(), rank=r, world=world) for r in reversed(range(world))
+    ]
+    assert found == [None] * (world - 1) + [{"clips": 14, "decode-error": 3}]
+    assert files(tmp_path / "cache") == files(whole)
+
+
+def test_another_number_of_processes_goes_on(tmp_path, whole):
+    assert run(tmp_path / "cache", Numbers(), rank=1, world=3) is None
+    assert run(tmp_path / "cache", Numbers()) is not None
+    assert files(tmp_path / "cache") == files(whole)
+
+
+def test_other_clips_or_settings_are_refused(tmp_path):
+    assert run(tmp_path / "x", Numbers(), rank=1, world=2) is None
+    with pytest.raises(UsageError, match="begun with another mark; go on with the same command"):
+        run(tmp_path / "x", Numbers(mark="b"))
+    with pytest.raises(UsageError, match="begun with another counts"):
+        run(tmp_path / "x", Numbers((13, 5)))
+    (tmp_path / "x.partial" / "plan.json").write_text("{")
+    with pytest.raises(VidcmError, match="plan.json is damaged"):
+        run(tmp_path / "x", Numbers())
+
+
+def test_two_runs_do_not_do_the_same_work(tmp_path):
+    def again(frames: torch.Tensor) -> torch.Tensor:
+        with pytest.raises(UsageError, match="another process encodes into .* as rank 0"):
+            run(tmp_path / "x", Numbers())
+        return as_latents(frames)
+
+    assert run(tmp_path / "x", Numbers((3, 1)), again) is not None
+
+
+def test_an_existing_cache_stays_until_the_new_one_is_whole(tmp_path, whole):
+    before = files(whole)
+
+    def stops(frames: torch.Tensor) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(whole, Numbers(mark="b"), stops)
+    assert files(whole) == before
+    run(whole, Numbers(mark="b"))
+    assert LatentShards(whole).index["mark"] == "b"
+
+
+def test_latents_that_are_no_numbers_leave_no_shard(tmp_path):
+    with pytest.raises(VidcmError, match="not finite for clips 0 to 2"):
+        run(tmp_path / "x", Numbers(), lambda frames: as_latents(frames) * torch.nan)
+    assert not list((tmp_path / "x.partial").glob("shard-*"))
+
+
+def test_no_cache_is_written_without_a_clip(tmp_path):
+    class Nothing(Numbers):
+        def read(self, numbers: range) -> Clips:
+            empty = torch.empty((0, 1, 2, 2, 3), dtype=torch.uint8)
+            return Clips(empty, [], [], {f"{i}": "missing" for i in numbers})
+
+    with pytest.raises(VidcmError, match="no clip is left"):
+        run(tmp_path / "x", Nothing())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("wait", [0.0, 0.3, 0.9])
+def test_a_killed_command_goes_on_to_the_same_files(tmp_path, videos, wait):
+    """SIGKILL at different moments of a real run; two processes share the rest."""
+    codec = tiny.save(tmp_path / "codec", tiny.CODEC)
+    command = [sys.executable, "-m", "vidcm", "encode", "--codec", str(codec), "--device", "cpu"]
+    command += ["--data", "folder", "--root", str(videos), "--frames", "5", "--size", "16x24"]
+    command += ["--shard-size", "2", "--batch", "1", "--windows", "all", "--output"]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
+    cache = tmp_path / "cache"
+    killed = subprocess.Popen([*command, str(cache)], stderr=subprocess.DEVNULL)
+    partial = tmp_path / "cache.partial"
+    while not list(partial.glob("shard-*.json")) and killed.poll() is None:
+        time.sleep(0.01)
+    time.sleep(wait)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    if not cache.exists():
+        both = [
+            subprocess.Popen(
+                [*command, str(cache)], env=os.environ | {"RANK": str(r), "WORLD_SIZE": "2"}
+            )
+            for r in range(2)
+        ]
+        assert [p.wait() for p in both] == [0, 0]
+    assert files(cache) == files(tmp_path / "whole")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cache", "codec", "whole"]
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory) -> Path:
+    """Videos of several windows each."""
+    import numpy as np
+
+    from vidcm.media.write import write_clip
+
+    folder = tmp_path_factory.mktemp("videos")
+    for k in range(6):
+        frames = np.random.default_rng(k).integers(0, 256, (26, 16, 24, 3), dtype=np.uint8)
+        write_clip(frames, folder / f"{k}.mp4", fps=8)
+        (folder / f"{k}.txt").write_text(f"video {k}")
+    return folder
+
+
+def test_shards_of_a_plan():
+    plan = encoding._shards([5, 0, 3], 2)
+    assert [list(numbers) for _, numbers in plan] == [[0, 1], [2, 3], [4], [5, 6], [7]]

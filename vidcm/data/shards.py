@@ -1,0 +1,74 @@
+"""A shard of a latent cache: clips of one shape in one file, read without loading it.
+
+The file is safetensors with `latents` `(n c t h w)` in half precision, all captions as UTF-8 bytes
+(`text`), where each caption ends in them (`text_ends`), and where the captions of each clip end
+(`caption_ends`).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from vidcm.errors import VidcmError
+from vidcm.files import replacing
+from vidcm.store import save_tensors
+
+
+def write_shard(path: Path, latents: Tensor, captions: Sequence[Sequence[str]]) -> None:
+    """Write a shard atomically.
+
+    Args:
+        path: The file.
+        latents: `(n c t h w)`.
+        captions: One or more of each clip.
+
+    Raises:
+        VidcmError: The file system refuses.
+    """
+    blobs = [text.encode() for group in captions for text in group]
+    tensors = {
+        "latents": latents.half().cpu(),
+        "text": torch.tensor(list(b"".join(blobs)), dtype=torch.uint8),
+        "text_ends": torch.tensor([len(blob) for blob in blobs]).cumsum(0),
+        "caption_ends": torch.tensor([len(group) for group in captions]).cumsum(0),
+    }
+    with replacing(path) as part:
+        save_tensors(tensors, part)
+
+
+class Shard:
+    """An open shard, mapped into memory: what is read of it, the system may drop again.
+
+    Args:
+        path: The file.
+
+    Raises:
+        VidcmError: It cannot be read.
+    """
+
+    def __init__(self, path: Path):
+        try:
+            with safe_open(str(path), "pt") as file:
+                self.latents: Tensor = file.get_tensor("latents")
+                self._text: Tensor = file.get_tensor("text")
+                self._text_ends: Tensor = file.get_tensor("text_ends")
+                self._caption_ends: Tensor = file.get_tensor("caption_ends")
+        except Exception as error:  # safetensors raises kinds of its own
+            raise VidcmError(f"{path} cannot be read ({error}); encode again") from None
+        if len(self._caption_ends) != len(self.latents):
+            raise VidcmError(f"{path} has captions of other clips; encode again")
+
+    def captions(self, row: int) -> list[str]:
+        """The captions of a clip."""
+        return [self._caption(i) for i in _span(self._caption_ends, row)]
+
+    def _caption(self, i: int) -> str:
+        span = _span(self._text_ends, i)
+        return bytes(self._text[span.start : span.stop].tolist()).decode()
+
+
+def _span(ends: Tensor, i: int) -> range:
+    return range(int(ends[i - 1]) if i else 0, int(ends[i]))

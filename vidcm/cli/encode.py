@@ -41,14 +41,14 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--rank",
         type=whole_number(0, 100_000),
-        default=int(os.environ.get("RANK", 0)),
+        default=os.environ.get("RANK", "0"),
         help="of this process among --world ones that share the work, on one file system (default: "
         "what a launcher says, or 0)",
     )
     p.add_argument(
         "--world",
         type=positive_int,
-        default=int(os.environ.get("WORLD_SIZE", 1)),
+        default=os.environ.get("WORLD_SIZE", "1"),
         help="number of processes (default: what a launcher says, or 1)",
     )
     p.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # of the launcher

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import time
+import tracemalloc
 from collections import Counter
 from itertools import product
 from pathlib import Path
@@ -18,7 +20,7 @@ from vidcm.config import TrainConfig
 from vidcm.data.folder import VideoFolder
 from vidcm.data.latents import LatentShards
 from vidcm.data.loader import batches
-from vidcm.data.order import Order
+from vidcm.data.order import Order, shuffled
 from vidcm.errors import UsageError
 from vidcm.media.write import write_clip
 from vidcm.registry import build
@@ -38,7 +40,7 @@ SHAPES = {(5, 2, 2, 3): 11, (5, 3, 1, 2): 6}  # latents (c t h w): how many
 
 def test_steps_have_one_shape_and_an_epoch_shows_every_clip_at_most_once():
     order = Order([11, 6, 2], batch_size=4)
-    epoch = len(order.steps)
+    epoch = order.steps
     assert epoch == 2 + 1 + 1
     for e in range(5):
         found = [order.at(7, p) for p in range(e * epoch * 4, (e + 1) * epoch * 4)]
@@ -70,6 +72,43 @@ def test_one_shape_is_ordered_as_if_there_were_no_others():
     order = Order([7], batch_size=4)
     expected = [np.random.default_rng([3, e]).permutation(7).tolist() for e in range(3)]
     assert [order.at(3, p)[1] for p in range(21)] == sum(expected, [])
+
+
+@pytest.mark.parametrize("count", [2**16 + 1, 2**17 - 3, 100_003])
+def test_large_epochs_are_permutations_too(count):
+    found = np.array([shuffled(count, place, 5, 1) for place in range(count)])
+    assert (np.sort(found) == np.arange(count)).all()
+    other = np.array([shuffled(count, place, 5, 2) for place in range(0, count, 7)])
+    assert (other != found[::7]).mean() > 0.99
+
+
+def test_large_epochs_are_mixed_well():
+    """Places and items are independent, and so are items of neighbouring places: chi-squared."""
+    count, bins = 300_007, 32
+    places = np.random.default_rng(0).integers(0, count - 1, 40_000)
+    items = np.array([[shuffled(count, int(p) + k, 9, 4) for k in (0, 1)] for p in places])
+    for a, b in (
+        (places, items[:, 0]),
+        (items[:, 0], items[:, 1]),
+        (items[:, 0] % bins * count // bins, items[:, 1]),
+    ):
+        table = np.histogram2d(a, b, bins, [[0, count], [0, count]])[0]
+        expected = table.sum(1, keepdims=True) * table.sum(0) / table.sum()
+        chi = ((table - expected) ** 2 / np.maximum(expected, 1e-9)).sum()
+        freedom = (bins - 1) ** 2
+        assert abs(chi - freedom) < 6 * (2 * freedom) ** 0.5
+
+
+def test_the_order_of_a_hundred_million_clips_takes_no_memory_and_no_time():
+    tracemalloc.start()
+    order = Order([60_000_000, 40_000_000], batch_size=64)
+    found = {order.at(1, 64 * step + 5) for step in range(0, 1_500_000, 1500)}
+    assert tracemalloc.get_traced_memory()[1] < 1e6
+    tracemalloc.stop()
+    start = time.process_time()
+    again = {order.at(1, 64 * step + 5) for step in range(0, 1_500_000, 1500)}
+    assert time.process_time() - start < 1  # 1000 positions
+    assert again == found and len(found) == 1000 and {shape for shape, _ in found} == {0, 1}
 
 
 # --- latents --------------------------------------------------------------------------------------

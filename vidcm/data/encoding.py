@@ -72,7 +72,7 @@ def encode_cache(
     shard_size: int = SHARD_SIZE,
     rank: int = 0,
     world: int = 1,
-    progress: Callable[[int], None] = lambda count: None,
+    progress: Callable[[int], object] = lambda count: None,
 ) -> dict[str, int] | None:
     """Encode this rank's shards; the last rank to end makes the cache.
 
@@ -163,7 +163,7 @@ def _encode_shard(
     name: str,
     numbers: range,
     batch_size: int,
-    progress: Callable[[int], None],
+    progress: Callable[[int], object],
 ) -> None:
     """Write a shard, then its record: the shard is complete, of these clips, without those."""
     latents, captions, names = [], [], []

@@ -1,11 +1,17 @@
 """Shuffled epochs as a pure function of position, so that ranks share steps and runs resume."""
 
+from bisect import bisect_right
 from collections.abc import Collection, Sequence
 from functools import lru_cache
+from itertools import accumulate
 
 import numpy as np
 
 from vidcm.errors import UsageError
+from vidcm.rng import mix
+
+MAX_TABLE = 2**16  # items of a permutation that is kept as a table
+ROUNDS = 6
 
 
 class Order:
@@ -22,8 +28,12 @@ class Order:
 
     def __init__(self, counts: Sequence[int], batch_size: int):
         self.counts, self.batch_size = list(counts), batch_size
-        steps = [max(n // batch_size, 1) for n in counts]
-        self.steps = [(shape, i) for shape, count in enumerate(steps) for i in range(count)]
+        self._ends = list(accumulate(max(n // batch_size, 1) for n in counts))  # of steps
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch."""
+        return self._ends[-1]
 
     def at(self, seed: int, position: int, skip: int = 0) -> tuple[int, int]:
         """Index of the shape, and of the clip within it, `skip` clips after the position."""
@@ -31,19 +41,41 @@ class Order:
             epoch, place = divmod(position, self.counts[0])
             return 0, self._clip(0, place + skip, seed, epoch)
         step, place = divmod(position, self.batch_size)
-        epoch, step = divmod(step, len(self.steps))
-        shape, i = self.steps[_shuffled(len(self.steps), seed, epoch)[step]]
+        epoch, step = divmod(step, self.steps)
+        step = shuffled(self.steps, step, seed, epoch)
+        shape = bisect_right(self._ends, step)
+        i = step - (self._ends[shape - 1] if shape else 0)
         place += i * self.batch_size + skip
         # Trailing zeros do not change numpy's seeds, so shapes count from one.
         return shape, self._clip(shape, place, seed, epoch, shape + 1)
 
     def _clip(self, shape: int, place: int, *seed: int) -> int:
         count = self.counts[shape]
-        return int(_shuffled(count, *seed)[place % count])
+        return shuffled(count, place % count, *seed)
+
+
+def shuffled(count: int, place: int, *seed: int) -> int:
+    """The item at a place of a random permutation of `count` items, determined by the seed.
+
+    Large permutations are computed item by item, in constant memory: a Feistel network permutes the
+    smallest power of 4 that holds `count`, and is applied again while it leads beyond (Black &
+    Rogaway 2002, "Ciphers with arbitrary finite domains", cycle walking).
+    """
+    if count <= MAX_TABLE:
+        return int(_table(count, *seed)[place])
+    half = (count - 1).bit_length() + 1 >> 1
+    key, mask = mix(*seed), (1 << half) - 1
+    while True:
+        left, right = place >> half, place & mask
+        for number in range(ROUNDS):
+            left, right = right, left ^ mix(key, number, right) & mask
+        place = left << half | right
+        if place < count:
+            return place
 
 
 @lru_cache(maxsize=32)  # threads of a loader use the same few
-def _shuffled(count: int, *seed: int) -> np.ndarray:
+def _table(count: int, *seed: int) -> np.ndarray:
     return np.random.default_rng(seed).permutation(count)
 
 

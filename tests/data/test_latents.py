@@ -1,5 +1,6 @@
 """Latent caches: the codec is checked, epochs are permutations, positions are samples."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -256,3 +257,26 @@ def test_encode_refuses_before_it_starts(codec, tmp_path, capsys, monkeypatch, o
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_scan_reports_what_encode_would_leave_out(codec, videos, tmp_path, capsys):
+    root = shutil.copytree(videos, tmp_path / "clips")
+    (root / "bad.mp4").write_bytes(b"text")
+    (root / "bad.txt").write_text("not a video")
+    command = ["--data", "folder", "--root", str(root), "--frames", "5", "--size", "16x24"]
+    assert encode.main([*command, "--scan", "--max-bad-fraction", "0.5"]) == 0
+    out = capsys.readouterr().out
+    assert out == "not-video: bad.mp4\n3 clips of 5x16x24 (4)\nleft out: 1 not-video\n"
+    assert encode.main([*command, "--scan", "--json"]) == 1
+    captured = capsys.readouterr()
+    report = json.loads(captured.out)
+    assert report["clips"] == 3 and report["left_out"] == {"bad.mp4": "not-video"}
+    assert "1 of 4 clips cannot be used, more than --max-bad-fraction 0.01" in captured.err
+    assert [p.name for p in tmp_path.iterdir()] == ["clips"]
+    for options, message in (
+        (["--json"], "add --scan"),
+        (["--scan", "--codec", str(codec)], "leave --codec and --output out"),
+        ([], "--codec, --output missing"),
+    ):
+        assert encode.main([*command, *options]) == 2
+        assert message in capsys.readouterr().err

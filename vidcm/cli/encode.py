@@ -1,12 +1,14 @@
 """`vidcm encode`: videos and captions to a latent cache for training."""
 
 import argparse
+import json
 import os
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from vidcm.cli.common import Parser, number, output_folder, positive_int, run, whole_number
 from vidcm.cli.options import add_art, add_bucket, add_device, add_seed, add_size, art_of
-from vidcm.errors import UsageError
+from vidcm.errors import UsageError, VidcmError
 from vidcm.limits import check_memory
 from vidcm.media.sizes import check_frames, check_size
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from vidcm.data.encoding import Source
+    from vidcm.data.folder_source import FolderSource
 
 
 def parser() -> argparse.ArgumentParser:
@@ -27,11 +30,12 @@ def parser() -> argparse.ArgumentParser:
         "    --count 30000 --output runs/lpc/latents\n"
         "  vidcm encode --codec runs/mine/codec/final --data folder --root my_clips \\\n"
         "    --frames 17 --size 128x128 --windows all --output latents\n"
+        "  vidcm encode --data folder --root my_clips --scan\n"
         "  deepspeed --num_gpus 2 tools/encode.py --codec runs/mine/codec/final --data folder ...",
     )
-    p.add_argument("--codec", required=True, help="a codec's model folder (the `final` of its run)")
+    p.add_argument("--codec", help="a codec's model folder (the `final` of its run)")
     p.add_argument("--data", required=True, choices=["lpc", "folder"], help="what to encode")
-    p.add_argument("--output", required=True, type=output_folder, help="a new folder for the cache")
+    p.add_argument("--output", type=output_folder, help="a new folder for the cache")
     p.add_argument("--batch", type=positive_int, default=32, help="clips at a time")
     add_device(p)
     p.add_argument("--overwrite", action="store_true", help="replace an existing cache")
@@ -86,6 +90,13 @@ def _add_folder(group: argparse._ActionsContainer) -> None:
     add_bucket(group, "for videos nearer to it; may be repeated")
     group.add_argument("--fps", type=number(0.1, 240), default=8.0, help="frames per second")
     group.add_argument(
+        "--scan",
+        action="store_true",
+        help="read every clip and report what would be left out and why, without --codec and "
+        "--output; the exit code is 1 beyond --max-bad-fraction",
+    )
+    group.add_argument("--json", action="store_true", help="with --scan: print JSON")
+    group.add_argument(
         "--windows",
         type=_windows,
         default=1,
@@ -118,11 +129,18 @@ def main(argv: list[str] | None = None) -> int:
 
 def _encode(args: argparse.Namespace) -> None:
     _refuse_foreign(args)
+    if args.json and not args.scan:
+        raise UsageError("--json is the form of a --scan; add --scan")
+    if args.scan and (args.codec or args.output):
+        raise UsageError("--scan encodes nothing; leave --codec and --output out")
+    missing = [f"--{name}" for name in ("codec", "output") if getattr(args, name) is None]
+    if missing and not args.scan:
+        raise UsageError(f"{', '.join(missing)} missing; vidcm encode --help shows examples")
     if args.rank >= args.world:
         raise UsageError(f"--rank is {args.rank}; use 0 to {args.world - 1}, below --world")
-    if args.output.exists() and not args.overwrite:
+    if args.output and args.output.exists() and not args.overwrite:
         raise UsageError(f"{args.output} exists; give another --output, or --overwrite")
-    if args.output.exists() and not (args.output / "index.json").is_file():
+    if args.output and args.output.exists() and not (args.output / "index.json").is_file():
         raise UsageError(
             f"{args.output} is no latent cache, and --overwrite would replace all of it; give "
             "another --output"
@@ -136,6 +154,9 @@ def _encode(args: argparse.Namespace) -> None:
         check_size(height, width, 8)
         check_memory(args.batch, frames, height, width)
 
+    if args.scan:
+        _scan(args)
+        return
     import torch
     from tqdm import tqdm
 
@@ -149,7 +170,7 @@ def _encode(args: argparse.Namespace) -> None:
     fast_cpu()
     device = pick_device(args.device)
     codec = load_model(args.codec, CausalVAE, device)
-    source = (_lpc if args.data == "lpc" else _folder)(args, device)
+    source = _lpc(args, device) if args.data == "lpc" else _folder(args, args.max_bad_fraction)
 
     @torch.no_grad()
     def encode(frames: torch.Tensor) -> torch.Tensor:
@@ -183,7 +204,38 @@ def _lpc(args: argparse.Namespace, device: "torch.device") -> "Source":
     return LPCSource(LPC(args.art).to(device), args.count, args.seed, args.captions_per_clip)
 
 
-def _folder(args: argparse.Namespace, device: "torch.device") -> "Source":
+def _scan(args: argparse.Namespace) -> None:
+    """Read every clip of a folder and report on them."""
+    from tqdm import tqdm
+
+    source = _folder(args, max_bad_fraction=1.0)
+    taken, left_out, first = 0, dict[str, str](), 0
+    with tqdm(total=sum(source.counts), unit="clip", mininterval=2) as bar:
+        for count in source.counts:
+            for start in range(first, first + count, args.batch):
+                numbers = range(start, min(start + args.batch, first + count))
+                clips = source.read(numbers)
+                taken, left_out = taken + len(clips.names), left_out | clips.left_out
+                bar.update(len(numbers))
+            first += count
+    reasons = Counter(left_out.values()).most_common()
+    shapes = {"x".join(map(str, s)): n for s, n in zip(source.shapes, source.counts, strict=True)}
+    if args.json:
+        report = {"clips": taken, "left_out": left_out, "reasons": dict(reasons), "shapes": shapes}
+        print(json.dumps(report, ensure_ascii=False))
+    else:
+        for name, reason in sorted(left_out.items()):
+            print(f"{reason}: {name}")
+        print(f"{taken} clips of {', '.join(f'{s} ({n})' for s, n in shapes.items())}")
+        print(f"left out: {', '.join(f'{n} {reason}' for reason, n in reasons) or 'none'}")
+    if len(left_out) > args.max_bad_fraction * (taken + len(left_out)):
+        raise VidcmError(
+            f"{len(left_out)} of {taken + len(left_out)} clips cannot be used, more than "
+            f"--max-bad-fraction {args.max_bad_fraction:g} allows"
+        )
+
+
+def _folder(args: argparse.Namespace, max_bad_fraction: float) -> "FolderSource":
     from vidcm.data.folder import VideoFolder
     from vidcm.data.folder_source import FolderSource
 
@@ -194,7 +246,7 @@ def _folder(args: argparse.Namespace, device: "torch.device") -> "Source":
         buckets=args.bucket,
         fps=args.fps,
         missing_captions=args.missing_captions,
-        max_bad_fraction=args.max_bad_fraction,
+        max_bad_fraction=max_bad_fraction,
         deadline=args.deadline,
         follow_symlinks=args.follow_symlinks,
     )

@@ -22,6 +22,7 @@ class FolderSource:
 
     def __init__(self, data: VideoFolder, windows: int | None = 1):
         self.data = data
+        self.shapes = [shape for shape, _ in data.buckets]
         counts: list[int] = []
         self.clips: list[tuple[int, float]] = []
         for _, videos in data.buckets:

@@ -16,7 +16,8 @@ from vidcm.schema import from_dict
 from vidcm.yaml_file import parse_yaml
 
 REPO = Path(vidcm.__file__).parents[1]
-SHIPPED = sorted(p for p in (REPO / "configs").rglob("*.yaml") if p.stem != "comparison")
+OTHER = ("comparison", "recipe")  # files of other commands
+SHIPPED = sorted(p for p in (REPO / "configs").rglob("*.yaml") if p.stem not in OTHER)
 LEAST = """
 model: {name: causal_vae, channels: 7}
 objective: {name: autoencoding}

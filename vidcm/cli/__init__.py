@@ -20,6 +20,7 @@ COMMANDS = {
     "evaluate": "measure quality per step count, student against teacher",
     "tune": "search the lowest noise level of a student's sampler",
     "compare": "train every objective with one budget and measure them",
+    "reproduce": "make a reference model, from its art to a measured pipeline",
     "benchmark": "measure latency and throughput by stage",
     "doctor": "check that this machine can generate, and its optional parts",
     "completion": "print a script that completes commands in bash, zsh or fish",

@@ -13,6 +13,7 @@ import numpy as np
 
 from vidcm.errors import UsageError
 from vidcm.media.demux import MAX_PIXELS, opened, regular_file
+from vidcm.media.frame_files import frame_files, warn_of_gaps
 from vidcm.media.read import VideoInfo, probe, read_frames
 from vidcm.media.timing import SLACK_SECONDS
 from vidcm.media.transforms import resize_crop
@@ -114,9 +115,7 @@ def _rate(path: Path) -> float:
 
 def _pictures_from(path: Path, fps: float, start: float) -> list[Path]:
     """The pictures of a folder, or the only one, from second `start` on."""
-    names = sorted(path.glob("*.png")) if path.is_dir() else [path]
-    if not names:
-        raise UsageError(f"{path} holds no .png pictures; give a folder of frames, or a video")
+    names = frame_files(path) if path.is_dir() else [path]
     first = start * fps + 0.5
     if first >= len(names):
         raise UsageError(f"{path} has {len(names)} frames; start before {len(names) / fps:.2f} s")
@@ -125,6 +124,8 @@ def _pictures_from(path: Path, fps: float, start: float) -> list[Path]:
 
 def _load_pictures(path: Path, fps: float, max_frames: int | None, start: float) -> SourceClip:
     chosen = _pictures_from(path, fps, start)
+    if path.is_dir():
+        warn_of_gaps(path, chosen[:max_frames])
     pictures = [read_png(name)[..., :3] for name in chosen[:max_frames]]
     for name, picture in zip(chosen, pictures, strict=False):
         if picture.shape != pictures[0].shape:

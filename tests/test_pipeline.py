@@ -14,7 +14,8 @@ from vidcm.cli import export
 from vidcm.diffusion.times import SHIFT, student_timesteps
 from vidcm.errors import UsageError, VidcmError
 from vidcm.media.clips import Clips
-from vidcm.media.write import numbered, read_png
+from vidcm.media.pictures import read_picture
+from vidcm.media.write import numbered
 from vidcm.settings import BUNDLED
 from vidcm.store import read_card, read_weights
 
@@ -198,7 +199,7 @@ def test_global_randomness_plays_no_part(pipe):
 def test_saving_one_and_several(pipe, tmp_path):
     clips = pipe([PROMPT, "an orc"])
     assert [p.name for p in clips.save(tmp_path / "x.png", scale=2)] == ["x-1.png", "x-2.png"]
-    image = read_png(tmp_path / "x-2.png")
+    image = read_picture(tmp_path / "x-2.png")
     assert image.shape == (32, 5 * 48, 3)
     np.testing.assert_array_equal(image[::2, :48:2], clips.frames[1, 0])
     with pytest.raises(UsageError, match="x-1.png exists"):

@@ -13,7 +13,7 @@ import tiny
 
 import vidcm
 from vidcm.cli import generate
-from vidcm.media.write import read_png
+from vidcm.media.pictures import read_picture
 
 REPO = Path(vidcm.__file__).parents[1]
 PROMPT = "a woman with purple hair walks left"
@@ -117,10 +117,10 @@ def test_long_and_large_clips_whose_prompt_changes(model, tmp_path, capsys):
     assert code == 0, error
     assert decoded(out) == (1, 16, 17 * 32)
     assert json.loads(text)["evaluations"] == 2 * 4 * 2  # steps, windows along time and width
-    before = read_png(out)
+    before = read_picture(out)
     change = ["--then", "9: an orc", "--overwrite", "--output", out]
     assert main(capsys, *common, *long, *change)[0] == 0
-    columns = (read_png(out) != before).any((0, 2)).reshape(17, 32).any(1)
+    columns = (read_picture(out) != before).any((0, 2)).reshape(17, 32).any(1)
     assert not columns[:9].any() and columns[9:].all()
 
 

@@ -14,7 +14,8 @@ import vidcm
 from vidcm.cli import edit
 from vidcm.errors import UsageError
 from vidcm.media.load import fit, fit_mask, load_clip, load_mask
-from vidcm.media.write import read_png, write_clip, write_png
+from vidcm.media.pictures import read_picture
+from vidcm.media.write import write_clip, write_png
 from vidcm.registry import TABLE
 
 REPO = Path(vidcm.__file__).parents[1]
@@ -49,7 +50,7 @@ def world(tmp_path_factory) -> Path:
 
 
 def frames(folder: Path) -> np.ndarray:
-    return np.stack([read_png(p) for p in sorted(folder.glob("*.png"))])
+    return np.stack([read_picture(p) for p in sorted(folder.glob("*.png"))])
 
 
 def main(capsys, *words: object) -> tuple[int, str, str]:
@@ -71,11 +72,11 @@ def test_one_command_keeps_what_no_mask_covers(world, tmp_path):
     told = json.loads(done.stdout)
     assert told["task"] == ["inpaint"] and told["frames"] == T and told["evaluations"] == 2
     given, made = frames(world / "clip"), frames(tmp_path / "out")
-    mask = read_png(world / "mask.png")[..., 0] > 0
+    mask = read_picture(world / "mask.png")[..., 0] > 0
     np.testing.assert_array_equal(made[:, ~mask], given[:, ~mask])
     assert (made[:, mask] != given[:, mask]).mean() > 0.5
     assert sorted(os.listdir(tmp_path)) == ["out", "sheet.png"]
-    assert read_png(tmp_path / "sheet.png").shape[0] > 2 * H
+    assert read_picture(tmp_path / "sheet.png").shape[0] > 2 * H
 
 
 @pytest.mark.parametrize(
@@ -162,7 +163,7 @@ def test_results_of_two_and_of_none(world, tmp_path, capsys):
     code, out, error = main(capsys, *two, *common, "--output", f"{tmp_path}/two/")
     assert code == 0, error
     made = frames(tmp_path / "two")
-    assert len(made) == T and (made[[0, -1]] == read_png(picture)).all()
+    assert len(made) == T and (made[[0, -1]] == read_picture(picture)).all()
     way = ["interpolate", "--count", 3, "--seed", 1, "--seed", 2]
     code, out, error = main(capsys, *way, *common, "--output", tmp_path / "way.png")
     assert code == 0, error

@@ -11,8 +11,9 @@ from editing.test_command import main
 
 from vidcm.editing.operators import luminance
 from vidcm.media.load import fit, fit_mask, load_clip
+from vidcm.media.pictures import read_picture
 from vidcm.media.sound import NoSound, add_sound, has_sound
-from vidcm.media.write import read_png, write_clip, write_png
+from vidcm.media.write import write_clip, write_png
 
 H, W, T = 16, 24, 5  # what the tiny pipeline makes, at 8 frames a second
 SECONDS = 1.5
@@ -182,7 +183,7 @@ def test_real_footage_is_kept_to_the_bit(world, shared_data, tmp_path, capsys, t
     words += ["--checkpoint", world / "pipeline", "--scale", 1, "--output", f"{tmp_path}/out/"]
     code, _, error = main(capsys, task, *words, *options)
     assert code == 0, error
-    made = np.stack([read_png(p) for p in sorted((tmp_path / "out").glob("*.png"))])
+    made = np.stack([read_picture(p) for p in sorted((tmp_path / "out").glob("*.png"))])
     if task == "inbetween":
         np.testing.assert_array_equal(made[: len(films[0])], fit(films[0], size))
         np.testing.assert_array_equal(made[-len(films[1]) :], two)

@@ -368,9 +368,9 @@ def test_command_measures_prints_and_draws(world, tmp_path, capsys):
     out, _ = capsys.readouterr()
     assert out.startswith("|  | evaluations |") and "| student-1 | 1 |" in out
     assert list(json.loads(output.read_text())["rows"]) == ["codec", "student-1"]
-    from vidcm.media.write import read_png
+    from vidcm.media.pictures import read_picture
 
-    height, width, _ = read_png(sheet).shape
+    height, width, _ = read_picture(sheet).shape
     assert height > 4 * 5 * 64 * 2 and width == 5 * 64 * 2
     readme = tmp_path / "README.md"
     readme.write_text(f"{BEGIN}\n{END}\n")

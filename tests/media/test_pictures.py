@@ -1,13 +1,33 @@
 """Pictures and folders of frames as people have them: any kind, any name, in the right order."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from vidcm.errors import UsageError
-from vidcm.media.load import load_clip
+from vidcm.media.demux import BadClip
+from vidcm.media.load import SourceClip, check_source, load_clip, load_mask
+from vidcm.media.pictures import BACKDROP, decode_picture, read_picture
 from vidcm.media.write import write_png
+
+RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+CORNERS = np.array([[RED, GREEN], [BLUE, WHITE]], np.uint8)
+
+
+def corners(path: Path, *, mode: str = "RGB", **options) -> Path:
+    """A picture whose quarters are red and green above blue and white."""
+    image = Image.fromarray(CORNERS.repeat(16, 0).repeat(24, 1))
+    (image.quantize(4) if mode == "P" else image.convert(mode)).save(path, **options)
+    return path
+
+
+def corners_of(frame: np.ndarray) -> np.ndarray:
+    """The four corners, to whole steps of 255: jpeg changes colours a little."""
+    h, w = frame.shape[:2]
+    return (frame[[4, h - 5]][:, [4, w - 5]] > 127) * np.uint8(255)
 
 
 def grey(path: Path, level: int) -> Path:
@@ -16,6 +36,101 @@ def grey(path: Path, level: int) -> Path:
 
 def levels(folder: Path, **options) -> list[int]:
     return load_clip(folder, 8, **options).frames[:, 0, 0, 0].tolist()
+
+
+# ---- kinds of pictures --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "options"),
+    [
+        ("a.jpg", "RGB", {}),
+        ("a.JPEG", "CMYK", {"quality": 95}),
+        ("a.webp", "RGB", {"lossless": True}),
+        ("a.bmp", "RGB", {}),
+        ("a.tif", "RGB", {"compression": "tiff_lzw"}),
+        ("a.tiff", "CMYK", {}),
+        ("a.PNG", "RGB", {}),
+        ("a.png", "P", {}),
+        ("a.tga", "RGB", {}),
+        ("a.ppm", "RGB", {}),
+    ],
+)
+def test_pictures_of_any_kind_are_clips_of_one_frame(tmp_path, name, mode, options):
+    path = corners(tmp_path / name, mode=mode, **options)
+    check_source(path, 8)
+    clip = load_clip(path, 8)
+    assert clip.frames.shape == (1, 32, 48, 3) and clip.rate is None
+    np.testing.assert_array_equal(corners_of(clip.frames[0]), CORNERS)
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for k in range(3):
+        corners(folder / f"{k}{path.suffix}", mode=mode, **options)
+    assert load_clip(folder, 8).frames.shape == (3, 32, 48, 3)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "expected"),
+    [
+        (3, [[WHITE, BLUE], [GREEN, RED]]),
+        (5, [[RED, BLUE], [GREEN, WHITE]]),
+        (6, [[BLUE, RED], [WHITE, GREEN]]),
+    ],
+)
+def test_photographs_are_turned_upright(tmp_path, orientation, expected):
+    exif = Image.Exif()
+    exif[274] = orientation
+    frame = read_picture(corners(tmp_path / "a.jpg", exif=exif))
+    assert frame.shape[:2] == ((32, 48) if orientation == 3 else (48, 32))
+    np.testing.assert_array_equal(corners_of(frame), np.array(expected))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".pgm"])
+def test_16_bit_samples_keep_their_upper_bits(tmp_path, suffix):
+    samples = np.array([[0, 255, 256, 0x7FFF, 0x8000, 0xFFFF]], np.uint16)
+    Image.fromarray(samples).save(tmp_path / f"a{suffix}")
+    assert read_picture(tmp_path / f"a{suffix}")[0, :, 0].tolist() == [0, 0, 1, 127, 128, 255]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".webp", ".tif"])
+def test_hidden_colours_stay_hidden(tmp_path, suffix):
+    """What is transparent has the colour of the backdrop, whatever its own; half is half of both."""
+    pixels = np.array([[(255, 0, 255, 0), (0, 200, 90, 0), (200, 100, 40, 255)]], np.uint8)
+    path = tmp_path / f"a{suffix}"
+    options: dict[str, Any] = {"lossless": True, "exact": True} if suffix == ".webp" else {}
+    Image.fromarray(pixels).save(path, **options)
+    assert decode_picture(path.read_bytes()).tolist() == pixels.tolist()
+    assert read_picture(path).tolist() == [[[*BACKDROP], [*BACKDROP], [200, 100, 40]]]
+    half = np.full((1, 1, 4), (200, 100, 40, 51), np.uint8)
+    Image.fromarray(half).save(tmp_path / "half.png")
+    assert read_picture(tmp_path / "half.png").tolist() == [[[40, 20, 8]]]
+
+
+def test_transparent_is_not_white_in_a_mask(tmp_path):
+    clip = SourceClip(tmp_path, np.zeros((2, 1, 3, 3), np.uint8), 2, None)
+    mask = np.array([[(255, 255, 255, 0), (255, 255, 255, 255), (0, 0, 0, 255)]], np.uint8)
+    Image.fromarray(mask).save(tmp_path / "mask.WEBP", lossless=True, exact=True)
+    found = load_mask(str(tmp_path / "mask.WEBP"), clip, 8, start=1.0)
+    assert found.tolist() == [[[False, True, False]]]
+
+
+def test_pictures_that_are_none_say_why(tmp_path):
+    image = Image.fromarray(CORNERS)
+    other = Image.fromarray(255 - CORNERS)
+    for suffix in (".webp", ".png", ".tif"):
+        path = tmp_path / f"two{suffix}"
+        image.save(path, save_all=True, append_images=[other])
+        with pytest.raises(BadClip, match="holds 2 pictures; save them as a video, or each alone"):
+            check_source(path, 8)
+    Image.fromarray(np.ones((2, 2), np.float32)).save(tmp_path / "deep.tif")
+    with pytest.raises(BadClip, match="samples have 32 bits; save it with 8 or 16"):
+        read_picture(tmp_path / "deep.tif")
+    (tmp_path / "text.jpg").write_text("<html>")
+    with pytest.raises(BadClip, match="text.jpg: unreadable: not read as a picture"):
+        load_clip(tmp_path / "text.jpg", 8)
+    image.save(tmp_path / "two.mpo", save_all=True, append_images=[other])
+    whole = decode_picture((tmp_path / "two.mpo").read_bytes())  # as phones write photographs
+    assert whole.shape == (2, 2, 3)
 
 
 # ---- folders of frames --------------------------------------------------------------------------

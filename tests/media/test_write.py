@@ -19,8 +19,10 @@ from vidcm.errors import UsageError, VidcmError
 from vidcm.media import contact_sheet as contact
 from vidcm.media import encoders, write
 from vidcm.media.clips import Clips
+from vidcm.media.demux import BadClip
+from vidcm.media.pictures import decode_picture, read_picture
 from vidcm.media.pixels import to_frames, to_video
-from vidcm.media.write import check_form, check_output, read_png, write_clip
+from vidcm.media.write import check_form, check_output, write_clip
 
 T, H, W = 11, 37, 53
 ROOT = Path(__file__).parents[2]
@@ -231,15 +233,16 @@ def test_frames_folder_is_exact(tmp_path: Path, channels: int) -> None:
     names = [f"frame_{index:04d}.png" for index in range(T)]
     assert folder == tmp_path / "walk.v1" and sorted(os.listdir(folder)) == names
     for name, frame in zip(names, clip, strict=True):
-        assert np.array_equal(read_png(folder / name), frame.repeat(2, 0).repeat(2, 1))
+        found = decode_picture((folder / name).read_bytes())
+        assert np.array_equal(found, frame.repeat(2, 0).repeat(2, 1))
     assert np.array_equal(unpack_png(folder / names[5])[::2, ::2], clip[5])
 
 
 def test_sheet_reads_like_a_page(tmp_path: Path) -> None:
     clip = noise(7)
-    row = read_png(write_clip(clip, tmp_path / "row.png"))
+    row = read_picture(write_clip(clip, tmp_path / "row.png"))
     assert np.array_equal(row, np.concatenate(list(clip), 1))
-    page = read_png(write_clip(clip, tmp_path / "page.png", columns=3, scale=2))[::2, ::2]
+    page = read_picture(write_clip(clip, tmp_path / "page.png", columns=3, scale=2))[::2, ::2]
     assert page.shape == (3 * H, 3 * W, 3)
     assert np.array_equal(page[H : 2 * H, 2 * W :], clip[5])
     assert np.array_equal(page[2 * H :, :W], clip[6]) and not page[2 * H :, W:].any()
@@ -256,7 +259,7 @@ def test_sheet_reads_like_a_page(tmp_path: Path) -> None:
     ],
     ids=["grey", "palette", "alpha", "colour key", "grey 16"],
 )
-def test_read_png_takes_what_others_wrote(
+def test_decode_picture_takes_what_others_wrote(
     tmp_path: Path, colour: int, extra: dict, row: bytes, expected: list
 ) -> None:
     depth = extra.pop("depth", 8)
@@ -270,36 +273,38 @@ def test_read_png_takes_what_others_wrote(
             for k, v in chunks.items()
         )
     )
-    assert read_png(path)[0, : len(expected)].tolist() == expected
+    assert decode_picture(path.read_bytes())[0, : len(expected)].tolist() == expected
 
 
-def test_read_png_says_what_it_cannot_read(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no file"):
-        read_png(tmp_path / "none.png")
+def test_read_picture_says_what_it_cannot_read(tmp_path: Path) -> None:
+    with pytest.raises(BadClip, match="missing"):
+        read_picture(tmp_path / "none.png")
     whole = write_clip(noise(1), tmp_path / "whole.png").read_bytes()
-    for content in (b"", b"<html>", b"\x89PNG\r\n\x1a\n\0\0", whole[:999], whole[:99]):
+    for content in (b"<html>", b"\x89PNG\r\n\x1a\n\0\0", whole[:999], whole[:99]):
         (tmp_path / "bad.png").write_bytes(content)
-        with pytest.raises(VidcmError, match="cannot read .*bad.png as a png image"):
-            read_png(tmp_path / "bad.png")
+        with pytest.raises(BadClip, match="bad.png: unreadable: not read as a picture: "):
+            read_picture(tmp_path / "bad.png")
 
 
 def test_contact_sheet_shows_every_frame_and_label(tmp_path: Path) -> None:
     a, b, c = noise(3, 13, 17), noise(2, 11, 5), noise(5, 7, 19)
-    plain = read_png(contact.contact_sheet([[a, b], [c]], None, tmp_path / "plain.png", scale=1))
+    plain = read_picture(
+        contact.contact_sheet([[a, b], [c]], None, tmp_path / "plain.png", scale=1)
+    )
     gap, grey = contact.GUTTER, contact.BACKGROUND
     assert plain.shape == (13 + gap + 7, 5 * 19, 3)
     assert np.array_equal(plain[:13, 34:51], a[2])
     assert np.array_equal(plain[:11, 51 + gap : 56 + gap], b[0])
     assert np.array_equal(plain[13 + gap :], np.concatenate(list(c), 1))
     assert (plain[:, 51 : 51 + gap][:13] == grey).all()
-    named = read_png(
+    named = read_picture(
         contact.contact_sheet([[a, b], [c]], ["walks left", ""], tmp_path / "named.png")
     )
     top = len(named) - 2 * len(plain)
     assert top % 2 == 0 and 16 <= top <= 40 and named.shape[1] == 2 * 95
     assert np.array_equal(named[top::2, ::2], plain)
     assert named[:top].max() > 200 and (named[:top, 2 * 60 :] == grey).all()
-    long = read_png(contact.contact_sheet([[c]], ["word " * 9], tmp_path / "long.png", scale=1))
+    long = read_picture(contact.contact_sheet([[c]], ["word " * 9], tmp_path / "long.png", scale=1))
     assert long.shape == (3 * top // 2 + 7, 95, 3)
 
 

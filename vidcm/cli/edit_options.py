@@ -44,7 +44,8 @@ def parser(tasks: Sequence[str] = ()) -> Parser:
         default=[],
         type=existing_path,
         metavar="FILE",
-        help="a video, a png picture or a folder of png frames; repeat it for tasks between two",
+        help="a video, a picture (png, jpeg, ...) or a folder of pictures in the order of their "
+        "numbers; repeat it for tasks between two",
     )
     clip.add_argument(
         "--prompt",

@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor
 
 from vidcm.errors import UsageError, VidcmError
-from vidcm.media.png import decode_png
+from vidcm.media.pictures import decode_picture
 
 CELL = 64
 ROWS = 21  # five actions x four directions, and the fall
@@ -74,7 +74,7 @@ class Sheets:
         if blob is None:
             raise VidcmError(f"the LPC art at {self.art} lacks the sheet {name}; get it complete")
         try:
-            image = decode_png(blob)
+            image = decode_picture(blob)
         except ValueError as error:
             raise VidcmError(f"cannot read the sheet {name} in {self.art}: {error}") from None
         if image.shape != (*SHEET, 4):

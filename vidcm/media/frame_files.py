@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vidcm.errors import UsageError
+from vidcm.media.pictures import SUFFIXES
 
 log = logging.getLogger(__name__)
-
-SUFFIXES = frozenset([".png"])
 
 
 def frame_files(folder: Path) -> list[Path]:
@@ -29,7 +28,7 @@ def frame_files(folder: Path) -> list[Path]:
     )
     if not found:
         raise UsageError(
-            f"{folder} holds no pictures ({', '.join(sorted(SUFFIXES))}); give a folder of frames, "
+            f"{folder} holds no pictures (.png, .jpg, .webp, .tif, ...); give a folder of frames, "
             "or a video"
         )
     kinds = Counter(re.sub(r"\d+", "#", path.stem) for path in found)

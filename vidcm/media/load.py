@@ -14,10 +14,10 @@ import numpy as np
 from vidcm.errors import UsageError
 from vidcm.media.demux import MAX_PIXELS, opened, regular_file
 from vidcm.media.frame_files import frame_files, warn_of_gaps
+from vidcm.media.pictures import SUFFIXES, read_picture
 from vidcm.media.read import VideoInfo, probe, read_frames
 from vidcm.media.timing import SLACK_SECONDS
 from vidcm.media.transforms import resize_crop
-from vidcm.media.write import read_png
 
 NEAR = 24  # grey levels by which each colour of a pixel may differ from a key colour
 
@@ -45,7 +45,7 @@ class SourceClip:
 def load_clip(
     path: Path, fps: float, max_frames: int | None = None, start: float = 0.0
 ) -> SourceClip:
-    """Load a video, a picture (.png) or a folder of pictures, which count as 1 / fps apart.
+    """Load a video, a picture or a folder of pictures, which count as 1 / fps apart.
 
     Args:
         path: file or folder.
@@ -77,7 +77,7 @@ def load_clip(
 def check_source(path: Path, fps: float, start: float = 0.0) -> None:
     """Refuse a file that `load_clip` cannot read, by its header and first frame. Raises as it."""
     if _is_pictures(path):
-        read_png(_pictures_from(path, fps, start)[0])
+        read_picture(_pictures_from(path, fps, start)[0])
     else:
         _probe_from(path, start)
 
@@ -105,7 +105,7 @@ def _frames_in_memory(info: VideoInfo) -> int:
 
 
 def _is_pictures(path: Path) -> bool:
-    return path.is_dir() or path.suffix.lower() == ".png"
+    return path.is_dir() or path.suffix.lower() in SUFFIXES
 
 
 def _rate(path: Path) -> float:
@@ -126,7 +126,7 @@ def _load_pictures(path: Path, fps: float, max_frames: int | None, start: float)
     chosen = _pictures_from(path, fps, start)
     if path.is_dir():
         warn_of_gaps(path, chosen[:max_frames])
-    pictures = [read_png(name)[..., :3] for name in chosen[:max_frames]]
+    pictures = [read_picture(name) for name in chosen[:max_frames]]
     for name, picture in zip(chosen, pictures, strict=False):
         if picture.shape != pictures[0].shape:
             raise UsageError(
@@ -213,7 +213,7 @@ def load_mask(text: str, clip: SourceClip, fps: float, start: float = 0.0) -> np
             f"the mask {text!r} is no file, no x,y,width,height and no colour such as #ff00ff"
         )
     count = len(clip.frames)
-    mask = load_clip(path, fps, count, start if path.suffix.lower() != ".png" else 0.0)
+    mask = load_clip(path, fps, count, 0.0 if path.suffix.lower() in SUFFIXES else start)
     if mask.frames.shape[1:3] != clip.frames.shape[1:3]:
         raise UsageError(
             f"the mask {path} is {_size(mask.frames)} and the clip {_size(clip.frames)}; draw it "

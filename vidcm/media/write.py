@@ -20,7 +20,7 @@ from vidcm.files import replacing
 from vidcm.limits import memory
 from vidcm.media.encoders import ENCODINGS, encode, find_encoder, page
 from vidcm.media.encoders import enlarge as enlarge
-from vidcm.media.png import decode_png, encode_png
+from vidcm.media.png import encode_png
 
 FORMATS = (".mp4", ".webm", ".gif", ".png")
 LARGEST = 16384  # pixels of a side, the limit of h264
@@ -174,21 +174,6 @@ def write_png(image: np.ndarray, path: str | os.PathLike[str], *, overwrite: boo
     if _kind(path) != ".png":
         raise UsageError(f"got {path}, expected a name that ends in .png")
     return write_clip(image[None], path, overwrite=overwrite)
-
-
-def read_png(path: str | os.PathLike[str]) -> np.ndarray:
-    """Read a png as uint8 `(h w 3)`, or `(h w 4)` if it has transparency or a palette.
-
-    Raises:
-        UsageError: there is no such file.
-        VidcmError: it is not a png, or damaged.
-    """
-    try:
-        return decode_png(Path(path).read_bytes())
-    except FileNotFoundError as error:
-        raise UsageError(f"no file {path}: expected a png image") from error
-    except (OSError, ValueError) as error:
-        raise VidcmError(f"cannot read {path} as a png image: {error}") from error
 
 
 def _kind(path: str | os.PathLike[str]) -> str:

@@ -1,0 +1,75 @@
+"""Pictures of any kind that Pillow reads, as uint8 arrays."""
+
+import struct
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from vidcm.media.demux import BadClip, regular_file
+
+SUFFIXES = frozenset(
+    ".png .jpg .jpeg .jpe .jfif .webp .bmp .dib .tif .tiff .ppm .pgm .pbm .pnm .tga .avif .jp2"
+    " .j2k .qoi".split()
+)
+# By contents, since names lie. Not those that Pillow gives to other programs, as eps.
+FORMATS = "PNG JPEG MPO WEBP BMP DIB TIFF PPM AVIF JPEG2000 QOI TGA".split()
+BACKDROP = (0, 0, 0)  # colour behind transparent pixels
+
+
+def decode_picture(blob: bytes) -> np.ndarray:
+    """Decode a picture, turned upright as its EXIF says.
+
+    Args:
+        blob: contents of the file.
+
+    Returns:
+        uint8 `(h w 4)` if the picture has transparency or a palette, otherwise `(h w 3)`; 16-bit
+        samples are cut to their upper 8 bits. Colour profiles are not applied.
+
+    Raises:
+        ValueError: not a picture, or a damaged or oversized one, or several in one file.
+    """
+    Image.init()
+    try:
+        with Image.open(BytesIO(blob), formats=[f for f in FORMATS if f in Image.OPEN]) as image:
+            # The further pictures of an MPO are previews or the other eye's view of the first.
+            if (count := getattr(image, "n_frames", 1)) > 1 and image.format != "MPO":
+                raise ValueError(f"it holds {count} pictures; save them as a video, or each alone")
+            mode = "RGBA" if image.mode == "P" or image.has_transparency_data else "RGB"
+            upright = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I;16") or (
+                image.mode == "I" and image.format in ("PNG", "PPM")
+            ):  # 16-bit grey, which Pillow clips instead of scaling
+                upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+            elif image.mode in ("I", "F"):
+                raise ValueError("its samples have 32 bits; save it with 8 or 16")
+            return np.array(upright.convert(mode))
+    except UnidentifiedImageError:
+        raise ValueError("it does not begin as one does") from None
+    except (OSError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
+        raise ValueError(str(error)) from error
+
+
+def on_backdrop(picture: np.ndarray) -> np.ndarray:
+    """A picture `(h w 3)` or `(h w 4)` as `(h w 3)`, transparent parts in the colour `BACKDROP`."""
+    if picture.shape[-1] == 3:
+        return picture
+    front = Image.fromarray(picture)
+    return np.array(Image.alpha_composite(Image.new("RGBA", front.size, (*BACKDROP, 255)), front))[
+        ..., :3
+    ]
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """Read a picture as uint8 `(h w 3)`, on `BACKDROP` where it is transparent.
+
+    Raises:
+        BadClip: missing, unreadable, or not a picture.
+    """
+    file = regular_file(path)
+    try:
+        return on_backdrop(decode_picture(Path(file).read_bytes()))
+    except (OSError, ValueError) as error:
+        raise BadClip(file, "unreadable", f"not read as a picture: {error}") from None

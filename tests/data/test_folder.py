@@ -59,7 +59,7 @@ def refused(root: Path, **options) -> str:
 
 
 def captions_of(data: VideoFolder) -> dict[str, str]:
-    return {name: data.caption(i) for i, name in enumerate(data.names)}
+    return {name: " / ".join(data.captions(i)) for i, name in enumerate(data.names)}
 
 
 # ---- captions -----------------------------------------------------------------------------------
@@ -107,7 +107,6 @@ GOOD = '{"file_name": "a.mp4", "text": "one"}\n'
 @pytest.mark.parametrize(
     ("kind", "content", "message"),
     [
-        ("jsonl", GOOD * 16, "jsonl:2: 'a.mp4' is already in line 1"),
         ("jsonl", GOOD + "\n{oops}\n", "jsonl:3: not JSON: .* column 2"),
         ("jsonl", "[" * 99999, "jsonl:1: JSON nested too deeply"),
         ("jsonl", '["a.mp4", "one"]', "jsonl:1: a list, expected"),
@@ -115,10 +114,12 @@ GOOD = '{"file_name": "a.mp4", "text": "one"}\n'
         ("jsonl", '{"file_name": "a", "prompt": "x"}', "missing 'text', found 'file_name', 'pro"),
         ("jsonl", '{"file_name": "a.mp4", "text": 7}', "1: text is int .7., expected text"),
         ("jsonl", '{"file_name": "a.mp4", "caption": null}', "1: caption is nothing"),
-        ("jsonl", '{"file_name": "a.mp4", "text": ["x"]}', "1: text is list"),
+        ("jsonl", '{"file_name": "a.mp4", "text": ["x", 7]}', "1: text is list"),
+        ("jsonl", '{"file_name": "a.mp4", "text": []}', "1: text is list ...., expected text, or"),
+        ("jsonl", '{"file_name": "a", "text": null, "caption": null}', "1: text and caption are n"),
         ("jsonl", '{"file_name": 3, "text": "x"}', "1: file_name is int"),
-        ("jsonl", '{"file_name": "a", "text": "x", "caption": "y"}', "keep one of them"),
         ("jsonl", '{"file_name": "../../etc/passwd", "text": "x"}', "1: .*leaves the folder"),
+        ("jsonl", r'{"file_name": "..\\x.mp4", "text": "x"}', "1: .*leaves the folder"),
         ("jsonl", '{"file_name": "/etc/passwd", "text": "x"}', "1: .*leaves the folder"),
         ("jsonl", "", "metadata.jsonl holds no caption"),
         ("csv", "name,text\na.mp4,one\n", "csv:1: missing 'file_name', found 'name', 'text'"),
@@ -134,6 +135,61 @@ def test_wrong_metadata_is_refused_with_its_line(tmp_path, video, kind, content,
     (tmp_path / f"metadata.{kind}").write_text(content)
     with pytest.raises(UsageError, match=message):
         VideoFolder(tmp_path, **SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("kind", "lines"),
+    [
+        ("jsonl", ['{"file_name": "a.mp4", "text": ["one", "", "two", " three "]}']),
+        ("jsonl", ['{"file_name": "a.mp4", "text": "one", "caption": ["two"], "caption_2": "three"}']),
+        (
+            "jsonl",
+            ['{"file_name": "a.mp4", "text": ["one", "two"]}', '{"file_name": "./a.mp4", "caption": "three"}'],
+        ),
+        ("csv", ["file_name,caption_1,captions,text3", "a.mp4,one,two,three"]),
+        ("csv", ["file_name,text,text_2", "a.mp4,one,two", "a.mp4,three,"]),
+    ],
+)  # fmt: skip
+def test_several_captions(tmp_path, video, kind, lines):
+    fill(tmp_path, video, ["a.mp4"], captions=False)
+    (tmp_path / f"metadata.{kind}").write_text("\n".join(lines))
+    data = VideoFolder(tmp_path, **SHAPE)
+    assert data.captions(0) == ["one", "two", "three"]
+    with data.reader:
+        assert data.clips([0])[1] == [["one", "two", "three"]]
+        drawn = [data.batch(3, [p]).captions[0] for p in range(24)]
+        assert set(drawn) == {"one", "two", "three"}
+        assert drawn[7:9] == data.batch(3, [7, 8]).captions  # by seed and position alone
+        assert drawn != [data.batch(4, [p]).captions[0] for p in range(24)]
+
+
+COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
+
+
+def test_names_in_metadata_are_compared_in_one_form(tmp_path, video):
+    """As a Mac and Windows write them."""
+    fill(tmp_path, video, [f"d/{DECOMPOSED}.mp4", "b.mp4"], captions=False)
+    given = [f"d\\{COMPOSED}.mp4", ".\\b.mp4"]
+    rows = [
+        json.dumps({"file_name": name, "text": text})
+        for name, text in zip(given, "xy", strict=True)
+    ]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(rows))
+    assert captions_of(VideoFolder(tmp_path, **SHAPE)) == {f"d/{DECOMPOSED}.mp4": "x", "b.mp4": "y"}
+    fill(tmp_path, video, [f"d/{COMPOSED}.mp4"], captions=False)
+    assert "which are spelled alike; rename one of them" in refused(tmp_path)
+
+
+def test_names_of_texts_are_compared_in_one_form(tmp_path, video, caplog):
+    names = [f"d/{DECOMPOSED}.mp4", "b.mp4", "x.y.mp4"]
+    fill(tmp_path, video, names, captions=False)
+    (tmp_path / f"d/{COMPOSED}.TXT").write_text("one")
+    (tmp_path / "b.Txt").write_text("two\nlines\n")
+    (tmp_path / "x.y.TXT").write_text("not this")
+    (tmp_path / "x.y.txt").write_text("exact")
+    data = VideoFolder(tmp_path, **SHAPE)
+    assert captions_of(data) == dict(zip(names, ["one", "two\nlines", "exact"], strict=True))
+    assert "1 .txt files have several lines, all of them one caption: 'b.txt'" in caplog.text
 
 
 def test_not_utf8_is_refused_with_its_byte(tmp_path, video):
@@ -154,7 +210,7 @@ def test_caption_files_must_match_the_videos(tmp_path, video):
     assert "3 of 8 videos" in refused(tmp_path) and "'5.mp4', '6.mp4', '7.mp4'" in refused(tmp_path)
     assert len(VideoFolder(tmp_path, **SHAPE, missing_captions="skip")) == 5
     data = VideoFolder(tmp_path, **SHAPE, missing_captions="empty")
-    assert len(data) == 8 and data.caption(7) == "" and data.caption(0) == "x"
+    assert len(data) == 8 and data.captions(7) == [""] and data.captions(0) == ["x"]
     (tmp_path / "metadata.csv").write_text("file_name,text\n")
     assert "keep one of them" in refused(tmp_path)
 
@@ -299,7 +355,7 @@ def test_real_footage_by_word(shared_data, tmp_path):
     data = VideoFolder(tmp_path, num_frames=13, size=(47, 31), fps=9, follow_symlinks=True)
     frames = torch.stack([data.clip(i, torch.Generator().manual_seed(i)) for i in (2, 0)])
     assert frames.shape == (2, 13, 47, 31, 3) and not data.quarantine
-    assert [data.caption(i) for i in (2, 0)] == ["the sign for walk", "the sign for bird"]
+    assert [data.captions(i) for i in (2, 0)] == [["the sign for walk"], ["the sign for bird"]]
     assert frames.float().std() > 20 and (frames[:, 1:] != frames[:, :-1]).any()
     data.reader.close()
 

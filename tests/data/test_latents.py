@@ -17,7 +17,7 @@ import torch
 from vidcm.cli import encode
 from vidcm.codecs.causal_vae import CausalVAE
 from vidcm.data.folder import VideoFolder
-from vidcm.data.latents import LatentShards
+from vidcm.data.latents import LatentShards, stored_captions
 from vidcm.errors import UsageError, VidcmError
 from vidcm.media.pixels import to_video
 from vidcm.store import load_model, read_card
@@ -191,6 +191,16 @@ def test_encode_makes_a_cache_that_names_its_codec(codec, videos, tmp_path, caps
     assert encode.main([*swapped, "--overwrite"]) == 2
     assert "is no latent cache, and --overwrite would replace all of it" in capsys.readouterr().err
     assert len(list(videos.glob("*.mp4"))) == 3
+
+
+def test_encode_takes_all_captions_of_a_video(codec, videos, tmp_path, capsys):
+    root = shutil.copytree(videos, tmp_path / "clips")
+    rows = [{"file_name": f"{k}.mp4", "text": [f"clip {k}", f"number {k}"]} for k in range(3)]
+    (root / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    command = ["--codec", codec, "--data", "folder", "--root", root, "--output", tmp_path / "cache"]
+    options = ["--frames", "5", "--size", "16x24", "--device", "cpu"]
+    assert encode.main([*map(str, command), *options]) == 0
+    assert [*stored_captions(tmp_path / "cache")] == [t for row in rows for t in row["text"]]
 
 
 def test_encode_leaves_out_what_it_is_told_to(codec, videos, tmp_path, capsys):

@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 
 from vidcm.data.batch import Batch
+from vidcm.data.captions import match_captions
 from vidcm.data.order import Order, one_shape
-from vidcm.data.videos import find_videos, match_captions
+from vidcm.data.videos import find_videos
 from vidcm.errors import UsageError, VidcmError
 from vidcm.media.demux import FILE_REASONS
 from vidcm.media.read import BadClip, Frames, VideoInfo
@@ -25,7 +26,7 @@ MIN_START_SECONDS = 0.1  # a clip that does not fit from here on begins with the
 
 
 class VideoFolder:
-    """Clips of the videos below a folder, each with a caption.
+    """Clips of the videos below a folder, each with one or several captions.
 
     Captions come from `root/metadata.jsonl` or `root/metadata.csv` (columns `file_name` and `text`
     or `caption`), otherwise from a `.txt` beside each video. A video that cannot be read is put on
@@ -121,8 +122,8 @@ class VideoFolder:
         """Frames, height and width of clip i."""
         return self._shape_of.get(i, self.shapes[0])
 
-    def caption(self, i: int) -> str:
-        """Caption of clip i, "" if it has none."""
+    def captions(self, i: int) -> list[str]:
+        """Captions of clip i, [""] if it has none."""
         return self._captions[self.names[i]]
 
     def starts(self, i: int, most: int | None = 1) -> list[float]:
@@ -203,6 +204,8 @@ class VideoFolder:
     def batch(self, seed: int, positions: Iterable[int]) -> Batch:
         """Clips at positions of the endless sequence of shuffled epochs, start and crop random.
 
+        A clip with several captions gets one of them at random.
+
         A bad clip is replaced by the next readable one of its epoch and shape, whatever was read
         before, so that a resumed run sees the same clips.
 
@@ -221,7 +224,8 @@ class VideoFolder:
                 i = clips[self.order.at(seed, position, skip)[1]]
                 with suppress(BadClip):
                     frames.append(self.clip(i, rng))
-                    captions.append(self.caption(i))
+                    choices = self.captions(i)
+                    captions.append(choices[mix(seed, position, 1) % len(choices)])
                     break
             else:
                 raise VidcmError(f"no clip of {self.buckets[shape][0]} in {self.root} can be read")

@@ -39,7 +39,7 @@ class FolderSource:
             name = data.names[i]
             file = data.root / name
             size = file.stat().st_size if file.is_file() else None
-            listing.update(repr((name, size, start, data.shape(i), data.caption(i))).encode())
+            listing.update(repr((name, size, start, data.shape(i), data.captions(i))).encode())
         facts = {"data": "folder", "fps": data.fps, "listing": listing.hexdigest()}
         self.facts: Mapping[str, Any] = facts
         self.counts: Sequence[int] = counts
@@ -57,7 +57,7 @@ class FolderSource:
                 found.left_out[name] = bad.reason
                 continue
             found.names.append(name)
-            found.captions.append([self.data.caption(i)])
+            found.captions.append(self.data.captions(i))
         if frames:
             found.frames = torch.stack(frames)
         return found

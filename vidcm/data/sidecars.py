@@ -1,16 +1,18 @@
-"""Captions from `metadata.jsonl`, `metadata.csv` or `.txt` files, every error with its line."""
+"""Captions from `metadata.jsonl`, `metadata.csv` or `.txt` files, errors with their lines."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from vidcm.errors import UsageError
 
 METADATA = ("metadata.jsonl", "metadata.csv")
+CAPTION_COLUMN = re.compile(r"(text|caption)s?([-_ ]?\d+)?")
 
 
 def read_text(file: Path) -> str:
@@ -25,40 +27,62 @@ def read_text(file: Path) -> str:
     return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
-def read_metadata(file: Path) -> dict[str, str]:
-    """Captions by file name, in the order of the file.
+def read_metadata(file: Path) -> dict[str, list[str]]:
+    """Captions by file name, in the order of the file; a name in several lines has those of all.
+
+    Captions are in the columns `text` and `caption`, or any number of them (`caption_1`,
+    `caption_2`); in JSON a column may also be a list. Blank ones count where a name has no other.
 
     Raises:
         UsageError: names file and line.
     """
     rows = _jsonl(file) if file.suffix == ".jsonl" else _csv(file)
-    found: dict[str, str] = {}
-    lines: dict[str, int] = {}
+    found: dict[str, list[str]] = {}
     for line, row in rows:
         at = f"{file}:{line}"
-        column = _caption_column(at, list(row))
-        name, text = row["file_name"], row[column]
-        for key, value in (("file_name", name), (column, text)):
-            if not isinstance(value, str):
-                kind = "nothing" if value is None else type(value).__name__
-                raise UsageError(f"{at}: {key} is {kind} ({value!r}), expected text")
-        assert isinstance(name, str) and isinstance(text, str)
-        path = PurePosixPath(name)
+        columns = _caption_columns(at, list(row))
+        name = row["file_name"]
+        if not isinstance(name, str):
+            raise UsageError(f"{at}: file_name is {_kind(name)} ({name!r}), expected text")
+        path = PurePosixPath(name.replace("\\", "/"))
         if not name or path.is_absolute() or ".." in path.parts or "\0" in name:
             raise UsageError(f"{at}: file_name {name!r} leaves the folder; name a file inside it")
-        name = str(path)
-        if name in found:
-            raise UsageError(f"{at}: {name!r} is already in line {lines[name]}; keep one")
-        found[name], lines[name] = text.strip(), line
+        found.setdefault(name, []).extend(_captions(at, row, columns))
     if not found:
         raise UsageError(f"{file} holds no caption; expected file_name and text (or caption)")
     return found
 
 
-def _caption_column(at: str, columns: list[str]) -> str:
-    texts = [name for name in ("text", "caption") if name in columns]
-    if len(texts) == 2:
-        raise UsageError(f"{at}: it has both 'text' and 'caption'; keep one of them")
+def without_blanks(captions: list[str]) -> list[str]:
+    """The captions that are not empty, or one empty one."""
+    return [caption for caption in captions if caption] or [""]
+
+
+def _captions(at: str, row: dict[str, object], columns: list[str]) -> list[str]:
+    """The captions of a line; nothing in one of several columns is no caption."""
+    found: list[str] = []
+    for column in columns:
+        value = row[column]
+        if value is None and len(columns) > 1:
+            continue
+        texts = value if isinstance(value, list) and value else [value]
+        for text in texts:
+            if not isinstance(text, str):
+                raise UsageError(
+                    f"{at}: {column} is {_kind(value)} ({value!r}), expected text, or texts"
+                )
+            found.append(text.strip())
+    if not found:
+        raise UsageError(f"{at}: {' and '.join(columns)} are nothing, expected text")
+    return found
+
+
+def _kind(value: object) -> str:
+    return "nothing" if value is None else type(value).__name__
+
+
+def _caption_columns(at: str, columns: list[str]) -> list[str]:
+    texts = [name for name in columns if CAPTION_COLUMN.fullmatch(name)]
     lacking = ([] if "file_name" in columns else ["file_name"]) + ([] if texts else ["text"])
     if lacking:
         has = ", ".join(repr(name) for name in columns[:20]) or "none"
@@ -66,7 +90,7 @@ def _caption_column(at: str, columns: list[str]) -> str:
             f"{at}: missing {' and '.join(map(repr, lacking))}, found {has}; "
             "expected file_name and text (or caption)"
         )
-    return texts[0]
+    return texts
 
 
 def _jsonl(file: Path) -> Iterator[tuple[int, dict[str, object]]]:
@@ -96,7 +120,7 @@ def _csv(file: Path) -> Iterator[tuple[int, dict[str, object]]]:
                 continue
             if columns is None:
                 columns = [cell.strip() for cell in cells]
-                _caption_column(f"{file}:{line}", columns)
+                _caption_columns(f"{file}:{line}", columns)
                 if len(set(columns)) < len(columns):
                     raise UsageError(f"{file}:{line}: a column name is repeated in {columns}")
                 continue

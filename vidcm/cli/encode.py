@@ -87,7 +87,7 @@ def _add_folder(group: argparse._ActionsContainer) -> None:
     group.add_argument("--root", help="the folder of videos and captions")
     group.add_argument("--frames", type=positive_int, default=17, help="frames per clip, 4k+1")
     add_size(group, "multiples of 8 (default: 64x64)", (64, 64))
-    add_bucket(group, "for videos nearer to it; may be repeated")
+    add_bucket(group, "for videos nearer to it, or as 1x64x64 for pictures; may be repeated")
     group.add_argument("--fps", type=number(0.1, 240), default=8.0, help="frames per second")
     group.add_argument(
         "--scan",

@@ -3,22 +3,35 @@
 import logging
 import os
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from vidcm.data.sidecars import METADATA, read_metadata, read_text, without_blanks
-from vidcm.data.videos import few
+from vidcm.data.videos import few, why_not_taken
 from vidcm.errors import UsageError
 
 log = logging.getLogger(__name__)
 
 
-def match_captions(root: Path, names: list[str], policy: str) -> dict[str, list[str]]:
-    """Captions by video name, complete in both directions except as the policy allows."""
+def match_captions(
+    root: Path, names: Sequence[str], left_out: Sequence[str], policy: str
+) -> dict[str, list[str]]:
+    """Captions by name, complete in both directions except as the policy allows.
+
+    Args:
+        root: the folder.
+        names: of the videos and pictures that need captions.
+        left_out: names that may have captions, which are not read.
+        policy: for names without a caption: "error", "empty" or "skip".
+
+    Raises:
+        UsageError: names and captions do not match.
+    """
     files = [root / name for name in METADATA if (root / name).is_file()]
     if len(files) > 1:
         raise UsageError(f"{root} has {' and '.join(f.name for f in files)}; keep one of them")
     if files:
-        found, where = _from_metadata(root, files[0], names), files[0].name
+        found, where = _from_metadata(root, files[0], names, left_out), files[0].name
     else:
         found = _from_texts(root, names)
         where = f"a .txt beside it, and there is no {' or '.join(METADATA)}"
@@ -40,11 +53,14 @@ def match_captions(root: Path, names: list[str], policy: str) -> dict[str, list[
     return found
 
 
-def _from_metadata(root: Path, file: Path, names: list[str]) -> dict[str, list[str]]:
+def _from_metadata(
+    root: Path, file: Path, names: Sequence[str], left_out: Sequence[str]
+) -> dict[str, list[str]]:
     """Captions of the names in a metadata file, each as it is spelled on the disk."""
     spelled: dict[str, list[str]] = {}
     for name in names:
         spelled.setdefault(_spelling(name), []).append(name)
+    ignored = set(map(_spelling, left_out))
     found: dict[str, list[str]] = {}
     missing, exact = [], set(names)
     for given, captions in read_metadata(file).items():
@@ -56,16 +72,25 @@ def _from_metadata(root: Path, file: Path, names: list[str]) -> dict[str, list[s
             )
         if alike:
             found.setdefault(alike[0], []).extend(captions)
-        else:
+        elif _spelling(given) not in ignored:
             missing.append(given)
     if missing:
-        raise UsageError(
-            f"{file} names {len(missing)} videos that are not in {root}: {few(sorted(missing))}"
-        )
+        raise UsageError(f"{file} names {_missing(root, missing)}")
     return found
 
 
-def _from_texts(root: Path, names: list[str]) -> dict[str, list[str]]:
+def _missing(root: Path, names: list[str]) -> str:
+    """Names that are not in a folder, and those that are but are not taken, with the reason."""
+    reasons = {name: why_not_taken(root, _spelling(name)) for name in sorted(names)}
+    absent = [name for name, reason in reasons.items() if reason is None]
+    parts = [f"{len(absent)} videos that are not in {root}: {few(absent)}"] if absent else []
+    there = [f"{name} ({reason})" for name, reason in reasons.items() if reason is not None]
+    if there:
+        parts.append(f"{len(there)} files in {root} that are not taken: {few(there)}")
+    return ", and ".join(parts)
+
+
+def _from_texts(root: Path, names: Sequence[str]) -> dict[str, list[str]]:
     """The caption in the text file beside each video, `.txt` or `.TXT`."""
     beside: dict[PurePosixPath, str] = {}
     for folder in sorted({PurePosixPath(name).parent for name in names}):

@@ -1,7 +1,6 @@
 """Anybody's clips: a folder of videos, captions in one file or beside each video."""
 
 import logging
-import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -10,13 +9,16 @@ from pathlib import Path
 import torch
 
 from vidcm.data.batch import Batch
+from vidcm.data.buckets import Shape, checked_shapes, nearest_shape
 from vidcm.data.captions import match_captions
 from vidcm.data.order import Order, one_shape
-from vidcm.data.videos import find_videos
+from vidcm.data.videos import HOW, few, list_media
 from vidcm.errors import UsageError, VidcmError
 from vidcm.media.demux import FILE_REASONS
+from vidcm.media.pictures import picture_size, read_picture
 from vidcm.media.read import BadClip, Frames, VideoInfo
-from vidcm.media.timing import SLACK_SECONDS, clip_seconds, frame_times, random_start
+from vidcm.media.timing import clip_seconds, frame_times, random_start
+from vidcm.media.transforms import resize_crop
 from vidcm.media.worker import ReaderPool, ReaderProcess
 from vidcm.rng import mix
 
@@ -29,15 +31,17 @@ class VideoFolder:
     """Clips of the videos below a folder, each with one or several captions.
 
     Captions come from `root/metadata.jsonl` or `root/metadata.csv` (columns `file_name` and `text`
-    or `caption`), otherwise from a `.txt` beside each video. A video that cannot be read is put on
-    the list `quarantine` (file name -> reason), and another takes its place.
+    or `caption`), otherwise from a `.txt` beside each video. Pictures are clips of one frame, if
+    there is a shape of one frame; otherwise they are left out. What cannot be read is put on the
+    list `quarantine` (file name -> reason), and another takes its place.
 
     Args:
         root: the folder.
         num_frames: frames per clip, 4k+1.
         size: height and width of clips, in pixels.
         buckets: further shapes (num_frames, height, width). A video gets the shape nearest in
-            aspect ratio among those it is long enough for, then the longest.
+            aspect ratio among those it is long enough for, then the longest; those of one frame
+            are for pictures, and for videos too short for others.
         batch_size: positions of a training step, which have the same shape.
         fps: frames per second of clips, whatever the rate of the video.
         missing_captions: policy for videos without a caption: "error", "empty" (an empty caption,
@@ -79,14 +83,21 @@ class VideoFolder:
         if not 0 <= max_bad_fraction <= 1:
             raise UsageError(f"max_bad_fraction is {max_bad_fraction}, expected 0 to 1")
         self.root, self.fps = Path(root).resolve(), fps
-        self.shapes = _shapes((num_frames, size[0], size[1]), buckets, fps)
+        self.shapes = checked_shapes((num_frames, size[0], size[1]), buckets, fps)
         self.max_bad_fraction = max_bad_fraction
         self.quarantine: dict[str, str] = {}
         self._readers = ReaderPool(backend=backend, deadline=deadline)
         self._last_seconds: dict[int, float] = {}
-        self._shape_of: dict[int, tuple[int, int, int]] = {}
-        names = find_videos(self.root, follow_symlinks)
-        self._captions = match_captions(self.root, names, missing_captions)
+        self._shape_of: dict[int, Shape] = {}
+        one_frame = any(shape[0] == 1 for shape in self.shapes)
+        media = list_media(self.root, follow_symlinks, one_frame)
+        self._pictures = frozenset(media.pictures if one_frame else ())
+        left_out = [] if one_frame else media.pictures
+        if left_out:
+            found = f"{len(left_out)} pictures ({few(left_out)})"
+            log.warning("%s: left out %s; %s", self.root, found, HOW)
+        names = sorted([*media.videos, *self._pictures])
+        self._captions = match_captions(self.root, names, left_out, missing_captions)
         self.names = sorted(self._captions)
         if not self.names:
             raise UsageError(f"{self.root} holds no video with a caption; see missing_captions")
@@ -101,24 +112,27 @@ class VideoFolder:
         """The reader of the calling thread."""
         return self._readers.own
 
-    def _sorted(self) -> list[tuple[tuple[int, int, int], list[int]]]:
+    def _sorted(self) -> list[tuple[Shape, list[int]]]:
         """Shapes with the indices of their clips."""
         if len(self.shapes) == 1:
             return [(self.shapes[0], list(range(len(self))))]
-        found: dict[tuple[int, int, int], list[int]] = {}
+        found: dict[Shape, list[int]] = {}
         for i, name in enumerate(self.names):
             shape = self.shapes[0]
             try:
-                info = self.reader.probe(self.root / name)
-                self._last_seconds[i] = info.last_seconds
-                shape = _nearest(self.shapes, info, self.fps)
+                if name in self._pictures:
+                    info = VideoInfo(*picture_size(self.root / name), 0.0)
+                else:
+                    info = self.reader.probe(self.root / name)
+                    self._last_seconds[i] = info.last_seconds
+                shape = nearest_shape(self.shapes, info, self.fps)
             except BadClip as bad:
                 self._quarantine(name, bad)
             found.setdefault(shape, []).append(i)
         self._shape_of = {i: shape for shape, clips in found.items() for i in clips}
         return sorted(found.items())
 
-    def shape(self, i: int) -> tuple[int, int, int]:
+    def shape(self, i: int) -> Shape:
         """Frames, height and width of clip i."""
         return self._shape_of.get(i, self.shapes[0])
 
@@ -171,6 +185,8 @@ class VideoFolder:
         if (reason := self.quarantine.get(name)) in FILE_REASONS:
             raise BadClip(path, str(reason), "quarantined before")
         try:
+            if name in self._pictures:
+                return self._picture(i, rng)
             if rng is None:
                 times = frame_times(num_frames, self.fps, start)
                 found = self.reader.read(path, times, (size[0], size[1]))
@@ -180,6 +196,16 @@ class VideoFolder:
             self._quarantine(name, bad)
             raise
         return torch.from_numpy(found.frames)
+
+    def _picture(self, i: int, rng: torch.Generator | None) -> torch.Tensor:
+        """The clip of one frame that a picture is, its crop drawn if there is a generator."""
+        _, height, width = self.shape(i)
+        frames = read_picture(self.root / self.names[i])[None]
+        place = None
+        if rng is not None:
+            down, across = torch.rand(2, generator=rng, dtype=torch.float64).tolist()
+            place = (down, across)
+        return torch.from_numpy(resize_crop(frames, (height, width), place))
 
     def _read_at_random(self, i: int, path: str, rng: torch.Generator) -> Frames:
         """Frames from a random start, drawn anew where the file ends before its header says."""
@@ -243,36 +269,3 @@ class VideoFolder:
                 f"(last: {bad}); repair or remove them, or raise max_bad_fraction "
                 f"(--max-bad-fraction), which is {self.max_bad_fraction:g}"
             ) from None
-
-
-def _shapes(
-    first: tuple[int, int, int], buckets: Sequence[Sequence[int]], fps: float
-) -> list[tuple[int, int, int]]:
-    """All shapes, each checked and different."""
-    shapes = [first]
-    for bucket in buckets:
-        if len(bucket) != 3 or min(bucket) < 1 or tuple(bucket) in shapes:
-            raise UsageError(
-                f"the bucket {list(bucket)} is no further shape; write [num_frames, height, width]"
-            )
-        clip_seconds(bucket[0], fps)
-        shapes.append((bucket[0], bucket[1], bucket[2]))
-    return shapes
-
-
-def _nearest(
-    shapes: Sequence[tuple[int, int, int]], info: VideoInfo, fps: float
-) -> tuple[int, int, int]:
-    """Among the shapes short enough for a video, the nearest in aspect, then longest, then largest.
-
-    A video too short for all of them gets one of the shortest, and is quarantined when it is read.
-    """
-    fits = [s for s in shapes if clip_seconds(s[0], fps) <= info.last_seconds + SLACK_SECONDS]
-    shortest = min(s[0] for s in shapes)
-    aspect = math.log(info.width / info.height)
-
-    def key(shape: tuple[int, int, int]) -> tuple[float, int, int]:
-        frames, height, width = shape
-        return round(abs(math.log(width / height) - aspect), 6), -frames, -height
-
-    return min(fits or [s for s in shapes if s[0] == shortest], key=key)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from vidcm.data.videos import find_videos
+from vidcm.data.videos import list_media
 from vidcm.errors import UsageError
 from vidcm.media.read import probe, read_frames
 from vidcm.metrics.features import FeatureExtractor
@@ -34,7 +34,7 @@ def folder_distance(
         BadClip: a video cannot be read.
     """
     roots = [folder.resolve() for folder in folders]
-    names = [find_videos(root, follow_symlinks=False) for root in roots]
+    names = [list_media(root, follow_symlinks=False).videos for root in roots]
     for folder, found in zip(folders, names, strict=True):
         if len(found) < 2:
             raise UsageError(f"{folder} holds {len(found)} video; a distance needs 2 or more")

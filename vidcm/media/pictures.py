@@ -16,6 +16,8 @@ SUFFIXES = frozenset(
 # By contents, since names lie. Not those that Pillow gives to other programs, as eps.
 FORMATS = "PNG JPEG MPO WEBP BMP DIB TIFF PPM AVIF JPEG2000 QOI TGA".split()
 BACKDROP = (0, 0, 0)  # colour behind transparent pixels
+ORIENTATION = 0x0112  # of EXIF: from 5 on, height and width change places
+ERRORS = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
 
 
 def decode_picture(blob: bytes) -> np.ndarray:
@@ -31,9 +33,8 @@ def decode_picture(blob: bytes) -> np.ndarray:
     Raises:
         ValueError: not a picture, or a damaged or oversized one, or several in one file.
     """
-    Image.init()
     try:
-        with Image.open(BytesIO(blob), formats=[f for f in FORMATS if f in Image.OPEN]) as image:
+        with _opened(BytesIO(blob)) as image:
             # The further pictures of an MPO are previews or the other eye's view of the first.
             if (count := getattr(image, "n_frames", 1)) > 1 and image.format != "MPO":
                 raise ValueError(f"it holds {count} pictures; save them as a video, or each alone")
@@ -46,10 +47,27 @@ def decode_picture(blob: bytes) -> np.ndarray:
             elif image.mode in ("I", "F"):
                 raise ValueError("its samples have 32 bits; save it with 8 or 16")
             return np.array(upright.convert(mode))
+    except ERRORS as error:
+        raise ValueError(str(error)) from error
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """Height and width of a picture, upright, by its header. Raises BadClip."""
+    file = regular_file(path)
+    try:
+        with _opened(file) as image:
+            turned = image.getexif().get(ORIENTATION, 1) >= 5
+            return (image.width, image.height) if turned else (image.height, image.width)
+    except ERRORS as error:
+        raise BadClip(file, "unreadable", f"not read as a picture: {error}") from None
+
+
+def _opened(file: str | BytesIO) -> Image.Image:
+    Image.init()
+    try:
+        return Image.open(file, formats=[f for f in FORMATS if f in Image.OPEN])
     except UnidentifiedImageError:
         raise ValueError("it does not begin as one does") from None
-    except (OSError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
-        raise ValueError(str(error)) from error
 
 
 def on_backdrop(picture: np.ndarray) -> np.ndarray:

@@ -13,7 +13,8 @@ import tiny
 import vidcm
 from vidcm.cli import edit
 from vidcm.errors import UsageError
-from vidcm.media.load import fit, fit_mask, load_clip, load_mask
+from vidcm.media.load import fit, fit_mask, load_clip
+from vidcm.media.masks import load_mask
 from vidcm.media.pictures import read_picture
 from vidcm.media.write import write_clip, write_png
 from vidcm.registry import TABLE

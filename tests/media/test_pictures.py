@@ -9,7 +9,8 @@ from PIL import Image
 
 from vidcm.errors import UsageError
 from vidcm.media.demux import BadClip
-from vidcm.media.load import SourceClip, check_source, load_clip, load_mask
+from vidcm.media.load import SourceClip, check_source, load_clip
+from vidcm.media.masks import load_mask
 from vidcm.media.pictures import BACKDROP, decode_picture, read_picture
 from vidcm.media.write import write_png
 

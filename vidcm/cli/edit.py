@@ -166,7 +166,8 @@ def _read(
         max_input_frames,
         resolve_output,
     )
-    from vidcm.media.load import describe_fit, fit, fit_mask, frames_in_memory, load_clip, load_mask
+    from vidcm.media.load import describe_fit, fit, fit_mask, frames_in_memory, load_clip
+    from vidcm.media.masks import load_mask
 
     fps, size = pipe.settings.fps / frames_per_input(tasks), input_size(tasks, spec)
     bound = math.inf

@@ -10,7 +10,7 @@ import torch
 from editing.test_command import main
 
 from vidcm.editing.operators import luminance
-from vidcm.media.load import fit, fit_mask, load_clip
+from vidcm.media.load import fit, fit_mask, load_clip, load_every_frame
 from vidcm.media.pictures import read_picture
 from vidcm.media.sound import NoSound, add_sound, has_sound
 from vidcm.media.write import write_clip, write_png
@@ -157,7 +157,7 @@ OPTIONS = {
     "extend_backward": ["--given", 1],
     "loop": ["--given", 1],
 }
-RATES = {"interpolate_frames": 4}
+FRAMES = {"interpolate_frames": 40}  # of the input: 10 seconds of the result at the model's rate
 
 
 @pytest.mark.parametrize("task", KEPT)
@@ -168,7 +168,8 @@ def test_real_footage_is_kept_to_the_bit(world, shared_data, tmp_path, capsys, t
     if not paths[0].exists():
         pytest.skip(f"{paths[0]} is not there")
     size, made_part, given_part = KEPT[task]
-    films = [load_clip(p, RATES.get(task, 8), None).frames for p in paths]
+    load = load_every_frame if task == "interpolate_frames" else load_clip
+    films = [load(p, 8, FRAMES.get(task)).frames for p in paths]
     one, two = (fit(frames, size) for frames in films)
     inputs, options = paths[:1], OPTIONS.get(task, [])
     if task == "animate":

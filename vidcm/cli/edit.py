@@ -4,6 +4,7 @@ import argparse
 import math
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -61,7 +62,8 @@ def _edit(args: argparse.Namespace) -> None:
         targets.append(check_output(args.preview, args.overwrite))
         if targets[-1] in targets[:-1]:
             raise UsageError(f"--preview and --output are both {args.preview}; name two files")
-    check_form(args.output, (1, *(args.size or settings.size[1:])), settings.fps, args.scale)
+    shape = (1, *(args.size or settings.size[1:]))
+    check_form(args.output, shape, settings.fps, args.scale)
     for path in args.input:
         if path.resolve() in targets:
             raise UsageError(f"{path} is an input and an output; give the result another name")
@@ -79,6 +81,7 @@ def _edit(args: argparse.Namespace) -> None:
     spec = output_spec(generation, height, width)
     warn(warnings_about(generation, prompts))
     inputs = _read(args, pipe, specs, stand_ins, spec)
+    check_form(args.output, shape, inputs.fps, args.scale)
     loaded = time.perf_counter()
     several = len(seeds) > 1 or "interpolate" in specs
     with progress_bar(args) as progress:
@@ -96,6 +99,7 @@ def _edit(args: argparse.Namespace) -> None:
             callback_on_step_end=progress,
         )
     generated = time.perf_counter()
+    clips = replace(clips, fps=inputs.fps)
     paths = clips.save(args.output, overwrite=args.overwrite, scale=args.scale)
     in_time = len(args.input) == 1 and clips.frames.shape[1] == inputs.timed
     for text in [*inputs.notes, *pass_sound(args.input, paths[0], in_time, args.start)]:
@@ -139,12 +143,14 @@ class _Inputs(NamedTuple):
 
     clips: fitted to the model. preview: the same with the mask painted over. notes: sentences about
     the fitting. timed: number of frames of a result that keeps the timing of the first clip.
+    fps: frames per second of the result.
     """
 
     clips: list["ndarray"]
     preview: list["ndarray"]
     notes: list[str]
     timed: int
+    fps: float
 
 
 def _read(
@@ -155,8 +161,6 @@ def _read(
     spec: "OutputSpec",
 ) -> _Inputs:
     """Read the inputs and fit them to the model; puts the mask into `specs`."""
-    from dataclasses import replace
-
     import numpy as np
 
     from vidcm.editing.scene import (
@@ -166,10 +170,18 @@ def _read(
         max_input_frames,
         resolve_output,
     )
-    from vidcm.media.load import describe_fit, fit, fit_mask, frames_in_memory, load_clip
+    from vidcm.media.load import (
+        describe_fit,
+        fit,
+        fit_mask,
+        frames_in_memory,
+        load_clip,
+        load_every_frame,
+    )
     from vidcm.media.masks import load_mask
 
-    fps, size = pipe.settings.fps / frames_per_input(tasks), input_size(tasks, spec)
+    factor, size = frames_per_input(tasks), input_size(tasks, spec)
+    fps, load = pipe.settings.fps / factor, load_every_frame if factor > 1 else load_clip
     bound = math.inf
     if not follows_input(tasks):
         spec = resolve_output(tasks, [], spec, args.frames)
@@ -181,7 +193,9 @@ def _read(
         bound = frames_in_memory(args.input[0])
     most = max_input_frames(tasks, spec)
     most = most if most is None else int(min(most, bound))
-    films = [load_clip(path, fps, most, args.start) for path in args.input]
+    films = [load(path, fps, most, args.start) for path in args.input]
+    if factor > 1:
+        fps = films[0].rate or fps
     clips = [fit(film.frames, size) for film in films]
     preview = [clip.copy() for clip in clips]
     more = "" if args.frames else " (--frames takes more)"
@@ -200,8 +214,13 @@ def _read(
             f"the input is at x {x} to {x + width}, y {y} to {y + height} of the model's "
             f"{spec.width}x{spec.height} pixels"
         )
-    timed = (len(clips[0]) - 1) * frames_per_input(tasks) + 1 if clips else 0
-    return _Inputs(clips, preview, [text for text in notes if text], timed)
+    if not math.isclose(fps * factor, pipe.settings.fps, rel_tol=1e-3):
+        notes.append(
+            f"the result has {fps * factor:.4g} frames a second, {factor} times the input's; the "
+            f"model was trained at {pipe.settings.fps:g}"
+        )
+    timed = (len(clips[0]) - 1) * factor + 1 if clips else 0
+    return _Inputs(clips, preview, [text for text in notes if text], timed, fps * factor)
 
 
 def _filled(mask: "ndarray") -> str | None:

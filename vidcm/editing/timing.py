@@ -132,7 +132,7 @@ class Animate(Task):
 
 
 class InterpolateFrames(Task):
-    """More frames for a slow clip; its own frames stay.
+    """More frames for a slow clip; its own frames stay, each of them.
 
     Args:
         factor: Frames generated for each input frame, 2 or more.

@@ -6,17 +6,20 @@ Imports torch only to resize, so that commands can refuse a file at once.
 import math
 import time
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
 
 from vidcm.errors import UsageError
-from vidcm.media.demux import MAX_PIXELS, opened, regular_file
+from vidcm.media.demux import MAX_PIXELS, Timestamps, opened, regular_file
 from vidcm.media.frame_files import frame_files, warn_of_gaps
 from vidcm.media.pictures import SUFFIXES, read_picture
 from vidcm.media.read import VideoInfo, probe, read_frames
 from vidcm.media.timing import SLACK_SECONDS
 from vidcm.media.transforms import resize_crop
+
+SCAN_SECONDS = 120.0  # for a pass over the frames of a video that keeps none of them
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class SourceClip:
         path: the file or folder.
         frames: uint8 `(t h w 3)` in the size of the file.
         total: number of frames of the whole file at the rate of `frames`.
-        rate: frames per second by the header of a video, 0 if it has none; None for pictures.
+        rate: frames per second of a video by its header, 0 if it has none; None for pictures.
     """
 
     path: Path
@@ -59,16 +62,77 @@ def load_clip(
         return _load_pictures(path, fps, max_frames, start)
     info = _probe_from(path, start)
     last = info.last_seconds
-    total = int((last - start) * fps + 1e-3) + 1
-    count, limit = min(total, max_frames or total), _frames_in_memory(info)
-    if count > limit:
+    total = _frames_from(info, start, fps)
+    count = min(total, max_frames or total)
+    _check_memory(path, info, count)
+    times = start + np.arange(count) / fps
+    frames = read_frames(path, times.clip(max=last), max_pixels=MAX_PIXELS).frames
+    return SourceClip(path, frames, total, _rate(path))
+
+
+def load_every_frame(
+    path: Path, fps: float, max_frames: int | None = None, start: float = 0.0
+) -> SourceClip:
+    """Load a clip as `load_clip`, but a video at its own rate: each of its frames, once.
+
+    Args:
+        path: file or folder.
+        fps: frames per second of pictures.
+        max_frames: limit (None: all frames).
+        start: seconds to skip.
+
+    Returns:
+        The clip; its `rate` is that of its frames.
+
+    Raises:
+        UsageError: as `load_clip`, or the frames are not evenly spaced in time.
+        BadClip: the file cannot be read.
+    """
+    if _is_pictures(path):
+        return _load_pictures(path, fps, max_frames, start)
+    info = _probe_from(path, start)
+    seconds = _seconds_from(path, start, max_frames)
+    _check_memory(path, info, len(seconds))
+    rate = _even_rate(path, seconds, _rate(path) or fps)
+    frames = read_frames(path, seconds, max_pixels=MAX_PIXELS).frames
+    return SourceClip(path, frames, max(_frames_from(info, start, rate), len(seconds)), rate)
+
+
+def _seconds_from(path: Path, start: float, count: int | None) -> np.ndarray:
+    """Times of the first frames from a second on: float64 `(t,)`, strictly increasing."""
+    with opened(regular_file(path), time.monotonic() + SCAN_SECONDS) as source:
+        first = source.first_frame()
+        stamps = Timestamps(source, first)
+        found = (stamps.of_frame(frame) for frame in chain([first], source.frames()))
+        late = (second for second in found if second >= start - SLACK_SECONDS)
+        return np.unique(np.fromiter(islice(late, count), np.float64))
+
+
+def _even_rate(path: Path, seconds: np.ndarray, stated: float) -> float:
+    """Frames per second of evenly spaced frames: as stated, unless their times say otherwise."""
+    if len(seconds) < 2:
+        return stated
+    steps = np.diff(seconds)
+    usual = float(np.median(steps))
+    if (abs(steps - usual) > usual / 2).any():
+        raise UsageError(
+            f"the frames of {path} are {steps.min():.3g} to {steps.max():.3g} s apart, and here "
+            "they must be evenly spaced; write it at one rate (ffmpeg -i in.mp4 -r 8 out.mp4)"
+        )
+    measured = len(steps) / float(seconds[-1] - seconds[0])
+    return stated if abs(stated / measured - 1) < 0.01 else measured
+
+
+def _frames_from(info: VideoInfo, start: float, fps: float) -> int:
+    return int((info.last_seconds - start) * fps + 1e-3) + 1
+
+
+def _check_memory(path: Path, info: VideoInfo, count: int) -> None:
+    if count > (limit := _frames_in_memory(info)):
         raise UsageError(
             f"{path}: {count} frames of {info.width}x{info.height} are more than memory should "
             f"hold; take at most {limit}, or a smaller video"
         )
-    times = start + np.arange(count) / fps
-    frames = read_frames(path, times.clip(max=last), max_pixels=MAX_PIXELS).frames
-    return SourceClip(path, frames, total, _rate(path))
 
 
 def check_source(path: Path, fps: float, start: float = 0.0) -> None:

@@ -43,8 +43,8 @@ def load_mask(text: str, clip: SourceClip, fps: float, start: float = 0.0) -> np
     mask = load_clip(path, fps, count, 0.0 if path.suffix.lower() in SUFFIXES else start)
     if mask.frames.shape[1:3] != clip.frames.shape[1:3]:
         raise UsageError(
-            f"the mask {path} is {size_text(mask.frames)} and the clip {size_text(clip.frames)}; draw it "
-            "in the clip's size"
+            f"the mask {path} is {size_text(mask.frames)} and the clip {size_text(clip.frames)}; "
+            "draw it in the clip's size"
         )
     if mask.total not in (1, clip.total):
         raise UsageError(

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import sys
 from pathlib import Path
 
 import av
@@ -190,6 +191,37 @@ def test_names_of_texts_are_compared_in_one_form(tmp_path, video, caplog):
     data = VideoFolder(tmp_path, **SHAPE)
     assert captions_of(data) == dict(zip(names, ["one", "two\nlines", "exact"], strict=True))
     assert "1 .txt files have several lines, all of them one caption: 'b.txt'" in caplog.text
+
+
+def test_parquet(tmp_path, video):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    fill(tmp_path, video, ["a.mp4", "d/b.mp4"], captions=False)
+    file = tmp_path / "metadata.parquet"
+    columns = {"file_name": ["a.mp4", "d/b.mp4"], "text": ["one", "two, é"], "fps": [25, 25]}
+    parquet.write_table(pyarrow.table(columns), file)
+    assert captions_of(VideoFolder(tmp_path, **SHAPE)) == {"a.mp4": "one", "d/b.mp4": "two, é"}
+    columns |= {"text": [["one", "two"], ["three"]], "caption": [None, "four"]}
+    parquet.write_table(pyarrow.table(columns), file)
+    found = captions_of(VideoFolder(tmp_path, **SHAPE))
+    assert found == {"a.mp4": "one / two", "d/b.mp4": "three / four"}
+    parquet.write_table(pyarrow.table(columns | {"file_name": ["a.mp4", None]}), file)
+    assert "parquet:2: file_name is nothing" in refused(tmp_path)
+    parquet.write_table(pyarrow.table({"name": ["a.mp4"], "text": ["x"]}), file)
+    assert "parquet: missing 'file_name', found 'name', 'text'" in refused(tmp_path)
+    file.write_bytes(file.read_bytes()[:-9])
+    assert "metadata.parquet is not read as parquet after row 0" in refused(tmp_path)
+
+
+def test_parquet_without_its_package(tmp_path, video, monkeypatch):
+    fill(tmp_path, video, ["a.mp4"], captions=False)
+    (tmp_path / "metadata.parquet").write_bytes(b"PAR1")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    message = (
+        "metadata.parquet needs the package pyarrow, not installed; pip install -e '.[parquet]'"
+    )
+    assert message in refused(tmp_path)
 
 
 def test_not_utf8_is_refused_with_its_byte(tmp_path, video):

@@ -22,6 +22,7 @@ OPTIONAL = {  # module: purpose, extra of setup.cfg
     "peft": ("training low-rank updates (lora)", "lora"),
     "decord": ("another video reader", "decord"),
     "matplotlib": ("the plot of vidcm compare", "plot"),
+    "pyarrow": ("captions in metadata.parquet", "parquet"),
     "timm": ("feature networks for the Fréchet distance", "timm"),
 }
 LITTLE_DISK, LITTLE_SHARED = 2**30, 2**26  # bytes

@@ -30,10 +30,10 @@ MIN_START_SECONDS = 0.1  # a clip that does not fit from here on begins with the
 class VideoFolder:
     """Clips of the videos below a folder, each with one or several captions.
 
-    Captions come from `root/metadata.jsonl` or `root/metadata.csv` (columns `file_name` and `text`
-    or `caption`), otherwise from a `.txt` beside each video. Pictures are clips of one frame, if
-    there is a shape of one frame; otherwise they are left out. What cannot be read is put on the
-    list `quarantine` (file name -> reason), and another takes its place.
+    Captions come from `metadata.jsonl`, `.csv` or `.parquet` in `root` (columns `file_name` and
+    `text` or `caption`), otherwise from a `.txt` beside each video. Pictures are clips of one
+    frame, if there is a shape of one frame; otherwise they are left out. What cannot be read is put
+    on the list `quarantine` (file name -> reason), and another takes its place.
 
     Args:
         root: the folder.

@@ -1,4 +1,4 @@
-"""Captions from `metadata.jsonl`, `metadata.csv` or `.txt` files, errors with their lines."""
+"""Captions from `metadata.jsonl`, `.csv`, `.parquet` or `.txt` files, errors with their lines."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from vidcm.errors import UsageError
 
-METADATA = ("metadata.jsonl", "metadata.csv")
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 CAPTION_COLUMN = re.compile(r"(text|caption)s?([-_ ]?\d+)?")
 
 
@@ -31,12 +31,13 @@ def read_metadata(file: Path) -> dict[str, list[str]]:
     """Captions by file name, in the order of the file; a name in several lines has those of all.
 
     Captions are in the columns `text` and `caption`, or any number of them (`caption_1`,
-    `caption_2`); in JSON a column may also be a list. Blank ones count where a name has no other.
+    `caption_2`); a column may also hold lists (not in CSV). Blank ones count where a name has no
+    other.
 
     Raises:
         UsageError: names file and line.
     """
-    rows = _jsonl(file) if file.suffix == ".jsonl" else _csv(file)
+    rows = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}[file.suffix](file)
     found: dict[str, list[str]] = {}
     for line, row in rows:
         at = f"{file}:{line}"
@@ -132,3 +133,22 @@ def _csv(file: Path) -> Iterator[tuple[int, dict[str, object]]]:
             yield line, dict(zip(columns, cells, strict=True))
     except csv.Error as error:
         raise UsageError(f"{file}:{reader.line_num}: not CSV: {error}") from None
+
+
+def _parquet(file: Path) -> Iterator[tuple[int, dict[str, object]]]:
+    try:
+        from pyarrow import parquet
+    except ImportError:
+        fix = "pip install -e '.[parquet]', or write metadata.jsonl"
+        raise UsageError(f"{file} needs the package pyarrow, not installed; {fix}") from None
+    row = 0
+    try:
+        with parquet.ParquetFile(file) as table:
+            columns = _caption_columns(str(file), table.schema_arrow.names)
+            for batch in table.iter_batches(columns=["file_name", *columns]):
+                for cells in batch.to_pylist():
+                    row += 1
+                    yield row, cells
+    except (OSError, ValueError) as error:  # pyarrow's own are among these
+        detail = (str(error).splitlines() or ["damaged"])[0]
+        raise UsageError(f"{file} is not read as parquet after row {row}: {detail}") from None

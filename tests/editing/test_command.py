@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+from PIL import Image
 
 import vidcm
 from vidcm.cli import edit
@@ -169,6 +170,18 @@ def test_results_of_two_and_of_none(world, tmp_path, capsys):
     code, out, error = main(capsys, *way, *common, "--output", tmp_path / "way.png")
     assert code == 0, error
     assert [Path(p).name for p in json.loads(out)["paths"]] == [f"way-{i}.png" for i in (1, 2, 3)]
+
+
+def test_a_photograph_is_brought_to_life(world, tmp_path, capsys):
+    Image.fromarray(np.full((H, W, 3), 90, np.uint8)).save(tmp_path / "photo.JPG", quality=95)
+    words = ["animate", "--input", tmp_path / "photo.JPG", "--scale", 1]
+    for output in (f"{tmp_path}/out/", tmp_path / "out.mp4"):
+        code, _, error = main(
+            capsys, *words, "--checkpoint", world / "pipeline", "--output", output
+        )
+        assert code == 0 and error == "", error
+    made = frames(tmp_path / "out")
+    assert len(made) == T and (made[0] == read_picture(tmp_path / "photo.JPG")).all()
 
 
 def test_help_teaches_each_task_by_an_example(capsys):

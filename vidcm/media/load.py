@@ -14,7 +14,7 @@ import numpy as np
 from vidcm.errors import UsageError
 from vidcm.media.demux import MAX_PIXELS, Timestamps, opened, regular_file
 from vidcm.media.frame_files import frame_files, warn_of_gaps
-from vidcm.media.pictures import SUFFIXES, read_picture
+from vidcm.media.pictures import is_pictures, read_picture
 from vidcm.media.read import VideoInfo, probe, read_frames
 from vidcm.media.timing import SLACK_SECONDS
 from vidcm.media.transforms import resize_crop
@@ -58,7 +58,7 @@ def load_clip(
             different sizes.
         BadClip: the file cannot be read.
     """
-    if _is_pictures(path):
+    if is_pictures(path):
         return _load_pictures(path, fps, max_frames, start)
     info = _probe_from(path, start)
     last = info.last_seconds
@@ -88,7 +88,7 @@ def load_every_frame(
         UsageError: as `load_clip`, or the frames are not evenly spaced in time.
         BadClip: the file cannot be read.
     """
-    if _is_pictures(path):
+    if is_pictures(path):
         return _load_pictures(path, fps, max_frames, start)
     info = _probe_from(path, start)
     seconds = _seconds_from(path, start, max_frames)
@@ -137,7 +137,7 @@ def _check_memory(path: Path, info: VideoInfo, count: int) -> None:
 
 def check_source(path: Path, fps: float, start: float = 0.0) -> None:
     """Refuse a file that `load_clip` cannot read, by its header and first frame. Raises as it."""
-    if _is_pictures(path):
+    if is_pictures(path):
         read_picture(_pictures_from(path, fps, start)[0])
     else:
         _probe_from(path, start)
@@ -158,15 +158,11 @@ def frames_in_memory(path: Path) -> float:
     Raises:
         BadClip: the file cannot be read.
     """
-    return math.inf if _is_pictures(path) else _frames_in_memory(probe(path))
+    return math.inf if is_pictures(path) else _frames_in_memory(probe(path))
 
 
 def _frames_in_memory(info: VideoInfo) -> int:
     return MAX_PIXELS // (info.height * info.width)
-
-
-def _is_pictures(path: Path) -> bool:
-    return path.is_dir() or path.suffix.lower() in SUFFIXES
 
 
 def _rate(path: Path) -> float:

@@ -20,6 +20,11 @@ ORIENTATION = 0x0112  # of EXIF: from 5 on, height and width change places
 ERRORS = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
 
 
+def is_pictures(path: Path) -> bool:
+    """Whether a path is taken as a picture or a folder of pictures, rather than a video."""
+    return path.is_dir() or path.suffix.lower() in SUFFIXES
+
+
 def decode_picture(blob: bytes) -> np.ndarray:
     """Decode a picture, turned upright as its EXIF says.
 

@@ -13,6 +13,7 @@ from vidcm.errors import VidcmError
 from vidcm.files import replacing
 from vidcm.media.demux import Timestamps, opened, regular_file
 from vidcm.media.encoders import ENCODINGS
+from vidcm.media.pictures import is_pictures
 
 SECONDS = 30.0  # deadline of reading, as for frames
 
@@ -38,7 +39,7 @@ def pass_sound(sources: Sequence[Path], result: Path, in_time: bool, start: floa
     """
     notes = []
     for source in sources:
-        if source.is_dir() or source.suffix.lower() == ".png" or not has_sound(source):
+        if is_pictures(source) or not has_sound(source):
             continue
         try:
             if result.suffix.lower() not in (".mp4", ".webm"):

@@ -157,7 +157,7 @@ def test_several_captions(tmp_path, video, kind, lines):
     data = VideoFolder(tmp_path, **SHAPE)
     assert data.captions(0) == ["one", "two", "three"]
     with data.reader:
-        assert data.clips([0])[1] == [["one", "two", "three"]]
+        assert FolderSource(data).read(range(1)).captions == [["one", "two", "three"]]
         drawn = [data.batch(3, [p]).captions[0] for p in range(24)]
         assert set(drawn) == {"one", "two", "three"}
         assert drawn[7:9] == data.batch(3, [7, 8]).captions  # by seed and position alone

@@ -17,7 +17,7 @@ from vidcm.errors import UsageError, VidcmError
 from vidcm.media.demux import FILE_REASONS
 from vidcm.media.pictures import picture_size, read_picture
 from vidcm.media.read import BadClip, Frames, VideoInfo
-from vidcm.media.timing import clip_seconds, frame_times, random_start
+from vidcm.media.timing import SLACK_SECONDS, clip_seconds, frame_times, random_start
 from vidcm.media.transforms import resize_crop
 from vidcm.media.worker import ReaderPool, ReaderProcess
 from vidcm.rng import mix

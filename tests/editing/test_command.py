@@ -332,5 +332,5 @@ def test_refusals_are_one_line_and_leave_nothing(world, monkeypatch, capsys, wor
 def test_a_start_beyond_the_end(world):
     with pytest.raises(UsageError, match="has 5 frames; start before 0.62 s"):
         load_clip(world / "clip", 8, None, start=1.0)
-    with pytest.raises(UsageError, match="ends at 0.69 s"):
+    with pytest.raises(UsageError, match="ends at 0.75 s"):
         load_clip(world / "wide.mp4", 8, None, start=1.0)

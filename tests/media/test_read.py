@@ -1,6 +1,7 @@
 """Reading videos: exact against frame oracles, by timestamp, and in one word for bad files."""
 
 import gc
+import io
 import json
 import os
 import pickle
@@ -18,9 +19,11 @@ import av
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from vidcm.errors import UsageError
 from vidcm.media import demux, read, timing
+from vidcm.media.load import load_clip, load_mask
 from vidcm.media.read import BadClip, probe, read_frames
 from vidcm.media.sizes import check_frames
 from vidcm.media.worker import ReaderProcess
@@ -37,10 +40,11 @@ def make(
     size: tuple[int, int] = (H, W),
     tick: Fraction = Fraction(1, 1000),
     options: dict[str, str] | None = None,
+    rate: int = 25,
 ) -> Path:
     """A real file whose frame k is a grey of value 12 + 8k (mod 240), shown at ticks[k]."""
     with av.open(str(path), "w", options=options or {}) as out:
-        stream = out.add_stream(codec, rate=25, options={"g": "5"})
+        stream = out.add_stream(codec, rate=rate, options={"g": "5"})
         stream.height, stream.width = size
         stream.pix_fmt, stream.bit_rate = pixels, 4_000_000
         stream.codec_context.time_base = stream.time_base = tick
@@ -132,7 +136,9 @@ def test_codecs_sizes_and_pixel_formats(tmp_path, name, codec, pixels, size):
     if pixels not in ("rgb8", "gray"):  # few colours; another range of values
         assert shown(found.frames) == [1, 3, 5, 7, 9]
     info = probe(path)
-    assert info[:2] == size and info.last_seconds == pytest.approx(0.48)
+    assert info[:2] == size and info.last_seconds == pytest.approx(0.52, abs=1e-3)
+    assert info.hold_seconds == pytest.approx(0.04, abs=1e-3)
+    assert read_frames(path, [info.last_seconds]).seconds == pytest.approx([0.48])
 
 
 def test_variable_rate_goes_by_timestamps(tmp_path):
@@ -162,10 +168,110 @@ def test_an_intact_video_is_not_truncated_where_its_sound_is_longer(shared_data)
     assert reason(path, [1.2]) == "too-short"
 
 
-def test_last_frame_reaches_half_an_interval(steady):
-    assert shown(read_frames(steady, [1.139]).frames) == [28]
-    assert reason(steady, [1.141]) == "too-short"
+def test_the_last_frame_is_shown_for_its_duration(steady):
+    assert shown(read_frames(steady, [1.159, 1.16]).frames) == [28, 28]
+    assert reason(steady, [1.163]) == "too-short"
     assert reason(steady, timing.frame_times(33, 25)) == "too-short"
+
+
+@pytest.mark.parametrize("rate", [24, 25, 30])
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [("a.mp4", "libx264"), ("a.mkv", "libx264"), ("a.webm", "libvpx-vp9"), ("a.avi", "mpeg4"),
+     ("a.ts", "mpeg2video"), ("a.flv", "libx264")],
+)  # fmt: skip
+def test_a_video_of_one_second_lasts_one_second(tmp_path, name, codec, rate):
+    tick = Fraction(1, rate)
+    path = make(tmp_path / name, list(range(rate)), codec=codec, tick=tick, rate=rate)
+    assert probe(path).last_seconds == pytest.approx(1, abs=1.5e-3)
+    nine = read_frames(path, timing.frame_times(9, 8))
+    assert nine.frames[-1].mean() == pytest.approx(grey(rate - 1), abs=3)
+    assert reason(path, timing.frame_times(13, 12, start=0.004)) == "too-short"
+
+
+def test_a_pause_at_the_end_of_a_gif_is_part_of_it(tmp_path):
+    pictures = [Image.fromarray(np.full((H, W, 3), v, np.uint8)) for v in (10, 60, 110, 160, 210)]
+    times = [100, 500, 100, 100, 700]
+    pictures[0].save(
+        tmp_path / "a.gif", save_all=True, append_images=pictures[1:], duration=times, loop=0
+    )
+    info = probe(tmp_path / "a.gif")
+    assert info.last_seconds == pytest.approx(1.5) and info.hold_seconds == pytest.approx(0.7)
+    clip = load_clip(tmp_path / "a.gif", 8)
+    assert clip.total == len(clip.frames) == 12
+    assert clip.frames[-5:].mean(axis=(1, 2, 3)) == pytest.approx([210] * 5)
+    assert len(load_clip(tmp_path / "a.gif", 8, start=1.25).frames) == 2
+    with pytest.raises(UsageError, match="ends at 1.50 s"):
+        load_clip(tmp_path / "a.gif", 8, start=1.5)
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".webm", ".mp4", ".flv"])
+def test_only_a_file_without_its_end_is_truncated(tmp_path, suffix):
+    path, codec = tmp_path / f"long{suffix}", "libopus" if suffix == ".webm" else "aac"
+    with av.open(str(path), "w") as out:
+        video = out.add_stream("libvpx-vp9" if suffix == ".webm" else "libx264", rate=25)
+        video.height, video.width, video.pix_fmt = H, W, "yuv420p"
+        sound = out.add_stream(codec, rate=48000, layout="mono")
+        for k in range(100):
+            if k < 25:
+                image = np.full((H, W, 3), grey(k), np.uint8)
+                out.mux(video.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+            samples = np.zeros((1, 960), np.float32)
+            frame = av.AudioFrame.from_ndarray(samples, "fltp", "mono")
+            frame.sample_rate, frame.pts = 48000, 960 * k
+            out.mux(sound.encode(frame))
+        out.mux(video.encode(None))
+        out.mux(sound.encode(None))
+    assert len(read_frames(path, timing.frame_times(9, 8)).frames) == 9
+    assert reason(path, [1.2]) == "too-short"
+    if suffix in (".mkv", ".webm"):
+        cut = tmp_path / f"cut{suffix}"
+        cut.write_bytes(path.read_bytes()[: path.stat().st_size * 9 // 10])
+        assert reason(cut, [3.0]) == "truncated"
+
+
+def disc(size: tuple[int, int], aspect: Fraction) -> np.ndarray:
+    """A bright disc on grey, as it is stored in pixels of an aspect."""
+    y, x = np.mgrid[: size[0], : size[1]]
+    across, down = (1, aspect) if aspect > 1 else (1 / aspect, 1)
+    radius = min(size) / 4
+    inside = ((x - size[1] / 2) / across) ** 2 + ((y - size[0] / 2) / down) ** 2 < (
+        radius / max(across, down)
+    ) ** 2
+    return np.where(inside[..., None], np.uint8(220), np.uint8(40)).repeat(3, -1)
+
+
+@pytest.mark.parametrize(
+    ("aspect", "turn", "expected"),
+    [("2", "none", (64, 128)), ("1/2", "none", (128, 64)), ("64/45", "none", (64, 91)),
+     ("2", "clockwise", (128, 64)), ("640/639", "none", (64, 64))],
+)  # fmt: skip
+def test_pixels_that_are_not_square_are_scaled(tmp_path, aspect, turn, expected):
+    wide = Fraction(aspect)
+    with av.open(str(tmp_path / "a.mp4"), "w") as out:
+        stream = out.add_stream("libx264", rate=25, options={"qp": "1"})
+        stream.height, stream.width, stream.pix_fmt = 64, 64, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = wide
+        image = disc((64, 64), wide)
+        for _ in range(9):
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        out.mux(stream.encode(None))
+    path = turned(tmp_path / "a.mp4", tmp_path / "b.mp4", TURNS[turn][0])
+    for found in (read_frames(path, [0.0]).frames[0], load_clip(path, 8).frames[0]):
+        assert found.shape[:2] == probe(path)[:2] == expected
+        bright = found[..., 0] > 130
+        assert bright.any(0).sum() == pytest.approx(bright.any(1).sum(), abs=2)
+    mask = load_mask(str(path), load_clip(path, 8), 8)
+    assert mask.shape[1:] == expected
+    if expected != (64, 64):
+        assert reason(path, [0.0], max_pixels=64 * 64) == "too-large"
+
+
+def test_real_anamorphic_footage(shared_data):
+    clips = shared_data / "clips"
+    path = clips / "androidx_mp4__bbb_800x640_768kbps_30fps_vp9.mp4"
+    assert probe(path)[:2] == (640, 1138)
+    assert read_frames(path, [0.0]).frames.shape == (1, 640, 1138, 3)
 
 
 TURNS = {  # a b c d of the display matrix, and what it does to an image
@@ -213,6 +319,28 @@ def test_display_matrix_is_applied(tmp_path, turn):
 def test_tilted_display_matrix_is_refused(steady, tmp_path):
     path = turned(steady, tmp_path / "tilted.mp4", (0.7, 0.7, -0.7, 0.7))
     assert reason(path) == "unreadable"
+
+
+def test_side_data_of_an_unknown_kind_does_not_end_a_clip(tmp_path):
+    """Of pictures with EXIF data, PyAV lists no side data at all."""
+    data, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6  # orientation: turn clockwise
+    image = np.zeros((H, W, 3), np.uint8)
+    image[: H // 2, : W // 2] = 200
+    Image.fromarray(image).save(data, "jpeg", exif=exif, quality=95)
+    with av.open(str(tmp_path / "a.mkv"), "w") as out:
+        stream = out.add_stream("mjpeg", rate=25)
+        stream.height, stream.width, stream.pix_fmt = H, W, "yuvj420p"
+        for k in range(3):
+            packet = av.Packet(data.getvalue())
+            packet.pts = packet.dts = 40 * k
+            packet.stream, packet.time_base, packet.is_keyframe = stream, Fraction(1, 1000), True
+            out.mux(packet)
+    with av.open(str(tmp_path / "a.mkv")) as file, pytest.raises(ValueError, match="valid Type"):
+        _ = next(file.decode(video=0)).side_data
+    found = read_frames(tmp_path / "a.mkv", [0.0, 0.04]).frames
+    assert found.shape[1:3] == probe(tmp_path / "a.mkv")[:2] == (W, H)
+    assert abs(found[0].astype(int) - np.rot90(image, -1)).mean() < 4
 
 
 # ---- bad files ----------------------------------------------------------------------------------
@@ -380,7 +508,7 @@ EDGE = {
     "mp4parse_mp4parse_capi__tests__video_colr_nclx_hdr10.mp4": ((2, 2), "too-short"),
     "oh264_CiscoVT2people_320x192_12fps.yuv": ("not-video", "not-video"),
     "oh264_Error_I_P.264": ("decode-error", "decode-error"),
-    "oh264_SarVui.264": ((144, 176), "ok"),
+    "oh264_SarVui.264": ((144, 427), "ok"),
     "tc_discard_first_keyframe.mp4": ((64, 64), "ok"),
     "tc_nasa_13013_rotated.mp4": ((480, 270), "ok"),
     "tc_testsrc2_444_12bit_hevc.mp4": ((241, 321), "ok"),
@@ -557,4 +685,5 @@ def test_nearest():
         3,
     ]
     with pytest.raises(ValueError, match="last frame is at 0.500"):
-        timing.nearest(stamps, np.array([0.56]))
+        timing.nearest(stamps, np.array([0.61]))
+    assert timing.nearest(stamps, np.array([1.2]), 0.7).tolist() == [3]

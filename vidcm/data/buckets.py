@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from vidcm.errors import UsageError
 from vidcm.media.read import VideoInfo
-from vidcm.media.timing import SLACK_SECONDS, clip_seconds
+from vidcm.media.timing import END_SLACK_SECONDS, clip_seconds
 
 Shape = tuple[int, int, int]
 
@@ -30,7 +30,7 @@ def nearest_shape(shapes: Sequence[Shape], info: VideoInfo, fps: float) -> Shape
     for others. A video too short for all gets one of the shortest, and is quarantined when it is
     read.
     """
-    fits = [s for s in shapes if clip_seconds(s[0], fps) <= info.last_seconds + SLACK_SECONDS]
+    fits = [s for s in shapes if clip_seconds(s[0], fps) <= info.last_seconds + END_SLACK_SECONDS]
     fits = [s for s in fits if s[0] > 1] or fits
     shortest = min(s[0] for s in shapes)
     aspect = math.log(info.width / info.height)

@@ -17,7 +17,7 @@ from vidcm.errors import UsageError, VidcmError
 from vidcm.media.demux import FILE_REASONS
 from vidcm.media.pictures import picture_size, read_picture
 from vidcm.media.read import BadClip, Frames, VideoInfo
-from vidcm.media.timing import SLACK_SECONDS, clip_seconds, frame_times, random_start
+from vidcm.media.timing import END_SLACK_SECONDS, clip_seconds, frame_times, random_start
 from vidcm.media.transforms import resize_crop
 from vidcm.media.worker import ReaderPool, ReaderProcess
 from vidcm.rng import mix
@@ -153,7 +153,7 @@ class VideoFolder:
         if most == 1:
             return [0.0]
         num_frames = self.shape(i)[0]
-        room = self._length(i) - clip_seconds(num_frames, self.fps) + SLACK_SECONDS
+        room = self._length(i) - clip_seconds(num_frames, self.fps) + END_SLACK_SECONDS
         count = max(int(room / (num_frames / self.fps)) + 1, 1)
         kept = count if most is None else min(most, count)
         return [k * count // kept * num_frames / self.fps for k in range(kept)]

@@ -49,5 +49,6 @@ def folder_distance(
 
 def _video_features(path: Path, extractor: FeatureExtractor) -> np.ndarray:
     """`(1, d)`."""
-    times = np.linspace(0, probe(path).last_seconds, FRAMES)
+    info = probe(path)
+    times = np.linspace(0, info.last_seconds - info.hold_seconds, FRAMES)
     return extractor(torch.from_numpy(read_frames(path, times).frames)[None])

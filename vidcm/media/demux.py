@@ -14,18 +14,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import av
-import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from vidcm.errors import VidcmError
+from vidcm.media.timing import hold_seconds
 
 log = logging.getLogger(__name__)
 
 MAX_FRAME_PIXELS = 7680 * 4320  # one decoded frame
-OTHER_STREAMS = 0.5  # seconds by which sound or subtitles may outlast the pictures
 MAX_PIXELS = 2**29  # all frames of one call together, 3 bytes each
 # Real containers only: FFmpeg would also "play" text, play lists, and scripts naming other files.
 FORMATS = (
@@ -37,6 +36,7 @@ SIZED = ("mov", "matroska", "gif", "apng", "avi", "ivf")  # these always store t
 BOXES = (b"ftyp", b"moov", b"mdat", b"moof", b"styp", b"sidx", b"free", b"skip", b"wide")
 MAGIC = (b"\x1aE\xdf\xa3", b"RIFF", b"OggS", b"FLV", b"GIF8", b"\0\0\1", b"\0\0\0\1", b"0&\xb2u")
 
+SEGMENT = b"\x18\x53\x80\x67"  # the element of a Matroska file that holds all others
 
 # Reasons that hold for a file wherever it is read.
 FILE_REASONS = frozenset(
@@ -144,18 +144,35 @@ class Source:
             return frame
         raise self.short("it has no frame")
 
-    def short(self, detail: str, end: float = 0.0) -> BadClip:
-        """The error for a video that ends at second `end`: `truncated` if its header says later."""
-        claimed, tick = 0.0, float(self.stream.time_base or 0)
-        if self.stream.duration:
-            claimed = self.stream.duration * tick
-        elif self.container.duration:  # until the end of the longest stream, from timestamp 0
-            others = len(self.container.streams) > 1
-            claimed = self.container.duration / 1e6 - OTHER_STREAMS * others
-            claimed -= (self.stream.start_time or 0) * tick
-        if claimed <= end:
+    def short(self, detail: str) -> BadClip:
+        """The error for a video that ends too early: `truncated` if the end of its file is gone.
+
+        Headers do not tell: they count sound and subtitles too, and lie.
+        """
+        size = os.path.getsize(self.file)
+        if max(self._index_end(), _segment_end(self.file)) <= size:
             return BadClip(self.file, "too-short", detail)
-        return BadClip(self.file, "truncated", f"{detail}, its header says {claimed:.3f} s")
+        return BadClip(self.file, "truncated", f"{detail}, and the end of the file is missing")
+
+    def _index_end(self) -> int:
+        """Byte at which the last packet of the index ends, 0 without an index."""
+        return max((entry.pos + entry.size for entry in self.stream.index_entries), default=0)
+
+
+def _segment_end(file: str) -> int:
+    """Byte at which the segment of a Matroska file ends, 0 if unknown or in other files."""
+    with open(file, "rb") as raw:
+        head = raw.read(4096)
+    at = head.find(SEGMENT) + len(SEGMENT)
+    if not head.startswith(MAGIC[0]) or at < len(SEGMENT) or at + 8 > len(head):
+        return 0
+    # The number of leading zero bits is that of further bytes; all ones mean unknown (RFC 8794).
+    length = 9 - head[at].bit_length()
+    if length > 8:
+        return 0
+    bits = 7 * length
+    size = int.from_bytes(head[at : at + length], "big") & ((1 << bits) - 1)
+    return 0 if size == (1 << bits) - 1 else at + length + size
 
 
 @contextmanager
@@ -228,29 +245,28 @@ class Timestamps:
             raise BadClip(self.file, "decode-error", "a frame has no timestamp, others have")
         return (ticks - self.origin) * self.tick
 
-    def of_last(self, packets: Iterator[av.Packet]) -> float:
-        """Second of the last complete packet with a visible frame, 0 if there is none."""
-        last, count = 0.0, 0
+    def duration(self, item: av.VideoFrame | av.Packet) -> float:
+        """Seconds for which a frame, or that of a packet, is shown; 0 if the file does not say."""
+        return (item.duration or 0) * self.tick if self.stamp else self.tick
+
+    def of_last(self, packets: Iterator[av.Packet]) -> tuple[float, float]:
+        """Second of the last complete packet with a visible frame, and seconds that it is shown.
+
+        Both are 0 if there is none. Before half a packet, the last complete one has no such
+        seconds, for reading them means reading that half.
+        """
+        seen: list[tuple[float, float]] = []  # the last two
+        count, torn = 0, False
         for packet in packets:
+            torn = torn or packet.is_corrupt
             if not packet.size or packet.is_corrupt or packet.is_discard:
                 continue
             count += 1
             ticks = getattr(packet, self.stamp) if self.stamp else count - 1
-            last = max(last, 0.0 if ticks is None else (ticks - self.origin) * self.tick)
-        return last
-
-
-def upright(file: str, frame: av.VideoFrame, pixels: np.ndarray) -> np.ndarray:
-    """Apply the display matrix of `frame` (quarter turns and mirrorings) to `(h w c)` pixels."""
-    data = frame.side_data.get("DISPLAYMATRIX")
-    if data is None:
-        return pixels
-    # x' = a x + c y, y' = b x + d y with y downwards, ISO/IEC 14496-12 section 8.3.2
-    a, b, c, d = (int(np.sign(np.frombuffer(bytes(data), "<i4")[i])) for i in (0, 1, 3, 4))
-    if not (a or b or c or d):  # an empty matrix
-        return pixels
-    if bool(a and d) == bool(b and c) or bool(a) != bool(d) or bool(b) != bool(c):
-        raise BadClip(file, "unreadable", "its display matrix is not made of quarter turns")
-    if b:
-        pixels, a, d = pixels.swapaxes(0, 1), c, b
-    return pixels[:: d or 1, :: a or 1]
+            if ticks is not None:
+                now = ((ticks - self.origin) * self.tick, self.duration(packet))
+                seen = sorted([*seen, now])[-2:]
+        if not seen:
+            return 0.0, 0.0
+        last, duration = seen[-1]
+        return max(last, 0.0), 0.0 if torn else hold_seconds(duration, last - seen[0][0])

@@ -16,7 +16,7 @@ from vidcm.media.demux import MAX_PIXELS, Timestamps, opened, regular_file
 from vidcm.media.frame_files import frame_files, warn_of_gaps
 from vidcm.media.pictures import is_pictures, read_picture
 from vidcm.media.read import VideoInfo, probe, read_frames
-from vidcm.media.timing import SLACK_SECONDS
+from vidcm.media.timing import END_SLACK_SECONDS, SLACK_SECONDS
 from vidcm.media.transforms import resize_crop
 
 SCAN_SECONDS = 120.0  # for a pass over the frames of a video that keeps none of them
@@ -61,7 +61,7 @@ def load_clip(
     if is_pictures(path):
         return _load_pictures(path, fps, max_frames, start)
     info = _probe_from(path, start)
-    last = info.last_seconds
+    last = info.last_seconds - info.hold_seconds
     total = _frames_from(info, start, fps)
     count = min(total, max_frames or total)
     _check_memory(path, info, count)
@@ -124,7 +124,10 @@ def _even_rate(path: Path, seconds: np.ndarray, stated: float) -> float:
 
 
 def _frames_from(info: VideoInfo, start: float, fps: float) -> int:
-    return int((info.last_seconds - start) * fps + 1e-3) + 1
+    """Frames of a video from a second on, the last one held for its duration."""
+    last = info.last_seconds - info.hold_seconds
+    held = math.ceil((info.last_seconds - END_SLACK_SECONDS - start) * fps)
+    return max(int((last - start) * fps + 1e-3) + 1, held)
 
 
 def _check_memory(path: Path, info: VideoInfo, count: int) -> None:
@@ -145,7 +148,8 @@ def check_source(path: Path, fps: float, start: float = 0.0) -> None:
 
 def _probe_from(path: Path, start: float) -> VideoInfo:
     info = probe(path)
-    if start > info.last_seconds + SLACK_SECONDS:
+    last = info.last_seconds - info.hold_seconds
+    if start > max(info.last_seconds - END_SLACK_SECONDS, last + SLACK_SECONDS):
         raise UsageError(
             f"{path} ends at {info.last_seconds:.2f} s; start before that, not at {start:g} s"
         )

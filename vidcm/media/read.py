@@ -1,8 +1,8 @@
 """Decode the frames of a video nearest to some times, with a one-word reason for every failure.
 
 Frames are chosen by timestamps, since headers lie about frame counts and rates. Second 0 is the
-first frame that a player would show. Rotations and reflections in the metadata are applied,
-transparency is dropped. Memory holds the chosen frames and the buffers of the decoder.
+first frame that a player would show. Rotations, reflections and pixels that are not square are
+applied, transparency is dropped. Memory holds the chosen frames and the buffers of the decoder.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -27,10 +27,11 @@ from vidcm.media.demux import (
     check_pixels,
     opened,
     regular_file,
-    upright,
     why,
 )
-from vidcm.media.timing import SLACK_SECONDS, nearest
+from vidcm.media.geometry import square, square_size, upright
+from vidcm.media.timed import nearest_streaming, timed
+from vidcm.media.timing import nearest
 from vidcm.media.transforms import resize_crop
 
 __all__ = ["MAX_PIXELS", "BadClip", "Frames", "VideoInfo", "probe", "read_frames"]
@@ -56,11 +57,19 @@ class Frames(NamedTuple):
 
 
 class VideoInfo(NamedTuple):
-    """Height and width in pixels, after rotation; time of the last frame."""
+    """Size and length of a video as it is shown.
+
+    Attributes:
+        height: in square pixels, after rotation.
+        width: likewise.
+        last_seconds: the end of the last frame, which is the last time that can be read.
+        hold_seconds: how long the last frame is shown, the last part of `last_seconds`.
+    """
 
     height: int
     width: int
     last_seconds: float
+    hold_seconds: float = 0.0
 
 
 def read_frames(
@@ -120,18 +129,20 @@ def probe(path: str | os.PathLike[str], *, deadline: float = 30.0) -> VideoInfo:
     with opened(file, stop) as source:
         first = source.first_frame()
         stamps = Timestamps(source, first)
-        height, width = upright(file, first, np.empty((first.height, first.width, 0))).shape[:2]
-        last, end = 0.0, source.stream.duration
+        shown = square_size(first.height, first.width, source.stream.sample_aspect_ratio)
+        height, width = upright(file, first, np.empty((*shown, 0))).shape[:2]
+        check_pixels(file, height, width, 1, MAX_PIXELS)
+        last, hold, end = 0.0, 0.0, source.stream.duration
         if stamps.stamp and end:
             try:
                 source.container.seek(stamps.origin + end, stream=source.stream)
-                last = stamps.of_last(source.packets())
+                last, hold = stamps.of_last(source.packets())
             except FFmpegError as error:
                 log.debug("%s: cannot seek to its end (%s)", file, why(error))
     if not last > 0:  # nothing near the claimed end, as in a truncated file: scan it all
         with opened(file, stop) as source:
-            last = stamps.of_last(source.packets())
-    return VideoInfo(height, width, last)
+            last, hold = stamps.of_last(source.packets())
+    return VideoInfo(height, width, last + hold, hold)
 
 
 class Fit(NamedTuple):
@@ -154,7 +165,7 @@ def _read_av(
     if first is None:
         raise source.short("it has no frame")
     stamps = Timestamps(source, first)
-    timed = _timed(stamps, first, frames)
+    following = timed(stamps, first, frames)
     if may_seek and stamps.stamp and times[0] > SEEK_SECONDS:
         try:
             target = stamps.origin + int(times[0] / stamps.tick)
@@ -166,16 +177,16 @@ def _read_av(
             return None
         if first is None or stamps.of_frame(first) > times[0]:
             return None
-        timed = _timed(stamps, first, frames)
+        following = timed(stamps, first, frames)
     pixels: np.ndarray | None = None
     shape: tuple[int, ...] = ()
     seconds, chosen = np.empty(len(times)), None
-    for i, (now, frame) in enumerate(_nearest_streaming(source, timed, times)):
+    for i, (now, frame, _) in enumerate(nearest_streaming(source, following, times)):
         seconds[i] = now
         if pixels is not None and frame is chosen:
             pixels[i] = pixels[i - 1]
             continue
-        image = _rgb(source.file, frame)
+        image = _rgb(source, frame)
         fitted = fit(image[None])[0]
         if pixels is None:
             check_pixels(source.file, fitted.shape[0], fitted.shape[1], len(times), max_pixels)
@@ -187,54 +198,18 @@ def _read_av(
     return Frames(pixels, seconds, "av")
 
 
-def _timed(
-    stamps: Timestamps, first: av.VideoFrame, rest: Iterator[av.VideoFrame]
-) -> Iterator[tuple[float, av.VideoFrame]]:
-    """Frames with their seconds, which strictly increase."""
-    last = stamps.of_frame(first)
-    yield last, first
-    for frame in rest:
-        now = stamps.of_frame(frame)
-        if now < last:
-            detail = f"timestamps fall from {last:.3f} to {now:.3f} s"
-            raise BadClip(stamps.file, "decode-error", detail)
-        if now > last:  # of frames with the same timestamp a player shows one
-            yield now, frame
-        last = now
-
-
-def _nearest_streaming(
-    source: Source, timed: Iterator[tuple[float, av.VideoFrame]], times: np.ndarray
-) -> Iterator[tuple[float, av.VideoFrame]]:
-    """`timing.nearest` on a stream: one item per time, two frames in memory."""
-    last, interval = next(timed), 0.0
-    i = int(np.searchsorted(times, last[0], side="right"))
-    yield from [last] * i
-    while i < len(times):  # no frame is decoded that no time needs: it may be damaged
-        following = next(timed, None)
-        if following is None:
-            break
-        while i < len(times) and times[i] <= following[0]:
-            early = times[i] - last[0] <= following[0] - times[i] + SLACK_SECONDS
-            yield last if early else following
-            i += 1
-        last, interval = following, following[0] - last[0]
-    for wanted in times[i:]:
-        if wanted > last[0] + interval / 2 + SLACK_SECONDS:
-            detail = f"wanted {wanted:.3f} s, the last frame is at {last[0]:.3f} s"
-            lasts = interval or last[1].duration * float(last[1].time_base or 0)
-            raise source.short(detail, last[0] + 1.5 * lasts)  # room for one more frame
-        yield last
-
-
-def _rgb(file: str, frame: av.VideoFrame) -> np.ndarray:
+def _rgb(source: Source, frame: av.VideoFrame) -> np.ndarray:
+    """The picture of a frame as it is shown, uint8 `(h w 3)`."""
+    file, aspect = source.file, source.stream.sample_aspect_ratio
     if frame.is_corrupt:
         raise BadClip(file, "decode-error", f"a damaged frame at {frame.time or 0:.3f} s")
+    check_pixels(file, *square_size(frame.height, frame.width, aspect), 1, MAX_PIXELS)
     try:
-        return upright(file, frame, frame.to_ndarray(format="rgb24"))
+        pixels = frame.to_ndarray(format="rgb24")
     except (FFmpegError, ValueError) as error:
         detail = f"no RGB from {frame.format.name} ({why(error)})"
         raise BadClip(file, "decode-error", detail) from None
+    return upright(file, frame, square(pixels, aspect))
 
 
 def _read_decord(source: Source, times: np.ndarray, max_pixels: int, fit: Fit) -> Frames | None:
@@ -250,15 +225,17 @@ def _read_decord(source: Source, times: np.ndarray, max_pixels: int, fit: Fit) -
         raise UsageError(f"backend decord needs the package decord, not installed; {fix}") from None
     first = source.first_frame()
     try:
-        if len(source.container.streams.video) > 1 or first.rotation:
-            raise ValueError("several video streams, or rotated")
+        size = (first.height, first.width)
+        squeezed = square_size(*size, source.stream.sample_aspect_ratio) != size
+        if len(source.container.streams.video) > 1 or first.rotation or squeezed:
+            raise ValueError("several video streams, rotated, or pixels that are not square")
         check_pixels(source.file, first.height, first.width, len(times), max_pixels)
         reader = decord.VideoReader(source.file, num_threads=1)
-        stamps = reader.get_frame_timestamp(np.arange(len(reader)))[:, 0].astype(np.float64)
-        stamps -= stamps[0]
+        shown = reader.get_frame_timestamp(np.arange(len(reader))).astype(np.float64)
+        stamps, last = shown[:, 0] - shown[0, 0], shown[-1, 1] - shown[-1, 0]
         if (np.diff(stamps) <= 0).any():  # as in MPEG program streams
             raise ValueError("it gives several frames one timestamp")
-        index = nearest(stamps, times)
+        index = nearest(stamps, times, last)
         return Frames(fit(reader.get_batch(index).asnumpy()), stamps[index], "decord")
     except Exception as error:  # decord raises whatever its C++ side throws
         if not _seen_fallback:

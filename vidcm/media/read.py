@@ -1,8 +1,9 @@
 """Decode the frames of a video nearest to some times, with a one-word reason for every failure.
 
 Frames are chosen by timestamps, since headers lie about frame counts and rates. Second 0 is the
-first frame that a player would show. Rotations, reflections and pixels that are not square are
-applied, transparency is dropped. Memory holds the chosen frames and the buffers of the decoder.
+first frame that a player would show. Frames are as players show them: upright, of square pixels,
+in the range of SDR, and without transparency. Memory holds the chosen frames and the
+buffers of the decoder.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 from av.error import FFmpegError
 
 from vidcm.errors import UsageError
+from vidcm.media.colour import is_plain, to_rgb
 from vidcm.media.demux import (
     MAX_PIXELS,
     BadClip,
@@ -129,8 +131,8 @@ def probe(path: str | os.PathLike[str], *, deadline: float = 30.0) -> VideoInfo:
     with opened(file, stop) as source:
         first = source.first_frame()
         stamps = Timestamps(source, first)
-        shown = square_size(first.height, first.width, source.stream.sample_aspect_ratio)
-        height, width = upright(file, first, np.empty((*shown, 0))).shape[:2]
+        size = square_size(first.height, first.width, source.stream.sample_aspect_ratio)
+        height, width = upright(file, first, np.empty((*size, 0))).shape[:2]
         check_pixels(file, height, width, 1, MAX_PIXELS)
         last, hold, end = 0.0, 0.0, source.stream.duration
         if stamps.stamp and end:
@@ -181,12 +183,13 @@ def _read_av(
     pixels: np.ndarray | None = None
     shape: tuple[int, ...] = ()
     seconds, chosen = np.empty(len(times)), None
-    for i, (now, frame, _) in enumerate(nearest_streaming(source, following, times)):
+    chosen_frames = nearest_streaming(source, following, times)
+    for i, (now, frame, _) in enumerate(chosen_frames):
         seconds[i] = now
         if pixels is not None and frame is chosen:
             pixels[i] = pixels[i - 1]
             continue
-        image = _rgb(source, frame)
+        image = _rgb(source, frame, max(fit.size or (0,)))
         fitted = fit(image[None])[0]
         if pixels is None:
             check_pixels(source.file, fitted.shape[0], fitted.shape[1], len(times), max_pixels)
@@ -198,14 +201,14 @@ def _read_av(
     return Frames(pixels, seconds, "av")
 
 
-def _rgb(source: Source, frame: av.VideoFrame) -> np.ndarray:
-    """The picture of a frame as it is shown, uint8 `(h w 3)`."""
+def _rgb(source: Source, frame: av.VideoFrame, side: int) -> np.ndarray:
+    """The picture of a frame as it is shown, uint8 `(h w 3)`; `side` as in `to_rgb`."""
     file, aspect = source.file, source.stream.sample_aspect_ratio
     if frame.is_corrupt:
         raise BadClip(file, "decode-error", f"a damaged frame at {frame.time or 0:.3f} s")
     check_pixels(file, *square_size(frame.height, frame.width, aspect), 1, MAX_PIXELS)
     try:
-        pixels = frame.to_ndarray(format="rgb24")
+        pixels = to_rgb(frame, side)
     except (FFmpegError, ValueError) as error:
         detail = f"no RGB from {frame.format.name} ({why(error)})"
         raise BadClip(file, "decode-error", detail) from None
@@ -229,10 +232,12 @@ def _read_decord(source: Source, times: np.ndarray, max_pixels: int, fit: Fit) -
         squeezed = square_size(*size, source.stream.sample_aspect_ratio) != size
         if len(source.container.streams.video) > 1 or first.rotation or squeezed:
             raise ValueError("several video streams, rotated, or pixels that are not square")
+        if not is_plain(first):
+            raise ValueError("interlaced, transparent, HDR, or HD without a colour matrix")
         check_pixels(source.file, first.height, first.width, len(times), max_pixels)
         reader = decord.VideoReader(source.file, num_threads=1)
-        shown = reader.get_frame_timestamp(np.arange(len(reader))).astype(np.float64)
-        stamps, last = shown[:, 0] - shown[0, 0], shown[-1, 1] - shown[-1, 0]
+        spans = reader.get_frame_timestamp(np.arange(len(reader))).astype(np.float64)
+        stamps, last = spans[:, 0] - spans[0, 0], spans[-1, 1] - spans[-1, 0]
         if (np.diff(stamps) <= 0).any():  # as in MPEG program streams
             raise ValueError("it gives several frames one timestamp")
         index = nearest(stamps, times, last)

@@ -7,6 +7,16 @@ from PIL import Image
 
 from vidcm.errors import UsageError
 
+# Black, so that in a mask, where white is to be filled, transparent parts are not.
+BACKGROUND = (0, 0, 0)
+
+
+def composite(pixels: np.ndarray) -> np.ndarray:
+    """Put uint8 `(... 4)`, RGB with straight alpha, on `BACKGROUND`: uint8 `(... 3)`."""
+    colour, alpha = pixels[..., :3].astype(np.uint16), pixels[..., 3:].astype(np.uint16)
+    below = np.array(BACKGROUND, np.uint16)
+    return ((colour * alpha + below * (255 - alpha) + 127) // 255).astype(np.uint8)
+
 
 def resize_crop(
     frames: np.ndarray, size: tuple[int, int], place: tuple[float, float] | None = None

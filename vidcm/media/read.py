@@ -2,7 +2,7 @@
 
 Frames are chosen by timestamps, since headers lie about frame counts and rates. Second 0 is the
 first frame that a player would show. Frames are as players show them: upright, of square pixels,
-in the range of SDR, and without transparency. Memory holds the chosen frames and the
+progressive, in the range of SDR, and without transparency. Memory holds the chosen frames and the
 buffers of the decoder.
 """
 
@@ -32,6 +32,7 @@ from vidcm.media.demux import (
     why,
 )
 from vidcm.media.geometry import square, square_size, upright
+from vidcm.media.interlace import progressive
 from vidcm.media.timed import nearest_streaming, timed
 from vidcm.media.timing import nearest
 from vidcm.media.transforms import resize_crop
@@ -183,7 +184,7 @@ def _read_av(
     pixels: np.ndarray | None = None
     shape: tuple[int, ...] = ()
     seconds, chosen = np.empty(len(times)), None
-    chosen_frames = nearest_streaming(source, following, times)
+    chosen_frames = nearest_streaming(source, progressive(source.file, following), times)
     for i, (now, frame, _) in enumerate(chosen_frames):
         seconds[i] = now
         if pixels is not None and frame is chosen:

@@ -32,7 +32,7 @@ def square_size(height: int, width: int, aspect: Fraction | None) -> tuple[int, 
 
 def square(pixels: np.ndarray, aspect: Fraction | None) -> np.ndarray:
     """Scale uint8 `(h w 3)` to square pixels, see `square_size`."""
-    height, width = square_size(*pixels.shape[:2], aspect)
+    height, width = square_size(pixels.shape[0], pixels.shape[1], aspect)
     if (height, width) == pixels.shape[:2]:
         return pixels
     image = Image.fromarray(np.ascontiguousarray(pixels))

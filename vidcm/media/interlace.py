@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 
 import av
+from av import error
 from av.filter import Graph
 
 from vidcm.media.demux import BadClip
@@ -55,7 +56,9 @@ def _form(frame: av.VideoFrame) -> tuple[int, int, str]:
 
 def _graph(frame: av.VideoFrame) -> Graph:
     graph = Graph()
-    source = graph.add_buffer(template=frame, time_base=frame.time_base)
+    source = graph.add_buffer(
+        width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base
+    )
     deinterlace, sink = graph.add("bwdif", BWDIF), graph.add("buffersink")
     source.link_to(deinterlace)
     deinterlace.link_to(sink)
@@ -68,7 +71,7 @@ def _finished(graph: Graph, waiting: deque[TimedFrame]) -> Iterator[TimedFrame]:
     while waiting:
         try:
             frame = graph.vpull()
-        except (av.error.BlockingIOError, av.error.EOFError):
+        except (error.BlockingIOError, error.EOFError):
             return
         was = waiting.popleft()
         # The graph states no colours and takes what differs for a change of them.

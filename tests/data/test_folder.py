@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -362,6 +363,30 @@ def test_a_header_that_says_too_much_costs_a_draw_and_not_the_file(tmp_path, vid
     assert not data.quarantine and len({int(c[0, 0, 0, 0]) for c in clips}) > 3
     again = VideoFolder(tmp_path, **SHAPE)
     assert torch.equal(again.clip(0, torch.Generator().manual_seed(7)), clips[7])
+
+
+def test_a_clip_fits_a_video_that_is_shown_as_long(tmp_path):
+    """9 frames at 8 a second are 1 s from first to last, and so is the video of 25 frames."""
+    write_video(tmp_path / "a.mp4", 25).with_suffix(".txt").write_text("a")
+    data = VideoFolder(tmp_path, num_frames=9, size=(23, 29), fps=8.0, buckets=[[13, 23, 29]])
+    assert data.shape(0) == (9, 23, 29)
+    for rng in (None, torch.Generator().manual_seed(0)):
+        assert len(data.clip(0, rng)) == 9
+    assert not data.quarantine
+
+
+def test_pixels_that_are_not_square_choose_the_shape(tmp_path):
+    with av.open(str(tmp_path / "a.mp4"), "w") as out:
+        stream = out.add_stream("libx264", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 32, 32, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(2, 1)
+        for _ in range(9):
+            image = np.full((32, 32, 3), 90, np.uint8)
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        out.mux(stream.encode(None))
+    (tmp_path / "a.txt").write_text("a")
+    data = VideoFolder(tmp_path, num_frames=5, size=(16, 16), fps=25.0, buckets=[[5, 16, 32]])
+    assert data.shape(0) == (5, 16, 32)
 
 
 def test_too_many_bad_clips_stop_with_a_summary(tmp_path, video):

@@ -87,7 +87,7 @@ class VideoFolder:
         self.max_bad_fraction = max_bad_fraction
         self.quarantine: dict[str, str] = {}
         self._readers = ReaderPool(backend=backend, deadline=deadline)
-        self._last_seconds: dict[int, float] = {}
+        self._infos: dict[int, VideoInfo] = {}
         self._shape_of: dict[int, Shape] = {}
         one_frame = any(shape[0] == 1 for shape in self.shapes)
         media = list_media(self.root, follow_symlinks, one_frame)
@@ -123,8 +123,7 @@ class VideoFolder:
                 if name in self._pictures:
                     info = VideoInfo(*picture_size(self.root / name), 0.0)
                 else:
-                    info = self.reader.probe(self.root / name)
-                    self._last_seconds[i] = info.last_seconds
+                    info = self._info(i)
                 shape = nearest_shape(self.shapes, info, self.fps)
             except BadClip as bad:
                 self._quarantine(name, bad)
@@ -150,19 +149,19 @@ class VideoFolder:
         Raises:
             BadClip: the video cannot be read.
         """
-        if most == 1:
+        if most == 1 or self.names[i] in self._pictures:
             return [0.0]
         num_frames = self.shape(i)[0]
-        room = self._length(i) - clip_seconds(num_frames, self.fps) + END_SLACK_SECONDS
+        room = self._info(i).last_seconds - clip_seconds(num_frames, self.fps) + END_SLACK_SECONDS
         count = max(int(room / (num_frames / self.fps)) + 1, 1)
         kept = count if most is None else min(most, count)
         return [k * count // kept * num_frames / self.fps for k in range(kept)]
 
-    def _length(self, i: int) -> float:
-        """Time of the last frame of video i, probed once."""
-        if i not in self._last_seconds:
-            self._last_seconds[i] = self.reader.probe(self.root / self.names[i]).last_seconds
-        return self._last_seconds[i]
+    def _info(self, i: int) -> VideoInfo:
+        """Size and length of video i, probed once."""
+        if i not in self._infos:
+            self._infos[i] = self.reader.probe(self.root / self.names[i])
+        return self._infos[i]
 
     def clip(self, i: int, rng: torch.Generator | None = None, start: float = 0.0) -> torch.Tensor:
         """Frames of clip i.
@@ -210,11 +209,12 @@ class VideoFolder:
     def _read_at_random(self, i: int, path: str, rng: torch.Generator) -> Frames:
         """Frames from a random start, drawn anew where the file ends before its header says."""
         num_frames, height, width = self.shape(i)
-        last = self._length(i)
+        info = self._info(i)
+        last, last_frame = info.last_seconds, info.last_seconds - info.hold_seconds
         while True:
             start = random_start(last, num_frames, self.fps, rng)
             down, across = torch.rand(2, generator=rng, dtype=torch.float64).tolist()
-            times = frame_times(num_frames, self.fps, start)
+            times = frame_times(num_frames, self.fps, start).clip(max=last_frame)
             try:
                 return self.reader.read(path, times, (height, width), (down, across))
             except BadClip as bad:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from av.video.reformatter import ColorPrimaries, Colorspace, ColorTrc
 
-from vidcm.media import hdr
+from vidcm.media import hdr, read
 from vidcm.media.colour import to_rgb
 from vidcm.media.load import load_clip, load_mask
 from vidcm.media.read import read_frames
@@ -99,6 +99,27 @@ def test_transparent_parts_are_black_whatever_they_hide(tmp_path, name, codec, f
     expected[40:56, 8:56] = np.array((200, 60, 30)) * 128 / 255
     for pixels in found:
         assert abs(pixels - expected).max() <= 3
+
+
+def test_webm_with_alpha(tmp_path, monkeypatch):
+    """Its alpha is a stream of its own, which the usual decoders of VP9 leave out."""
+    path = tmp_path / "a.webm"
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libvpx-vp9", rate=25, options={"crf": "4", "g": "5"})
+        stream.height, stream.width, stream.pix_fmt = 64, 64, "yuva420p"
+        stream.metadata["alpha_mode"] = "1"
+        for k in range(15):
+            pixels = np.full((64, 64, 4), 60 + 10 * k, np.uint8)
+            pixels[:, :32, 3], pixels[:, 32:, 3] = 255, 0
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgba")
+            out.mux(stream.encode(frame.reformat(format="yuva420p")))
+        out.mux(stream.encode(None))
+    times = [0.28, 0.36, 0.6]
+    for seek_seconds in (2.0, 0.0):
+        monkeypatch.setattr(read, "SEEK_SECONDS", seek_seconds)
+        found = read_frames(path, times).frames
+        assert found[:, :, 40:].max() <= 2
+        assert found[:, :, :24].mean(axis=(1, 2, 3)) == pytest.approx([130, 150, 200], abs=3)
 
 
 def test_transparent_parts_of_a_mask_are_not_filled(tmp_path):

@@ -17,6 +17,7 @@ import av
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.stream import Disposition
+from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
 from vidcm.errors import VidcmError
@@ -36,6 +37,7 @@ SIZED = ("mov", "matroska", "gif", "apng", "avi", "ivf")  # these always store t
 BOXES = (b"ftyp", b"moov", b"mdat", b"moof", b"styp", b"sidx", b"free", b"skip", b"wide")
 MAGIC = (b"\x1aE\xdf\xa3", b"RIFF", b"OggS", b"FLV", b"GIF8", b"\0\0\1", b"\0\0\0\1", b"0&\xb2u")
 
+ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 SEGMENT = b"\x18\x53\x80\x67"  # the element of a Matroska file that holds all others
 
 # Reasons that hold for a file wherever it is read.
@@ -103,12 +105,14 @@ class Source:
         container: the demuxer.
         stream: the first video stream that is not a cover picture.
         stop: deadline on `time.monotonic()`.
+        decoder: of the pictures.
     """
 
     file: str
     container: InputContainer
     stream: VideoStream
     stop: float
+    decoder: VideoCodecContext
 
     def packets(self) -> Iterator[av.Packet]:
         """Yield the following packets, last the empty one that flushes the decoder."""
@@ -127,7 +131,7 @@ class Source:
             if torn and packet.size:
                 raise BadClip(self.file, "decode-error", torn.detail)
             try:
-                yield from packet.decode()
+                yield from self.decoder.decode(packet)
             except (FFmpegError, ValueError) as error:
                 ticks = packet.pts if packet.pts is not None else packet.dts
                 where = "" if ticks is None else f" at {float(ticks * packet.time_base):.3f} s"
@@ -137,6 +141,11 @@ class Source:
                 torn = BadClip(self.file, "truncated", detail)
         if torn:
             raise torn
+
+    def seek(self, ticks: int) -> None:
+        """Go to the key frame before a timestamp of the stream. Raises FFmpegError."""
+        self.container.seek(ticks, stream=self.stream)
+        self.decoder.flush_buffers()
 
     def first_frame(self) -> av.VideoFrame:
         """The next frame. Raises BadClip if there is none."""
@@ -214,9 +223,22 @@ def opened(file: str, stop: float) -> Iterator[Source]:
             sized = container.format.name.startswith(SIZED)
             detail = f"its header gives no frame size, or one above {MAX_FRAME_PIXELS} pixels"
             raise BadClip(file, "too-large" if sized else "unreadable", detail)
+        codec = _with_alpha(streams[0]) or codec
         codec.thread_count = 1  # parallelism is one reader per data worker
         codec.options = options
-        yield Source(file, container, streams[0], stop)
+        yield Source(file, container, streams[0], stop, codec)
+
+
+def _with_alpha(stream: VideoStream) -> VideoCodecContext | None:
+    """The decoder of a WebM stream that has a second one for alpha, which FFmpeg's own ignore."""
+    tags = {key.lower(): value for key, value in stream.metadata.items()}
+    name = ALPHA_DECODERS.get(stream.codec_context.name)
+    if tags.get("alpha_mode") != "1" or name not in av.codecs_available:
+        return None
+    codec = VideoCodecContext.create(name, "r")
+    assert isinstance(codec, VideoCodecContext)
+    codec.extradata = stream.codec_context.extradata
+    return codec
 
 
 class Timestamps:

@@ -138,7 +138,7 @@ def probe(path: str | os.PathLike[str], *, deadline: float = 30.0) -> VideoInfo:
         last, hold, end = 0.0, 0.0, source.stream.duration
         if stamps.stamp and end:
             try:
-                source.container.seek(stamps.origin + end, stream=source.stream)
+                source.seek(stamps.origin + end)
                 last, hold = stamps.of_last(source.packets())
             except FFmpegError as error:
                 log.debug("%s: cannot seek to its end (%s)", file, why(error))
@@ -172,7 +172,7 @@ def _read_av(
     if may_seek and stamps.stamp and times[0] > SEEK_SECONDS:
         try:
             target = stamps.origin + int(times[0] / stamps.tick)
-            source.container.seek(target, stream=source.stream)
+            source.seek(target)
             frames = source.frames()
             first = next(frames, None)
         except (FFmpegError, BadClip) as error:

@@ -11,7 +11,8 @@ from vidcm.errors import UsageError
 from vidcm.media.demux import BadClip
 from vidcm.media.load import SourceClip, check_source, load_clip
 from vidcm.media.masks import load_mask
-from vidcm.media.pictures import BACKDROP, decode_picture, read_picture
+from vidcm.media.pictures import decode_picture, read_picture
+from vidcm.media.transforms import BACKGROUND
 from vidcm.media.write import write_png
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -101,7 +102,7 @@ def test_hidden_colours_stay_hidden(tmp_path, suffix):
     options: dict[str, Any] = {"lossless": True, "exact": True} if suffix == ".webp" else {}
     Image.fromarray(pixels).save(path, **options)
     assert decode_picture(path.read_bytes()).tolist() == pixels.tolist()
-    assert read_picture(path).tolist() == [[[*BACKDROP], [*BACKDROP], [200, 100, 40]]]
+    assert read_picture(path).tolist() == [[[*BACKGROUND], [*BACKGROUND], [200, 100, 40]]]
     half = np.full((1, 1, 4), (200, 100, 40, 51), np.uint8)
     Image.fromarray(half).save(tmp_path / "half.png")
     assert read_picture(tmp_path / "half.png").tolist() == [[[40, 20, 8]]]

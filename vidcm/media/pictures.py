@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vidcm.media.demux import BadClip, regular_file
+from vidcm.media.transforms import composite
 
 SUFFIXES = frozenset(
     ".png .jpg .jpeg .jpe .jfif .webp .bmp .dib .tif .tiff .ppm .pgm .pbm .pnm .tga .avif .jp2"
@@ -15,7 +16,6 @@ SUFFIXES = frozenset(
 )
 # By contents, since names lie. Not those that Pillow gives to other programs, as eps.
 FORMATS = "PNG JPEG MPO WEBP BMP DIB TIFF PPM AVIF JPEG2000 QOI TGA".split()
-BACKDROP = (0, 0, 0)  # colour behind transparent pixels
 ORIENTATION = 0x0112  # of EXIF: from 5 on, height and width change places
 ERRORS = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
 
@@ -75,24 +75,15 @@ def _opened(file: str | BytesIO) -> Image.Image:
         raise ValueError("it does not begin as one does") from None
 
 
-def on_backdrop(picture: np.ndarray) -> np.ndarray:
-    """A picture `(h w 3)` or `(h w 4)` as `(h w 3)`, transparent parts in the colour `BACKDROP`."""
-    if picture.shape[-1] == 3:
-        return picture
-    front = Image.fromarray(picture)
-    return np.array(Image.alpha_composite(Image.new("RGBA", front.size, (*BACKDROP, 255)), front))[
-        ..., :3
-    ]
-
-
 def read_picture(path: Path) -> np.ndarray:
-    """Read a picture as uint8 `(h w 3)`, on `BACKDROP` where it is transparent.
+    """Read a picture as uint8 `(h w 3)`, on `BACKGROUND` where it is transparent.
 
     Raises:
         BadClip: missing, unreadable, or not a picture.
     """
     file = regular_file(path)
     try:
-        return on_backdrop(decode_picture(Path(file).read_bytes()))
+        picture = decode_picture(Path(file).read_bytes())
+        return composite(picture) if picture.shape[-1] == 4 else picture
     except (OSError, ValueError) as error:
         raise BadClip(file, "unreadable", f"not read as a picture: {error}") from None

@@ -11,8 +11,9 @@ from av.video.reformatter import ColorPrimaries, Colorspace, ColorTrc
 
 from vidcm.media import hdr, read
 from vidcm.media.colour import to_rgb
-from vidcm.media.load import load_clip, load_mask
-from vidcm.media.read import read_frames
+from vidcm.media.load import describe_fit, load_clip
+from vidcm.media.masks import load_mask
+from vidcm.media.read import probe, read_frames
 from vidcm.media.transforms import resize_crop
 
 COLOURS = np.array([(200, 60, 30), (40, 180, 90), (30, 70, 210), (128, 128, 128), (240, 220, 40)])
@@ -174,6 +175,11 @@ def test_hdr_is_read_as_the_sdr_that_it_was_made_from(tmp_path, transfer, most):
     tags = (9, ColorPrimaries.BT2020, transfer)
     path = write(tmp_path / "a.mkv", [frame] * 2, tags=tags)
     found = read_frames(path, [0.0]).frames[0]
+    tone_mapped = transfer in (hdr.PQ, hdr.HLG)
+    source = load_clip(path, 25.0)
+    assert probe(path).hdr == source.hdr == tone_mapped
+    note = describe_fit(source, source.frames, source.rate or 0)
+    assert ("HDR tone-mapped to SDR" in (note or "")) == tone_mapped
     with av.open(str(path)) as file:
         coded = next(file.decode(video=0)).to_ndarray(format="rgb24")
     away, before = (abs(x.astype(int) - image).mean() for x in (found, coded))

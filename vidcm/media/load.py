@@ -31,12 +31,14 @@ class SourceClip:
         frames: uint8 `(t h w 3)` in the size of the file.
         total: number of frames of the whole file at the rate of `frames`.
         rate: frames per second of a video by its header, 0 if it has none; None for pictures.
+        hdr: whether it was HDR, before it was tone-mapped.
     """
 
     path: Path
     frames: np.ndarray
     total: int
     rate: float | None
+    hdr: bool = False
 
     def __str__(self) -> str:
         return str(self.path)
@@ -67,7 +69,7 @@ def load_clip(
     _check_memory(path, info, count)
     times = start + np.arange(count) / fps
     frames = read_frames(path, times.clip(max=last), max_pixels=MAX_PIXELS).frames
-    return SourceClip(path, frames, total, _rate(path))
+    return SourceClip(path, frames, total, _rate(path), info.hdr)
 
 
 def load_every_frame(
@@ -95,7 +97,9 @@ def load_every_frame(
     _check_memory(path, info, len(seconds))
     rate = _even_rate(path, seconds, _rate(path) or fps)
     frames = read_frames(path, seconds, max_pixels=MAX_PIXELS).frames
-    return SourceClip(path, frames, max(_frames_from(info, start, rate), len(seconds)), rate)
+    return SourceClip(
+        path, frames, max(_frames_from(info, start, rate), len(seconds)), rate, info.hdr
+    )
 
 
 def _seconds_from(path: Path, start: float, count: int | None) -> np.ndarray:
@@ -267,6 +271,8 @@ def describe_fit(
         was = f" at {source.rate:.4g} fps" if source.rate else " at no stated rate"
         before, after = before + was, f"{after} at {fps:g} fps"
     changes = [f"{before}, resampled to {after}"] if before != after else []
+    if source.hdr:
+        changes.append("HDR tone-mapped to SDR")
     if len(fitted) < source.total:
         changes.append(f"cut to {len(fitted)} of {source.total} frames{advice}")
     return f"{source}: {', '.join(changes)}" if changes else None

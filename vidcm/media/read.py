@@ -20,6 +20,7 @@ import numpy as np
 from av.error import FFmpegError
 
 from vidcm.errors import UsageError
+from vidcm.media import hdr
 from vidcm.media.colour import is_plain, to_rgb
 from vidcm.media.demux import (
     MAX_PIXELS,
@@ -67,12 +68,14 @@ class VideoInfo(NamedTuple):
         width: likewise.
         last_seconds: the end of the last frame, which is the last time that can be read.
         hold_seconds: how long the last frame is shown, the last part of `last_seconds`.
+        hdr: whether it is HDR, which is tone-mapped when it is read.
     """
 
     height: int
     width: int
     last_seconds: float
     hold_seconds: float = 0.0
+    hdr: bool = False
 
 
 def read_frames(
@@ -145,7 +148,7 @@ def probe(path: str | os.PathLike[str], *, deadline: float = 30.0) -> VideoInfo:
     if not last > 0:  # nothing near the claimed end, as in a truncated file: scan it all
         with opened(file, stop) as source:
             last, hold = stamps.of_last(source.packets())
-    return VideoInfo(height, width, last + hold, hold)
+    return VideoInfo(height, width, last + hold, hold, first.color_trc in (hdr.PQ, hdr.HLG))
 
 
 class Fit(NamedTuple):

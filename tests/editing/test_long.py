@@ -289,7 +289,7 @@ def test_a_film_is_not_read_to_its_end_by_accident(world, tmp_path, capsys, monk
     monkeypatch.setattr(command, "SECONDS", 1e9)
     monkeypatch.setattr(files, "MAX_PIXELS", 7 * 12 * 40)
     code, error = call(capsys, world, "colorize", "wide.mp4", "--output", tmp_path / "x.gif")
-    assert code == 0 and "cut to 7 of 9 frames (--frames takes more)\n" in error
+    assert code == 0 and "cut to 7 of 12 frames (--frames takes more)\n" in error
 
 
 def test_sizes_are_height_by_width_as_of_generate(world, tmp_path, capsys):

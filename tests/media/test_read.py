@@ -23,7 +23,8 @@ from PIL import Image
 
 from vidcm.errors import UsageError
 from vidcm.media import demux, read, timing
-from vidcm.media.load import load_clip, load_mask
+from vidcm.media.load import load_clip
+from vidcm.media.masks import load_mask
 from vidcm.media.read import BadClip, probe, read_frames
 from vidcm.media.sizes import check_frames
 from vidcm.media.worker import ReaderProcess

@@ -152,7 +152,9 @@ class VideoFolder:
         if most == 1 or self.names[i] in self._pictures:
             return [0.0]
         num_frames = self.shape(i)[0]
-        room = self._info(i).last_seconds - clip_seconds(num_frames, self.fps) + END_SLACK_SECONDS
+        info = self._info(i)
+        last_frame = info.last_seconds - info.hold_seconds  # windows do not repeat it
+        room = last_frame - clip_seconds(num_frames, self.fps) + END_SLACK_SECONDS
         count = max(int(room / (num_frames / self.fps)) + 1, 1)
         kept = count if most is None else min(most, count)
         return [k * count // kept * num_frames / self.fps for k in range(kept)]

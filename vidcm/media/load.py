@@ -130,8 +130,8 @@ def _even_rate(path: Path, seconds: np.ndarray, stated: float) -> float:
 def _frames_from(info: VideoInfo, start: float, fps: float) -> int:
     """Frames of a video from a second on, the last one held for its duration."""
     last = info.last_seconds - info.hold_seconds
-    held = math.ceil((info.last_seconds - END_SLACK_SECONDS - start) * fps)
-    return max(int((last - start) * fps + 1e-3) + 1, held)
+    count = math.ceil((info.last_seconds - END_SLACK_SECONDS - start) * fps)
+    return max(int((last - start) * fps + 1e-3) + 1, count)
 
 
 def _check_memory(path: Path, info: VideoInfo, count: int) -> None:

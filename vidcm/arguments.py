@@ -66,7 +66,7 @@ def checked_names(synonyms: Mapping[str, str]) -> Callable[[Callable[P, R]], Cal
     return decorate
 
 
-def whole_number(name: str, value: Any, low: int, high: int) -> int:
+def integer(name: str, value: Any, low: int, high: int) -> int:
     """A whole number within bounds; numpy's and torch's count. Raises UsageError."""
     try:
         if isinstance(value, bool):
@@ -150,4 +150,4 @@ def seeds(value: Any, count: int | None, of: str) -> list[int]:
         found = list(value)
     if count is not None and len(found) != count:
         raise UsageError(f"{len(found)} seeds for {count} {of}; give one, or one for each")
-    return [whole_number("seed", one, 0, MAX_SEED - 1) for one in found]
+    return [integer("seed", one, 0, MAX_SEED - 1) for one in found]

@@ -12,7 +12,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from vidcm.arguments import real_number, whole_number
+from vidcm.arguments import integer, real_number
 from vidcm.codecs.causal_vae import CausalVAE
 from vidcm.codecs.chunked import decode_chunked
 from vidcm.diffusion import samplers
@@ -79,7 +79,7 @@ class Generation:
         steps = own.num_inference_steps if num_inference_steps is None else num_inference_steps
         scale = own.guidance_scale if guidance_scale is None else guidance_scale
         solver = settings.teacher.solver if solver is None else solver
-        steps = whole_number("num_inference_steps", steps, 1, MAX_STEPS)
+        steps = integer("num_inference_steps", steps, 1, MAX_STEPS)
         scale = real_number("guidance_scale", scale, 0, MAX_GUIDANCE)
         if role == "student" and phases is not None and steps != phases:
             raise UsageError(

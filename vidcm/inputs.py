@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vidcm.arguments import MAX_SEED, seeds, texts, whole_number
+from vidcm.arguments import MAX_SEED, integer, seeds, texts
 from vidcm.conditioning.completion import PromptReader
 from vidcm.conditioning.prompts import check_prompts, unknown_words
 from vidcm.diffusion.base import Cond
@@ -22,7 +22,7 @@ def check_size(num_frames: Any, height: Any, width: Any) -> tuple[int | None, ..
     """Frames, height and width as whole numbers; None stays. Raises UsageError."""
     limits = {"num_frames": MAX_FRAMES, "height": MAX_SIDE, "width": MAX_SIDE}
     return tuple(
-        None if value is None else whole_number(name, value, 1, high)
+        None if value is None else integer(name, value, 1, high)
         for (name, high), value in zip(limits.items(), (num_frames, height, width), strict=True)
     )
 
@@ -47,7 +47,7 @@ def check_prompt(prompt: Any, embeds: Any) -> list[str]:
 def check_prompt_schedule(schedule: Any, generation: Generation, shape: Sequence[int]) -> None:
     """Refuse prompts that a clip of latents `(t, h, w)` has no window for. Raises UsageError."""
     try:
-        pairs = [(whole_number("prompt_schedule", f, 1, MAX_FRAMES), p) for f, p in schedule]
+        pairs = [(integer("prompt_schedule", f, 1, MAX_FRAMES), p) for f, p in schedule]
     except (TypeError, ValueError):
         message = f"prompt_schedule is {schedule!r}; expected [(frame, prompt), ...]"
         raise UsageError(message) from None
@@ -85,8 +85,7 @@ def check_latents(latents: Any, shape: tuple[int, ...]) -> Tensor:
     if not latents.is_floating_point() or latents.layout != torch.strided or latents.is_meta:
         raise UsageError(
             f"latents is a {latents.layout} tensor of {latents.dtype} on {latents.device}; "
-            "expected "
-            "dense real numbers, as torch.randn gives them"
+            "expected dense real numbers, as torch.randn gives them"
         )
     if not latents.isfinite().all():
         raise UsageError("latents holds values that are not finite; expected unit noise")
@@ -150,9 +149,8 @@ def warnings_about(
         most = student.max_inference_steps
         found.append(f"the model was tuned for 1 to {most} steps, not {steps}")
     named = [("a prompt", p) for p in prompts] + [("the negative prompt", negative_prompt)]
-    for name, prompt in named:
-        whole = reader is not None and prompt != negative_prompt  # read before it is shortened
-        if not whole and (words := generation.model.conditioner.dropped(prompt)):
+    for name, prompt in named[len(prompts) if reader else 0 :]:  # a reader reads all of a prompt
+        if words := generation.model.conditioner.dropped(prompt):
             found.append(f"too long, the end of {name} is not read: {' '.join(words[:8])} ...")
     known = set(settings.known_words.split())
     words = unknown_words([p for _, p in named], known)

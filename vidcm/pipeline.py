@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vidcm.arguments import SYNONYMS, checked_names, flag, real_number, texts, whole_number
+from vidcm.arguments import SYNONYMS, checked_names, flag, integer, real_number, texts
 from vidcm.arguments import path as path_of
 from vidcm.arguments import text as check_text
 from vidcm.codecs.causal_vae import CausalVAE
@@ -246,11 +246,11 @@ class VideoPipeline:
             raise UsageError(f"output_type is {output_type!r}; use {', '.join(OUTPUT_TYPES)}")
         check_length("negative_prompt", check_text("negative_prompt", negative_prompt))
         prompts = check_prompt(prompt, prompt_embeds)
-        copies = whole_number("num_videos_per_prompt", num_videos_per_prompt, 1, MAX_CLIPS)
+        copies = integer("num_videos_per_prompt", num_videos_per_prompt, 1, MAX_CLIPS)
         count, clip_shape = len(prompts) * copies, generation.pixel_shape(size)
         batch = max(BATCH_PIXELS // math.prod(clip_shape), 1)
         if batch_size is not None:
-            batch = whole_number("batch_size", batch_size, 1, MAX_CLIPS)
+            batch = integer("batch_size", batch_size, 1, MAX_CLIPS)
         check_memory(count, *clip_shape, batch)
         windowed = generation.denoiser
         shape = (channels, windowed.padded_frames(size[0]), *size[1:])

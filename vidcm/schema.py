@@ -6,18 +6,22 @@ import difflib
 import sys
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vidcm.errors import UsageError
 
 
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`"; did you mean 'x'?"` for the nearest of `known`, or `""` when nothing is near."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
 def suggest(word: str, known: Sequence[str]) -> str:
-    """A did-you-mean tail for error messages, with the list of known words."""
-    close = difflib.get_close_matches(word, known, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    return f"{hint} (known: {', '.join(sorted(known))})"
+    """`did_you_mean` with the list of known words."""
+    return f"{did_you_mean(word, known)} (known: {', '.join(sorted(known))})"
 
 
 def from_dict(cls: type, data: Mapping, where: str) -> Any:

@@ -10,8 +10,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
+from vidcm.arguments import integer, real_number
 from vidcm.arguments import path as path_of
-from vidcm.arguments import real_number, whole_number
 from vidcm.errors import UsageError, VidcmError
 from vidcm.files import write_text
 from vidcm.registry import check_name
@@ -152,15 +152,15 @@ class PipelineSettings:
     def check(self) -> None:
         """Raise UsageError for a number out of range, or times that do not fall."""
         for frames, height, width in [self.size, *self.trained_shapes]:
-            whole_number("num_frames", frames, 1, MAX_FRAMES)
-            whole_number("height", height, 1, MAX_SIDE)
-            whole_number("width", width, 1, MAX_SIDE)
+            integer("num_frames", frames, 1, MAX_FRAMES)
+            integer("height", height, 1, MAX_SIDE)
+            integer("width", width, 1, MAX_SIDE)
         real_number("fps", self.fps, 0.01, MAX_FPS)
         if self.prompt_reader:
             check_name("prompt_reader", {"name": self.prompt_reader})
         for role, own in (("student", self.student), ("teacher", self.teacher)):
             steps = own.num_inference_steps
-            whole_number(f"{role}.num_inference_steps", steps, 1, MAX_STEPS)
+            integer(f"{role}.num_inference_steps", steps, 1, MAX_STEPS)
             real_number(f"{role}.guidance_scale", own.guidance_scale, 0, MAX_GUIDANCE)
         if not self.teacher.shift > 0:
             raise UsageError(f"teacher.shift is {self.teacher.shift:g}; use a number above 0")

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 import vidcm
-from vidcm.cli import COMMANDS, common, main, options
+from vidcm.cli import COMMANDS, argument_types, common, main, options
 from vidcm.errors import UsageError, VidcmError
 
 REPO = Path(vidcm.__file__).parents[1]
@@ -374,10 +374,10 @@ def test_output_that_cannot_be_written_is_named():
 
 @pytest.mark.parametrize("name", ["auto", "cpu", "cuda", "cuda:1"])
 def test_devices(name):
-    assert common.device(name) == name
+    assert argument_types.device(name) == name
     for wrong in (f"{name} ", f"{name}:", f"{name}:x", f"{name}:-1", ""):
         with pytest.raises(argparse.ArgumentTypeError, match="cpu, cuda, or one GPU"):
-            common.device(wrong)
+            argument_types.device(wrong)
 
 
 # --- arguments ------------------------------------------------------------------------------------
@@ -386,16 +386,16 @@ def test_devices(name):
 def parser() -> common.Parser:
     result = common.Parser("fake", "Does nothing, and says so.")
     result.add_argument("--prompt", required=True)
-    result.add_argument("--steps", type=common.whole_number(1, 4), default=4)
-    result.add_argument("--guidance", type=common.number(0, 20))
-    result.add_argument("--speed", type=common.number(0))
-    result.add_argument("--seed", type=common.seed)
-    result.add_argument("--frames", type=common.positive_int)
-    result.add_argument("--skip", type=common.non_negative_int)
-    result.add_argument("--file", type=common.existing_file)
-    result.add_argument("--folder", type=common.output_folder)
-    result.add_argument("--size", type=common.sides("HEIGHTxWIDTH"))
-    result.add_argument("--output", type=common.clip_output)
+    result.add_argument("--steps", type=argument_types.integer(1, 4), default=4)
+    result.add_argument("--guidance", type=argument_types.number(0, 20))
+    result.add_argument("--speed", type=argument_types.number(0))
+    result.add_argument("--seed", type=argument_types.seed)
+    result.add_argument("--frames", type=argument_types.positive_int)
+    result.add_argument("--skip", type=argument_types.integer(0))
+    result.add_argument("--file", type=argument_types.existing_file)
+    result.add_argument("--folder", type=argument_types.output_folder)
+    result.add_argument("--size", type=argument_types.sides("HEIGHTxWIDTH"))
+    result.add_argument("--output", type=argument_types.clip_output)
     return result
 
 

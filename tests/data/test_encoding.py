@@ -142,6 +142,28 @@ def test_other_clips_or_settings_are_refused(tmp_path):
         run(tmp_path / "x", Numbers())
 
 
+@pytest.mark.parametrize("sees_the_cache", [True, False])
+def test_a_rank_that_comes_too_late_leaves_the_cache_alone(
+    tmp_path, whole, monkeypatch, sees_the_cache
+):
+    """Also one that looked for the cache just before another rank put it in place."""
+    late, looked = Numbers(), []
+    real = encoding._made
+
+    def made(*arguments: Any) -> bool:
+        looked.append(arguments)
+        return (sees_the_cache or len(looked) > 1) and real(*arguments)
+
+    if not sees_the_cache:
+        exists = Path.exists
+        monkeypatch.setattr(Path, "exists", lambda p, **k: p != whole and exists(p, **k))
+    monkeypatch.setattr(encoding, "_made", made)
+    before = files(whole)
+    assert run(whole, late, rank=1, world=2) is None
+    assert late.reads == [] and files(whole) == before
+    assert [p.name for p in tmp_path.iterdir()] == ["whole"]
+
+
 def test_two_runs_do_not_do_the_same_work(tmp_path):
     def again(frames: torch.Tensor) -> torch.Tensor:
         with pytest.raises(UsageError, match="another process encodes into .* as rank 0"):
@@ -158,9 +180,11 @@ def test_an_existing_cache_stays_until_the_new_one_is_whole(tmp_path, whole):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(whole, Numbers(mark="b"), stops)
+        run(whole, Numbers(mark="b"), stops, overwrite=True)
     assert files(whole) == before
-    run(whole, Numbers(mark="b"))
+    with pytest.raises(UsageError, match="whole exists; give another --output, or --overwrite"):
+        run(whole, Numbers(mark="b"), world=2)
+    run(whole, Numbers(mark="b"), overwrite=True)
     assert LatentShards(whole).index["mark"] == "b"
 
 

@@ -10,7 +10,7 @@ from vidcm.conditioning.completion import complete_prompts
 from vidcm.lpc.captions import CaptionComposer, complete_caption
 from vidcm.lpc.combinations import Combinations
 from vidcm.lpc.hand_prompts import load_hand_prompts
-from vidcm.lpc.prompt_reader import PromptReader, _forms, _one_slip, vocabulary
+from vidcm.lpc.prompt_reader import PromptReader, _forms, _one_slip, prompt_words
 
 WORDED = [
     json.loads(line)
@@ -132,12 +132,12 @@ def test_unknown_words_are_named(reader):
 
 
 def test_one_word_has_one_noun():
-    nouns = [noun for garment in vocabulary()["garments"] for noun in garment["nouns"]]
+    nouns = [noun for garment in prompt_words()["garments"] for noun in garment["nouns"]]
     assert len(nouns) == len(set(nouns))
 
 
 def test_every_value_of_the_words_exists():
-    values, words = Combinations().words, vocabulary()
+    values, words = Combinations().words, prompt_words()
     for garment in words["garments"]:
         assert set(garment["values"]) <= set(words["colors"])
         assert set(garment["values"].values()) <= set(values[garment["attribute"]])

@@ -8,7 +8,8 @@ import argparse
 import importlib
 import sys
 
-from vidcm.cli.common import did_you_mean, run
+from vidcm.cli.common import run
+from vidcm.schema import did_you_mean
 from vidcm.version import __version__
 
 COMMANDS = {

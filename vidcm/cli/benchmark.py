@@ -6,7 +6,8 @@ import os
 import sys
 from pathlib import Path
 
-from vidcm.cli.common import Parser, existing_file, positive_int, run, whole_number
+from vidcm.cli.argument_types import existing_file, integer, positive_int
+from vidcm.cli.common import Parser, run
 from vidcm.cli.options import add_checkpoint, add_device, add_seed, check_writable
 from vidcm.errors import UsageError
 from vidcm.evaluation.latency_report import SCHEMA, compare_latency, latency_table, read_latency
@@ -41,7 +42,7 @@ def parser() -> Parser:
     )
     add_device(how)
     how.add_argument(
-        "--threads", type=whole_number(1, 1024), help="CPU threads (default: torch's choice)"
+        "--threads", type=integer(1, 1024), help="CPU threads (default: torch's choice)"
     )
     out = p.add_argument_group("what to write")
     out.add_argument("--output", type=Path, metavar="JSON", help="keep every number here")

@@ -1,4 +1,4 @@
-"""Argument types that commands share, and the one place where failures become lines.
+"""The parser of commands, and the one place where their failures become lines.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted (Ctrl-C), 141 the reader of our output
 went away, 143 terminated. A user sees one line on stderr, `error: ...`, and never a traceback;
@@ -8,24 +8,21 @@ This module imports neither torch nor anything that does, so that `--help` answe
 """
 
 import argparse
-import difflib
 import io
-import math
 import os
-import re
 import select
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import IO, NoReturn
 
+from vidcm.cli.argument_types import quoted
 from vidcm.errors import VidcmError
-
-MAX_SEED = 2**63 - 1
+from vidcm.schema import did_you_mean
 
 # Read once, when torch loads OpenMP: threads that wait spin for some 10 microseconds, then sleep.
 # Never spinning makes training much slower on idle cores; spinning for milliseconds, the default,
@@ -90,7 +87,7 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"{name} {self.foreign[name]}")
             if name.startswith("--") and " " not in name and name not in known:
                 hint = did_you_mean(name, known)
-                self.error(f"unknown option {_quoted(name)}{hint}")
+                self.error(f"unknown option {quoted(name)}{hint}")
         return super().parse_known_args(args, namespace)
 
     def _print_message(self, message: str, file: IO[str] | None = None) -> None:
@@ -148,110 +145,6 @@ def run(body: Callable[[argparse.Namespace], int | None], args: argparse.Namespa
             where = f"{error.filename}: " if error.filename else ""
             return _debug_or(error, f"{where}{error.strerror}")
         return _unexpected(error)
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`"; did you mean 'x'?"` for the nearest of `known`, or `""` when nothing is near."""
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
-def whole_number(low: int, high: int | None = None) -> Callable[[str], int]:
-    """An argparse type: an int in [low, high]; no upper end when `high` is None."""
-    reach = f", {low} or more" if high is None else f" from {low} to {high}"
-    rule = f"a whole number{reach}"
-
-    def convert(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            raise _refusal(text, rule) from None
-        if value < low or (high is not None and value > high):
-            raise _refusal(text, rule)
-        return value
-
-    return convert
-
-
-def number(low: float, high: float = math.inf) -> Callable[[str], float]:
-    """An argparse type: a finite float in [low, high]; nan and infinities are refused."""
-    reach = f", {low:g} or more" if high == math.inf else f" from {low:g} to {high:g}"
-    rule = f"a number{reach}"
-
-    def convert(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            raise _refusal(text, rule) from None
-        if not math.isfinite(value) or not low <= value <= high:
-            raise _refusal(text, rule)
-        return value
-
-    return convert
-
-
-positive_int = whole_number(1)
-non_negative_int = whole_number(0)
-seed = whole_number(0, MAX_SEED)
-
-
-def sides(names: str) -> Callable[[str], tuple[int, ...]]:
-    """An argparse type: whole numbers joined by x; names: their meaning, as "HEIGHTxWIDTH"."""
-    count = names.count("x") + 1
-    example = "x".join(["9", "64", "128"][-count:])
-    side = whole_number(1, 100_000)
-
-    def convert(text: str) -> tuple[int, ...]:
-        parts = text.split("x")
-        if len(parts) != count or not all(part.isdecimal() for part in parts):
-            raise _refusal(text, f"{names}, as {example}")
-        return tuple(map(side, parts))
-
-    return convert
-
-
-def device(text: str) -> str:
-    """An argparse type: the name of a device; whether it is there, `pick_device` says."""
-    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", text):
-        raise _refusal(text, "auto, cpu, cuda, or one GPU, as cuda:1")
-    return text
-
-
-def existing_file(text: str) -> Path:
-    """An argparse type: the path of a file that is there (a pipe such as /dev/stdin will do)."""
-    if Path(text).is_dir():
-        raise argparse.ArgumentTypeError(f"{_quoted(text)} is a folder, expected a file")
-    return existing_path(text)
-
-
-def existing_path(text: str) -> Path:
-    """An argparse type: the path of a file or folder that is there."""
-    path = Path(text)
-    if not text.strip():
-        raise argparse.ArgumentTypeError("got an empty name, expected that of a file or folder")
-    if not path.exists():
-        siblings = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
-        hint = did_you_mean(path.name, siblings)
-        raise argparse.ArgumentTypeError(f"no such file {_quoted(text)}{hint}")
-    return path
-
-
-def clip_output(text: str) -> str:
-    """An argparse type: a name for clips, with an extension or with a final / for a folder."""
-    if not text.endswith("/") and not Path(text).suffix:
-        example = "clip.mp4, or clip/ for a folder of png frames"
-        raise _refusal(text, f"a file name with an extension, as {example}")
-    return text
-
-
-def output_folder(text: str) -> Path:
-    """An argparse type: the path of a folder, which need not exist; no file is in its way."""
-    path = Path(text)
-    if not text.strip():
-        raise argparse.ArgumentTypeError("got an empty name, expected that of a folder")
-    if path.exists() and not path.is_dir():
-        raise argparse.ArgumentTypeError(f"{_quoted(text)} is a file, expected a folder")
-    return path
 
 
 class _Terminated(BaseException):
@@ -347,11 +240,3 @@ def _reader_left() -> bool:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).splitlines())
-
-
-def _refusal(text: str, rule: str) -> argparse.ArgumentTypeError:
-    return argparse.ArgumentTypeError(f"got {_quoted(text)}, expected {rule}")
-
-
-def _quoted(text: str) -> str:
-    return repr(text if len(text) <= 60 else text[:57] + "...")

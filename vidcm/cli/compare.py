@@ -3,7 +3,8 @@
 import argparse
 from pathlib import Path
 
-from vidcm.cli.common import Parser, existing_file, run
+from vidcm.cli.argument_types import existing_file
+from vidcm.cli.common import Parser, run
 from vidcm.cli.options import add_art, art_of, check_writable
 from vidcm.errors import UsageError, VidcmError
 

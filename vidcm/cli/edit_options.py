@@ -4,17 +4,11 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from vidcm.cli.common import (
-    Parser,
-    did_you_mean,
-    existing_path,
-    number,
-    positive_int,
-    seed,
-    whole_number,
-)
+from vidcm.cli.argument_types import existing_path, integer, number, positive_int, seed
+from vidcm.cli.common import Parser
 from vidcm.cli.options import add_output, add_sampling, add_size
 from vidcm.registry import TABLE, lookup, options_of
+from vidcm.schema import did_you_mean
 
 SECONDS = 10.0  # of a clip that are edited if --frames does not say how many
 
@@ -60,7 +54,7 @@ def parser(tasks: Sequence[str] = ()) -> Parser:
     )
     clip.add_argument(
         "--frames",
-        type=whole_number(1, 100_000),
+        type=integer(1, 100_000),
         metavar="COUNT",
         help="of a clip edited from end to end, at most so many of the result (default: all of the "
         f"first {SECONDS:g} seconds); for other tasks, how many the model generates in one go, the "
@@ -142,10 +136,10 @@ TASK_OPTIONS: dict[str, dict[str, Any]] = {
         "metavar": "X,Y,W,H",
         "help": "where the input goes, in the result's pixels before --scale",
     },
-    "factor": {"type": whole_number(2, 64), "help": "times as large, or as many frames"},
+    "factor": {"type": integer(2, 64), "help": "times as large, or as many frames"},
     "given": {"type": positive_int, "metavar": "FRAMES", "help": "input frames the model sees"},
     "at": {"choices": ("first", "last"), "help": "which frame the picture is"},
     "strength": {"type": number(0, 1), "metavar": "0..1", "help": "how much to change"},
     "noise": {"type": number(0, 255), "metavar": "LEVELS", "help": "of the input, 0 to 255"},
-    "count": {"type": whole_number(2, 64), "help": "clips from end to end"},
+    "count": {"type": integer(2, 64), "help": "clips from end to end"},
 }

@@ -6,7 +6,8 @@ import os
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from vidcm.cli.common import Parser, number, output_folder, positive_int, run, whole_number
+from vidcm.cli.argument_types import integer, number, output_folder, positive_int
+from vidcm.cli.common import Parser, run
 from vidcm.cli.options import add_art, add_bucket, add_device, add_seed, add_size, art_of
 from vidcm.errors import UsageError, VidcmError
 from vidcm.limits import check_memory
@@ -44,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--rank",
-        type=whole_number(0, 100_000),
+        type=integer(0, 100_000),
         default=os.environ.get("RANK", "0"),
         help="of this process among --world ones that share the work, on one file system (default: "
         "what a launcher says, or 0)",
@@ -138,7 +139,8 @@ def _encode(args: argparse.Namespace) -> None:
         raise UsageError(f"{', '.join(missing)} missing; vidcm encode --help shows examples")
     if args.rank >= args.world:
         raise UsageError(f"--rank is {args.rank}; use 0 to {args.world - 1}, below --world")
-    if args.output and args.output.exists() and not args.overwrite:
+    alone = args.world == 1  # another process may just have made the cache
+    if alone and args.output and args.output.exists() and not args.overwrite:
         raise UsageError(f"{args.output} exists; give another --output, or --overwrite")
     if args.output and args.output.exists() and not (args.output / "index.json").is_file():
         raise UsageError(
@@ -187,6 +189,7 @@ def _encode(args: argparse.Namespace) -> None:
             shard_size=args.shard_size,
             rank=args.rank,
             world=args.world,
+            overwrite=args.overwrite,
             progress=bar.update,
         )
     if found is None:

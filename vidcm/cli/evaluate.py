@@ -8,10 +8,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vidcm.cli.common import Parser, did_you_mean, existing_file, positive_int, run, whole_number
+from vidcm.cli.argument_types import existing_file, integer, positive_int
+from vidcm.cli.common import Parser, run
 from vidcm.cli.options import add_art, add_checkpoint, add_device, add_seed, art_of, check_writable
 from vidcm.errors import UsageError
 from vidcm.evaluation.rows import EDIT_ROWS, ROWS, Row
+from vidcm.schema import did_you_mean
 
 if TYPE_CHECKING:
     from vidcm.lpc.dataset import LPC
@@ -110,9 +112,7 @@ def _add_settings(how: argparse._ActionsContainer) -> None:
         help="with --editing: also measure a model trained with given frames without feeding them",
     )
     counts = ", ".join(f"{n} with --{k.replace('_', '-')}" for k, (n, _) in MEASURES.items())
-    how.add_argument(
-        "--count", type=whole_number(2, 100_000), help=f"held-out combinations ({counts})"
-    )
+    how.add_argument("--count", type=integer(2, 100_000), help=f"held-out combinations ({counts})")
     add_seed(how, "of the combinations and the noise")
     how.add_argument(
         "--batch", type=positive_int, default=16, help="clips at a time; edits one by one"

@@ -3,7 +3,8 @@
 import argparse
 from pathlib import Path
 
-from vidcm.cli.common import Parser, number, output_folder, positive_int, run, whole_number
+from vidcm.cli.argument_types import integer, number, output_folder, positive_int
+from vidcm.cli.common import Parser, run
 from vidcm.cli.options import add_art, add_bucket, art_of, check_model_folder
 from vidcm.errors import UsageError
 from vidcm.limits import check_memory
@@ -49,12 +50,12 @@ def parser() -> argparse.ArgumentParser:
         help="complete prompts before the model reads them: lpc for models of --data lpc",
     )
     p.add_argument("--fps", type=number(0.1, 240), default=8.0, help="frames per second")
-    p.add_argument("--steps", type=whole_number(1, 1000), default=4, help="steps of the student")
+    p.add_argument("--steps", type=integer(1, 1000), default=4, help="steps of the student")
     p.add_argument(
         "--guidance", type=number(0, 100), default=3.0, help="guidance scale of the student"
     )
     p.add_argument(
-        "--teacher-steps", type=whole_number(1, 1000), default=50, help="steps of the teacher"
+        "--teacher-steps", type=integer(1, 1000), default=50, help="steps of the teacher"
     )
     p.add_argument(
         "--teacher-guidance",

@@ -5,8 +5,9 @@ import time
 from pathlib import Path
 
 from vidcm.arguments import seeds
+from vidcm.cli.argument_types import existing_file, integer, number, positive_int
 from vidcm.cli.clips import note, progress_bar, report, warn
-from vidcm.cli.common import Parser, existing_file, number, positive_int, run, whole_number
+from vidcm.cli.common import Parser, run
 from vidcm.cli.options import add_output, add_sampling, add_seed, add_size, free_output
 from vidcm.conditioning.prompts import check_length, check_prompts
 from vidcm.errors import UsageError
@@ -39,10 +40,10 @@ def parser() -> argparse.ArgumentParser:
     )
     add_sampling(p)
     add_seed(p, "of the first clip; the next ones count up")
-    p.add_argument("--num-clips", type=whole_number(1, 10_000), default=1, help="clips per prompt")
+    p.add_argument("--num-clips", type=integer(1, 10_000), default=1, help="clips per prompt")
     p.add_argument(
         "--frames",
-        type=whole_number(1, 100_000),
+        type=integer(1, 100_000),
         help="of a clip, 4k+1; more than the model was trained on are generated in windows "
         "(default: the checkpoint's)",
     )

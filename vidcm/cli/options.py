@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from vidcm.cli.common import clip_output, device, number, seed, sides, whole_number
+from vidcm.cli.argument_types import clip_output, device, integer, number, seed, sides
 from vidcm.errors import UsageError, VidcmError
 
 
@@ -36,7 +36,7 @@ def add_seed(group: argparse._ActionsContainer, meaning: str) -> None:
 def add_sampling(group: argparse._ActionsContainer) -> None:
     """The options that choose a model and its sampler."""
     group.add_argument(
-        "--steps", type=whole_number(1, 1000), help="sampling steps (default: the checkpoint's)"
+        "--steps", type=integer(1, 1000), help="sampling steps (default: the checkpoint's)"
     )
     group.add_argument(
         "--guidance",
@@ -60,7 +60,7 @@ def add_output(group: argparse._ActionsContainer, stem: str) -> None:
         f"default: {stem}.mp4, or the next {stem}-2.mp4, {stem}-3.mp4 that is free",
     )
     group.add_argument(
-        "--scale", type=whole_number(1, 64), default=4, help="enlarge pixels this many times"
+        "--scale", type=integer(1, 64), default=4, help="enlarge pixels this many times"
     )
     group.add_argument("--overwrite", action="store_true", help="replace existing outputs")
     group.add_argument("--json", action="store_true", help="print one JSON object instead of text")

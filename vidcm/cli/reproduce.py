@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from vidcm.cli.common import Parser, number, output_folder, run
+from vidcm.cli.argument_types import number, output_folder
+from vidcm.cli.common import Parser, run
 from vidcm.cli.options import add_art
 from vidcm.config import load
 from vidcm.errors import VidcmError
@@ -83,11 +84,11 @@ def _reproduce(args: argparse.Namespace) -> None:
         os.environ["VIDCM_LPC_ART"] = args.art  # for the commands
     args.output.mkdir(parents=True, exist_ok=True)
     budget = args.minutes * 60 if args.minutes else args.hours * 3600
-    state = _State(args.output / STATE, budget)
+    state = _State(args.output / STATE)
     for place, stage in enumerate(recipe.stages, start=1):
         if (args.output / stage.done).exists():
             continue
-        command = shlex.split(stage.run.format(**names))
+        command = [word.format(**names) for word in shlex.split(stage.run)]
         if stage.share:
             left = budget - state.spent() - sum(s.reserve for s in recipe.stages[place:])
             shares = sum(s.share for s in recipe.stages[place - 1 :])
@@ -117,12 +118,12 @@ def _run(command: Sequence[str], name: str) -> None:
 class _State:
     """Seconds and steps of the stages so far, kept in the working folder."""
 
-    def __init__(self, path: Path, budget: float):
+    def __init__(self, path: Path):
         self.path = path
         try:
             self.content: dict = json.loads(path.read_text("utf-8"))
         except FileNotFoundError:
-            self.content = {"budget": budget, "stages": {}}
+            self.content = {"stages": {}}
         except ValueError:
             raise VidcmError(f"{path} is damaged; delete it to plan anew") from None
 
@@ -158,7 +159,8 @@ class _State:
                 _run([*short, *options], f"trial of {name}")
             lines = (trial / "metrics.jsonl").read_text("utf-8").splitlines()
             rate = [json.loads(line).get("samples_per_second") for line in lines]
-            batch = load(command[command.index("--config") + 1]).batch_size
+            overrides = [word for word in command if "=" in word]
+            batch = load(command[command.index("--config") + 1], overrides).batch_size
             fit = int(seconds * [r for r in rate if r][-1] / batch)
             self._of(name)["steps"] = max(fit, TRIAL_STEPS)
             self._save()

@@ -2,7 +2,8 @@
 
 import argparse
 
-from vidcm.cli.common import Parser, number, positive_int, run, whole_number
+from vidcm.cli.argument_types import integer, number, positive_int
+from vidcm.cli.common import Parser, run
 from vidcm.cli.options import add_art, add_device, add_seed, art_of
 
 LEVELS = (1.5, 3.0, 6.0, 10.0, 15.0, 25.0, 50.0, 100.0)
@@ -30,11 +31,11 @@ def parser() -> Parser:
     p.add_argument(
         "--steps",
         nargs="+",
-        type=whole_number(2, 64),
+        type=integer(2, 64),
         default=[2, 4],
         help="numbers of steps to average over",
     )
-    p.add_argument("--count", type=whole_number(2, 100_000), default=64, help="prompts tried")
+    p.add_argument("--count", type=integer(2, 100_000), default=64, help="prompts tried")
     add_seed(p, "of the prompts and the noise")
     p.add_argument("--batch", type=positive_int, default=32, help="clips at a time")
     add_device(p)

@@ -25,7 +25,7 @@ from vidcm.data.shards import write_shard
 from vidcm.errors import UsageError, VidcmError
 from vidcm.files import replacing, write_text
 
-PLAN, SHARD_SIZE = "plan.json", 1024
+PLAN = "plan.json"
 
 
 @dataclass
@@ -68,10 +68,11 @@ def encode_cache(
     output: Path,
     *,
     codec: str,
-    batch_size: int = 32,
-    shard_size: int = SHARD_SIZE,
+    batch_size: int,
+    shard_size: int,
     rank: int = 0,
     world: int = 1,
+    overwrite: bool = False,
     progress: Callable[[int], object] = lambda count: None,
 ) -> dict[str, int] | None:
     """Encode this rank's shards; the last rank to end makes the cache.
@@ -79,12 +80,13 @@ def encode_cache(
     Args:
         source: The clips.
         encode: Frames uint8 `(b t h w c)` to latents `(b c t h w)`.
-        output: Folder of the cache; an existing one is replaced at the end.
+        output: Folder of the cache.
         codec: sha256 of the codec's weights.
         batch_size: Clips at a time.
         shard_size: Clips of a shard.
         rank: Of this process.
         world: Number of processes, on one or several machines with one file system.
+        overwrite: Replace an existing cache, at the end.
         progress: Called with a number of clips, also of those of an earlier run.
 
     Returns:
@@ -92,21 +94,37 @@ def encode_cache(
         still at work.
 
     Raises:
-        UsageError: A partial cache of other clips or settings is in the way.
+        UsageError: A cache, or a partial one of other clips or settings, is in the way.
         VidcmError: Latents are not finite, no clip is left, or the file system refuses.
     """
     partial = output.with_name(output.name + ".partial")
     shards = _shards(source.counts, shard_size)
     plan = {"codec": codec, "counts": list(source.counts), "shard_size": shard_size}
     plan = json.loads(json.dumps({**plan, **source.facts}))
+    if _made(output, plan, world):
+        return None
+    if output.exists() and not overwrite:
+        raise UsageError(f"{output} exists; give another --output, or --overwrite")
     with _owned(partial, rank):
         _begin(partial, plan)
         for name, numbers in shards[rank::world]:
-            if not (partial / f"{name}.json").is_file():
-                _encode_shard(source, encode, partial, name, numbers, batch_size, progress)
-            else:
+            if (partial / f"{name}.json").is_file():
                 progress(len(numbers))
-    return _finish(partial, output, [name for name, _ in shards], codec, source.facts)
+            elif not _made(output, plan, world):
+                _encode_shard(source, encode, partial, name, numbers, batch_size, progress)
+        found = _finish(partial, output, [name for name, _ in shards], codec, source.facts)
+        late = found is None and _made(output, plan, world)
+        if late and not list(partial.glob("shard-*")):
+            shutil.rmtree(partial, ignore_errors=True)  # begun after it had become the cache
+        return found
+
+
+def _made(output: Path, plan: Mapping[str, Any], world: int) -> bool:
+    """Whether other ranks have made the cache already, of shards of an earlier run."""
+    try:
+        return world > 1 and json.loads((output / PLAN).read_text("utf-8")) == plan
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
 
 
 def _shards(counts: Sequence[int], size: int) -> list[tuple[str, range]]:
@@ -220,8 +238,8 @@ def _finish(
                 os.replace(partial, part)
         else:
             os.replace(partial, output)
-        for file in [*output.glob("rank-*.lock"), output / PLAN]:
-            file.unlink()
+        for lock_file in output.glob("rank-*.lock"):
+            lock_file.unlink()
         return {"clips": sum(r["clips"] for r in full.values()), **reasons}
     finally:
         os.close(lock)

@@ -125,6 +125,11 @@ class LatentShards:
         shard, row = self._shard(shape, row)
         return shard.captions(row)
 
+    def caption(self, seed: int, position: int, shape: int, row: int) -> str:
+        """The caption of a clip at a position."""
+        choices = self.captions(shape, row)
+        return choices[mix(seed, position, 1) % len(choices)]
+
     def _shard(self, shape: int, row: int) -> tuple[Shard, int]:
         """The shard of a clip, and the clip's row in it."""
         ends = self._ends[shape]
@@ -140,9 +145,8 @@ class LatentShards:
         latents, captions, shapes = [], [], set()
         for position in positions:
             shape, row = self.order.at(seed, position)
-            choices = self.captions(shape, row)
             latents.append(self.latents(shape, row))
-            captions.append(choices[mix(seed, position, 1) % len(choices)])
+            captions.append(self.caption(seed, position, shape, row))
             shapes.add(shape)
         one_shape(shapes)
         return Batch(captions, latents=torch.stack(latents))

@@ -122,7 +122,7 @@ class Task:
         """How many frames of a clip it takes at most; None for all there are."""
         return spec.frames
 
-    def known_part(self, given: InputClip) -> InputClip:
+    def known_region(self, given: InputClip) -> InputClip:
         """What is known of a clip."""
         return given
 
@@ -198,7 +198,7 @@ def compose(
             )
         part = InputClip(clip, np.full(clip.shape[:3], not forgets))
         for task in tasks.values():
-            part = task.known_part(part)
+            part = task.known_region(part)
         given.append(part)
     timing = [t for t in tasks.values() if TIMING in t.decides]
     placer = timing[0] if timing else next(iter(tasks.values())) if alone else Task()

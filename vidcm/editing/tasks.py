@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from vidcm.arguments import whole_number
+from vidcm.arguments import integer
 from vidcm.editing.scene import BEGIN, OPERATOR, SIZE, TIMING, InputClip, OutputSpec, Scene, Task
 from vidcm.errors import UsageError
 from vidcm.settings import MAX_SIDE
@@ -32,7 +32,7 @@ class Inpaint(Task):
             )
         self.mask = found != 0
 
-    def known_part(self, given: InputClip) -> InputClip:
+    def known_region(self, given: InputClip) -> InputClip:
         mask = self.mask if self.mask.ndim == 3 else self.mask[None]
         if mask.shape[1:] != given.known.shape[1:] or len(mask) not in (1, len(given)):
             raise UsageError(
@@ -65,7 +65,7 @@ class Outpaint(Task):
     def __init__(self, place: tuple):
         if len(place) != 4:
             raise UsageError(f"place is {place}; give x, y, width and height")
-        self.box = tuple(whole_number("place", number, -MAX_SIDE, MAX_SIDE) for number in place)
+        self.box = tuple(integer("place", number, -MAX_SIDE, MAX_SIDE) for number in place)
 
     def input_size(self, spec: OutputSpec) -> tuple[int, int]:
         x, y, width, height = self.box

@@ -1,13 +1,11 @@
 """LPC clips encoded ahead of training, and read with captions that are composed anew each time."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from vidcm.data.batch import Batch
 from vidcm.data.encoding import Clips
 from vidcm.data.latents import LatentShards
 from vidcm.errors import UsageError
@@ -44,23 +42,14 @@ class LPCLatents(LatentShards):
         self.combinations = Combinations(attributes, self.index["split"])
         self.partial, self.complete = partial, complete
 
-    def batch(self, seed: int, positions: Iterable[int]) -> Batch:
-        """As in `LatentShards`, with captions of the position."""
-        latents, captions = [], []
-        for position in positions:
-            shape, row = self.order.at(seed, position)
-            rng = np.random.default_rng([seed, position, row])
-            latents.append(self.latents(shape, row))
-            captions.append(self.caption(self.combination(row), rng))
-        return Batch(captions, latents=torch.stack(latents))
-
     def combination(self, row: int) -> Combination:
         """The combination of a cached clip, as `vidcm encode` drew it."""
         return self.combinations.sample(np.random.default_rng([self.index["seed"], row]))
 
-    def caption(self, combination: Combination, rng: np.random.Generator) -> str:
-        """A caption of a combination."""
-        words = self.combinations.words
+    def caption(self, seed: int, position: int, shape: int, row: int) -> str:
+        """A caption composed for the position."""
+        rng = np.random.default_rng([seed, position, row])
+        combination, words = self.combination(row), self.combinations.words
         if rng.random() < self.complete:
             return complete_caption(combination, words)
         visible = {k: v for k, v in combination.items() if v != "none"}

@@ -27,7 +27,7 @@ PLACES = ("on", "against", "over", "in front", "onto")  # a colour after them is
 
 
 @lru_cache
-def vocabulary() -> dict[str, Any]:
+def prompt_words() -> dict[str, Any]:
     """The parsed `prompt_words.yaml`."""
     text = resources.files("vidcm.lpc").joinpath("prompt_words.yaml").read_text("utf-8")
     return yaml.safe_load(text)
@@ -44,7 +44,7 @@ class PromptReader:
     """
 
     def __init__(self, attributes: Sequence[str] | None = None):
-        self.combinations, words = Combinations(attributes), vocabulary()
+        self.combinations, words = Combinations(attributes), prompt_words()
         self.fillers = frozenset(words["fillers"])
         self.qualifiers = frozenset(words["qualifiers"])
         self.colors = {w: color for color, group in words["colors"].items() for w in group}
@@ -53,10 +53,9 @@ class PromptReader:
         self.meanings: dict[str, list[tuple[str, str, float]]] = {}
         for attribute, values in words["words"].items():
             for value, weights in values.items():
-                forms = {w: weight for w, weight in weights.items()}
                 if attribute == "action":
-                    forms = {f: n for w, n in weights.items() for f in _forms(w)} | forms
-                for word, weight in forms.items():
+                    weights = {f: n for w, n in weights.items() for f in _forms(w)} | weights
+                for word, weight in weights.items():
                     self.meanings.setdefault(word, []).append((attribute, value, weight))
         hair = words["hair"]
         self.styles = {w: style for style, group in hair["anywhere"].items() for w in group}
@@ -139,15 +138,14 @@ class PromptReader:
 
     @cached_property
     def _terms(self) -> frozenset[str]:
-        """Terms of several words."""
+        """All terms, of one word or several."""
         every = (self.colors, self.nouns, self.meanings, self.styles, self.near_hair, PLACES)
-        return frozenset(w for group in every for w in group if " " in w)
+        return frozenset(term for group in every for term in group)
 
     @cached_property
     def _words(self) -> frozenset[str]:
-        """Single words of all terms."""
-        every = (self.colors, self.nouns, self.meanings, self.styles, self.near_hair, PLACES)
-        return frozenset(part for group in every for w in group for part in w.split())
+        """The words of all terms."""
+        return frozenset(word for term in self._terms for word in term.split())
 
     def _corrected(self, word: str) -> str:
         """A word of the vocabulary that differs by one slip of the fingers, or the word itself."""
@@ -224,7 +222,11 @@ class PromptReader:
         for token in tokens:
             if token in self.styles:
                 return self.styles[token]
-        hair = [i for i, t in enumerate(tokens) if self.nouns.get(t) == 0]
+        hair = [
+            i
+            for i, t in enumerate(tokens)
+            if t in self.nouns and self.garments[self.nouns[t]]["attribute"] == "hair_color"
+        ]
         near = {
             self.near_hair[t]
             for i, t in enumerate(tokens)

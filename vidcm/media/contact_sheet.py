@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from vidcm.arguments import whole_number
+from vidcm.arguments import integer
 from vidcm.media.write import LARGEST, check_clip, enlarge, page, write_png
 
 BACKGROUND = 32  # grey level of gutters and labels
@@ -49,7 +49,7 @@ def contact_sheet(
             f"got rows of {lengths} clips and {named} labels, expected at least one row, a clip "
             "in every row and a label for each row"
         )
-    scale = whole_number("scale", scale, 1, LARGEST)
+    scale = integer("scale", scale, 1, LARGEST)
     bands = []
     for row, label in zip(rows, labels or [""] * len(rows), strict=True):
         for clip in row:

@@ -1,6 +1,6 @@
 """Clips and pictures from files, in the size and at the rate of a model.
 
-Imports torch only to resize, so that commands can refuse a file at once.
+Imports no torch, so that commands can refuse a file at once.
 """
 
 import math

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from vidcm.arguments import integer, real_number
 from vidcm.arguments import path as path_of
-from vidcm.arguments import real_number, whole_number
 from vidcm.errors import UsageError, VidcmError
 from vidcm.files import replacing
 from vidcm.limits import memory
@@ -97,7 +97,7 @@ def check_form(
         real_number("fps", fps, 0.01, fastest)
     except UsageError as error:
         raise UsageError(f"{error} in {kind or 'png'} files") from None
-    scale = whole_number("scale", scale, 1, LARGEST)
+    scale = integer("scale", scale, 1, LARGEST)
     if kind in ENCODINGS and max(height, width) * scale > LARGEST:
         raise UsageError(
             f"got {width}x{height} frames and scale {scale}, expected at most {LARGEST} pixels a "
@@ -151,7 +151,7 @@ def write_clip(
     check_clip(frames, (3,) if kind in ENCODINGS else (3, 4))
     scale = check_form(path, frames.shape[:3], fps, scale)
     if columns is not None:
-        columns = whole_number("columns", columns, 1, LARGEST)
+        columns = integer("columns", columns, 1, LARGEST)
         if kind != ".png":
             raise UsageError(f"got columns {columns} for {path}: only a .png sheet has columns")
     target = check_output(path, overwrite)

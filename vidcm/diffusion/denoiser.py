@@ -1,12 +1,13 @@
 """The denoiser with a network: a backbone on a path, with its text tower."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, Self
 
-import torch
 from torch import Tensor, nn
 
 from vidcm.diffusion.base import Cond, DenoiserBase, Prediction
+from vidcm.diffusion.parameterization import Parameterization, VPrediction
 from vidcm.diffusion.paths import ProbPath, RectifiedFlow
 from vidcm.diffusion.shapes import like
 from vidcm.registry import build
@@ -15,16 +16,17 @@ from vidcm.registry import build
 class Denoiser(nn.Module, DenoiserBase):
     """A backbone on a path. Teachers and students both are of this class.
 
-    Whatever the path, the network sees unit-variance input z = x_t / n, n^2 = alpha^2 + sigma^2,
-    and predicts F = (alpha eps - sigma x0) / n, the velocity of TrigFlow (v-prediction, Salimans &
-    Ho 2022, arXiv 2202.00512). Next to noise F = -x0, so a narrow network need not carry the noise
-    of wide latents through. Casts to and from the network's precision happen here alone.
+    Whatever the path, the network reads and predicts what its parameterization says; by default
+    unit-variance input and v-prediction, the velocity of TrigFlow. Next to noise that is -x0, so a
+    narrow network need not carry the noise of wide latents through. Casts to and from the
+    network's precision happen here alone.
 
     Args:
         backbone: Network `(x (b c t h w), time (b,) or (b t), cond) -> (b c t h w)`.
         conditioner: Text tower, `prompts -> (tokens, mask)`.
         channels: Latent channels.
         path: Diffusion path; default rectified flow.
+        parameterization: What the network reads and predicts; default v-prediction.
         two_times: Whether the backbone takes a second time, the target of a jump. It then predicts
             the average of F on the way; otherwise a jump is a step of DDIM.
         given_frames: Kinds of given frames the model was trained with (`GivenFrames`).
@@ -37,6 +39,7 @@ class Denoiser(nn.Module, DenoiserBase):
         channels: int,
         path: ProbPath | None = None,
         *,
+        parameterization: Parameterization | None = None,
         two_times: bool = False,
         given_frames: Sequence[str] = (),
     ):
@@ -44,8 +47,24 @@ class Denoiser(nn.Module, DenoiserBase):
         self.conditioner: Any = conditioner  # with attributes of its own, which nn.Module hides
         self.backbone: Any = backbone
         self.path = path or RectifiedFlow()
+        self.parameterization = parameterization or VPrediction()
         self.channels, self.two_times = channels, two_times
         self.given_frames = frozenset(given_frames)
+
+    @property
+    def guidance_scales(self) -> tuple[float, float] | None:
+        """Guidance scales that it takes as an input or has built in; None for a teacher."""
+        return (0.0, math.inf) if self.backbone.guidance is not None else None
+
+    @staticmethod
+    def spec_is_student(spec: dict) -> bool:
+        """Whether a spec is of a student."""
+        return bool(spec["backbone"].get("guidance_embed", False))
+
+    @staticmethod
+    def student_spec(spec: dict) -> dict:
+        """The spec of a student of a teacher's spec."""
+        return {**spec, "backbone": {**spec["backbone"], "guidance_embed": True}}
 
     @classmethod
     def from_spec(
@@ -84,16 +103,15 @@ class Denoiser(nn.Module, DenoiserBase):
         For s = 0 the prediction's x0 is the consistency function, equal to x_t at t = 0 whatever
         the weights.
         """
-        alpha, sigma = self.path.alpha(t), self.path.sigma(t)
-        size = torch.hypot(alpha, sigma)
-        cos, sin = like(alpha / size, x_t), like(sigma / size, x_t)
+        network, alpha, sigma = self.parameterization, self.path.alpha(t), self.path.sigma(t)
+        size = network.size(alpha, sigma)
+        a, noise = like(alpha / size, x_t), like(sigma / size, x_t)
         z = x_t / like(size, x_t)
         target = (self._network_time(t if s is None else s),) if self.two_times else ()
-        out = self.backbone(z, self._network_time(t), cond, *target).float()
-        x0, eps = cos * z - sin * out, sin * z + cos * out
+        out = self.backbone(z, network.clock(alpha, sigma), cond, *target).float()
+        x0, eps = network.recover(z, out, a, noise)
         return Prediction(x0, eps, self.path.velocity(x0, eps, t))
 
     def _network_time(self, t: Tensor) -> Tensor:
-        """The network's time input: rectified-flow time, in [0, 1] on every path."""
-        sigma, alpha = self.path.sigma(t), self.path.alpha(t)
-        return sigma / (sigma + alpha)
+        """The network's time input at times of the path."""
+        return self.parameterization.clock(self.path.alpha(t), self.path.sigma(t))

@@ -385,7 +385,7 @@ def test_roles_are_not_mixed_up(copy):
 def test_a_part_that_is_another_kind(copy):
     shutil.rmtree(copy / "codec")
     shutil.copytree(copy / "student", copy / "codec")
-    with pytest.raises(UsageError, match="codec holds a Denoiser; expected a CausalVAE"):
+    with pytest.raises(UsageError, match="codec holds a Denoiser; expected a VideoCodec"):
         VideoPipeline.from_pretrained(copy, device="cpu")
 
 
@@ -445,7 +445,7 @@ def test_exported_teachers_have_a_scale_and_a_grid_of_their_own(made, copy):
             "teacher is not a student: a student takes a guidance scale",
         ),
         ({"teacher": "student"}, [], 2, "student is not a teacher"),
-        ({"codec": "student"}, [], 2, "is not a codec: it holds a denoiser, not a causal_vae"),
+        ({"codec": "student"}, [], 2, "is not a codec: it holds a Denoiser"),
         ({"codec": "none"}, [], 2, "none is not a model folder"),
         ({}, ["--frames", "6"], 2, "6 frames do not fit"),
         ({}, ["--width", "20"], 2, "width 20 is not a multiple of 8"),

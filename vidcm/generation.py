@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vidcm.arguments import integer, real_number
-from vidcm.codecs.causal_vae import CausalVAE
+from vidcm.codecs.base import VideoCodec
 from vidcm.codecs.chunked import decode_chunked
 from vidcm.diffusion import samplers
 from vidcm.diffusion.base import Cond, DenoiserBase
@@ -51,7 +51,7 @@ class Generation:
     """
 
     model: Denoiser
-    codec: CausalVAE
+    codec: VideoCodec
     settings: PipelineSettings
     role: str
     num_inference_steps: int
@@ -63,7 +63,7 @@ class Generation:
     def resolve(
         cls,
         model: Denoiser,
-        codec: CausalVAE,
+        codec: VideoCodec,
         settings: PipelineSettings,
         role: str,
         num_inference_steps: int | None = None,

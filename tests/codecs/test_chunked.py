@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vidcm.codecs.causal_vae import CausalVAE
-from vidcm.codecs.chunked import CONTEXT, _chunks, decode_chunked, encode_chunked
+from vidcm.codecs.chunked import _chunks, decode_chunked, encode_chunked
 from vidcm.errors import UsageError
 
 
@@ -28,12 +28,12 @@ def test_chunks_equal_one_pass(codec, chunk):
 
 def test_less_context_would_show(codec, monkeypatch):
     video = torch.randn(1, 3, 45, 16, 24)
-    monkeypatch.setattr("vidcm.codecs.chunked.CONTEXT", CONTEXT - 1)
+    monkeypatch.setattr(CausalVAE, "context", CausalVAE.context - 1)
     assert (encode_chunked(codec, video, 3) - codec.encode(video)).abs().max() > 1e-4
 
 
 def test_chunks_cover_everything_once():
-    assert [(first, end) for _, first, end in _chunks(11, 4)] == [(0, 4), (4, 8), (8, 11)]
+    assert [(first, end) for _, first, end in _chunks(11, 4, CausalVAE.context)] == [(0, 4), (4, 8), (8, 11)]
 
 
 def test_refusals(codec):

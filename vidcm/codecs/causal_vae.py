@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from vidcm.codecs.base import VideoCodec
 from vidcm.errors import UsageError
-from vidcm.media.sizes import check_frames, check_size
 
 PATCH = 4  # pixels of each side folded into channels at the input
 
@@ -115,7 +115,7 @@ class Upsample(nn.Module):
         return x[:, :, self.time - 1 :]
 
 
-class CausalVAE(nn.Module):
+class CausalVAE(VideoCodec):
     """Encode a video `(b 3 t h w)` in [-1, 1] to latents `(b c (t-1)/4+1 h/8 w/8)` and back.
 
     Args:
@@ -129,6 +129,7 @@ class CausalVAE(nn.Module):
     """
 
     time_stride, stride = 4, 8
+    context = 4  # three frames at each of its two levels in time
 
     def __init__(
         self,
@@ -244,8 +245,7 @@ class CausalVAE(nn.Module):
         Raises:
             UsageError: the strides do not divide the shape.
         """
-        check_frames(video.shape[2], self.time_stride)
-        check_size(video.shape[3], video.shape[4], self.stride)
+        self.latent_shape(*video.shape[2:])
         mean, logvar = self.encoder(self._patches(video)).chunk(2, dim=1)
         return mean, logvar.clamp(-20, 4)
 
@@ -264,13 +264,6 @@ class CausalVAE(nn.Module):
         mean, std = (s.view(-1, 1, 1, 1) for s in (self.mean, self.std))
         raw = (latents * std + mean).to(self.mean.dtype)
         return self.reconstruct(raw).float().clamp(-1, 1)
-
-    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """`(c, t, h, w)` of the latents of a clip. Raises UsageError as `posterior` does."""
-        check_frames(frames, self.time_stride)
-        check_size(height, width, self.stride)
-        groups = (frames - 1) // self.time_stride + 1
-        return self.channels, groups, height // self.stride, width // self.stride
 
 
 def _blocks(width: int, depth: int) -> list[nn.Module]:

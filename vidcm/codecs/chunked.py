@@ -1,7 +1,7 @@
 """Long clips through a causal codec in chunks: the same numbers in bounded memory.
 
-A chunk starts CONTEXT latent frames early, the receptive field of the codec (three frames at each
-of its two levels in time), and drops their results.
+A chunk starts early by the codec's context, its receptive field along time, and drops the results
+of these frames. Codecs that take whole clips only get them whole.
 """
 
 from collections.abc import Iterator
@@ -9,14 +9,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from vidcm.codecs.causal_vae import CausalVAE
+from vidcm.codecs.base import VideoCodec
 from vidcm.errors import UsageError
 from vidcm.media.sizes import check_frames
 
-CONTEXT = 4  # latent frames
 
-
-def encode_chunked(codec: CausalVAE, video: Tensor, chunk: int = 8) -> Tensor:
+def encode_chunked(codec: VideoCodec, video: Tensor, chunk: int = 8) -> Tensor:
     """Latents of a clip of any length, as `codec.encode(video)`.
 
     Args:
@@ -25,15 +23,15 @@ def encode_chunked(codec: CausalVAE, video: Tensor, chunk: int = 8) -> Tensor:
         chunk: latent frames at a time, at least 1.
     """
     stride = codec.time_stride
-    total = (check_frames(video.shape[2], stride) - 1) // stride + 1
+    total = (check_frames(video.shape[2], codec.frame_step) - 1) // stride + 1
     parts = []
-    for start, first, end in _chunks(total, chunk):
+    for start, first, end in _chunks(total, chunk, codec.context):
         clip = video[:, :, start * stride : (end - 1) * stride + 1]
         parts.append(codec.encode(clip)[:, :, first - start :])
     return torch.cat(parts, dim=2)
 
 
-def decode_chunked(codec: CausalVAE, latents: Tensor, chunk: int = 8) -> Iterator[Tensor]:
+def decode_chunked(codec: VideoCodec, latents: Tensor, chunk: int = 8) -> Iterator[Tensor]:
     """Consecutive parts of `codec.decode(latents)`, videos `(b 3 t h w)`.
 
     Args:
@@ -42,14 +40,17 @@ def decode_chunked(codec: CausalVAE, latents: Tensor, chunk: int = 8) -> Iterato
         chunk: latent frames at a time, at least 1.
     """
     stride = codec.time_stride
-    for start, first, end in _chunks(latents.shape[2], chunk):
+    for start, first, end in _chunks(latents.shape[2], chunk, codec.context):
         video = codec.decode(latents[:, :, start:end])
         yield video if first == 0 else video[:, :, (first - start - 1) * stride + 1 :]
 
 
-def _chunks(total: int, size: int) -> Iterator[tuple[int, int, int]]:
+def _chunks(total: int, size: int, context: int | None) -> Iterator[tuple[int, int, int]]:
     """(start with context, first, end) of the chunks that cover `total` latent frames."""
     if size < 1:
         raise UsageError(f"a chunk of {size} latent frames is too short; use at least 1")
+    if context is None:
+        yield 0, 0, total
+        return
     for first in range(0, total, size):
-        yield max(first - CONTEXT, 0), first, min(first + size, total)
+        yield max(first - context, 0), first, min(first + size, total)

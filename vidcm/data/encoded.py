@@ -2,7 +2,7 @@
 
 import torch
 
-from vidcm.codecs.causal_vae import CausalVAE
+from vidcm.codecs.base import VideoCodec
 from vidcm.data.batch import Batch, Dataset
 from vidcm.errors import UsageError
 from vidcm.media.pixels import to_video
@@ -17,7 +17,7 @@ class Encoded:
         device: device of the codec.
     """
 
-    def __init__(self, data: Dataset, codec: CausalVAE, device: torch.device):
+    def __init__(self, data: Dataset, codec: VideoCodec, device: torch.device):
         self.data, self.codec, self.device = data, codec, device
 
     @property

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vidcm.arguments import seeds
-from vidcm.codecs.causal_vae import CausalVAE
+from vidcm.codecs.base import VideoCodec
 from vidcm.codecs.chunked import encode_chunked
 from vidcm.conditioning.prompts import check_prompts
 from vidcm.diffusion.projection import Chain, Project
@@ -179,7 +179,7 @@ def _input_video(scene: Scene) -> Tensor:
     return to_video(torch.from_numpy(frames)[None])
 
 
-def _latent_noise(codec: CausalVAE, video: Tensor, noise: float) -> float:
+def _latent_noise(codec: VideoCodec, video: Tensor, noise: float) -> float:
     """Sigma / alpha of the latents of pixels with noise in grey levels, measured by adding more."""
     more = SampleRng(0, [0], video.device).normal(*video.shape[1:]) * (noise / 127.5)
     off = encode_chunked(codec, video + more) - encode_chunked(codec, video)

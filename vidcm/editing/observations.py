@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vidcm.codecs.causal_vae import CausalVAE
+from vidcm.codecs.base import VideoCodec
 from vidcm.codecs.chunked import decode_chunked, encode_chunked
 from vidcm.diffusion.given_frames import GivenLatents, kinds_of
 from vidcm.diffusion.projection import Chain, Project
@@ -40,7 +40,7 @@ class LatentPrefix:
 class ThroughPixels:
     """Projection of latents through pixels: decode, apply operators in turn, encode."""
 
-    def __init__(self, codec: CausalVAE, operators: Sequence[Operator]):
+    def __init__(self, codec: VideoCodec, operators: Sequence[Operator]):
         self.codec, self.operators = codec, tuple(operators)
 
     def __call__(self, x0: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ class ThroughPixels:
         return encode_chunked(self.codec, video)
 
 
-def decoded(codec: CausalVAE, latents: Tensor) -> Tensor:
+def decoded(codec: VideoCodec, latents: Tensor) -> Tensor:
     """`codec.decode(latents)` of clips of any length, piece by piece."""
     return torch.cat(list(decode_chunked(codec, latents)), 2)
 
@@ -67,7 +67,7 @@ class Observations:
         UsageError: No clip can agree with all observations.
     """
 
-    def __init__(self, scene: Scene, codec: CausalVAE, device: torch.device):
+    def __init__(self, scene: Scene, codec: VideoCodec, device: torch.device):
         frames, known = torch.from_numpy(scene.frames), torch.from_numpy(scene.known)
         self.codec, self.operators = codec, list[Operator]()
         if scene.known.any():
@@ -127,7 +127,7 @@ def _prefix(scene: Scene, stride: int) -> int:
 
 
 def network_input(
-    scene: Scene, kinds: frozenset[str], codec: CausalVAE, device: torch.device
+    scene: Scene, kinds: frozenset[str], codec: VideoCodec, device: torch.device
 ) -> GivenLatents | None:
     """Given latent frames for a model that was trained with such.
 
@@ -144,7 +144,7 @@ def network_input(
     return frames if frames and kinds_of(frames.given) & kinds else None
 
 
-def given_latents(scene: Scene, codec: CausalVAE, device: torch.device) -> GivenLatents | None:
+def given_latents(scene: Scene, codec: VideoCodec, device: torch.device) -> GivenLatents | None:
     """The latent frames of a scene whose frames are known entirely.
 
     Latents of frames after a gap depend a little on the gap (of the bundled codec's, by 3 % of

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vidcm.codecs.causal_vae import CausalVAE
+from vidcm.codecs.base import VideoCodec
 from vidcm.config import TrainConfig
 from vidcm.data.batch import Dataset
 from vidcm.diffusion import samplers
@@ -50,7 +50,7 @@ class Preview:
         config: TrainConfig,
         objective: Objective,
         teacher: Denoiser | None,
-        codec: CausalVAE,
+        codec: VideoCodec,
         data: Dataset,
         device: torch.device,
     ):

@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 
+from vidcm.codecs.base import VideoCodec
 from vidcm.conditioning.prompts import words_of
 from vidcm.data.latents import INDEX, stored_captions
+from vidcm.diffusion.denoiser import Denoiser
 from vidcm.errors import UsageError
 from vidcm.files import replacing
 from vidcm.pipeline import VideoPipeline
@@ -17,7 +19,7 @@ from vidcm.settings import PipelineSettings
 from vidcm.store import read_card, read_weights, save_model
 from vidcm.train.health import LEAST_MOTION, logged_motion
 
-KINDS = {"codec": "causal_vae", "teacher": "denoiser", "student": "denoiser"}
+KINDS = {"codec": VideoCodec, "teacher": Denoiser, "student": Denoiser}
 ROLES = tuple(KINDS)
 MOST_WORDS = 20_000
 
@@ -69,20 +71,21 @@ def export(
         raise UsageError(f"{output} holds a pipeline; give another --output, or --overwrite")
     cards = {role: read_card(models[role]) for role in ROLES}
     for role, card in cards.items():
-        kind, holds = KINDS[role], card["spec"].get("name")
-        if not issubclass(lookup("model", holds), lookup("model", kind)):
-            raise UsageError(f"{models[role]} is not a {role}: it holds a {holds}, not a {kind}")
-    for role in ("teacher", "student"):
-        guided = cards[role]["spec"].get("backbone", {}).get("guidance_embed", False)
-        if guided != (role == "student"):
+        kind: Any = lookup("model", card["spec"].get("name"))
+        if not issubclass(kind, KINDS[role]):
+            raise UsageError(f"{models[role]} is not a {role}: it holds a {kind.__name__}")
+        if role != "codec" and kind.spec_is_student(card["spec"]) != (role == "student"):
             raise UsageError(
                 f"{models[role]} is not a {role}: a student takes a guidance scale as an input "
-                "(backbone.guidance_embed), a teacher does not"
+                "(backbone.guidance_embed) or has one built in (guidance_scale), a teacher has none"
             )
     with replacing(output) as draft:
         if output.exists():
             shutil.copytree(output, draft, ignore=shutil.ignore_patterns("pipeline.json", *ROLES))
         for role, card in cards.items():
+            if "sha256" not in card:  # of diffusers: named, not copied
+                settings.folders[role] = str(Path(models[role]).resolve())
+                continue
             eight = storage == "int8" and role != "codec"
             dtype = torch.int8 if eight else torch.float16
             weights = read_weights(models[role])

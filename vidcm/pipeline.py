@@ -15,7 +15,7 @@ from torch import Tensor
 from vidcm.arguments import SYNONYMS, checked_names, flag, integer, real_number, texts
 from vidcm.arguments import path as path_of
 from vidcm.arguments import text as check_text
-from vidcm.codecs.causal_vae import CausalVAE
+from vidcm.codecs.base import VideoCodec
 from vidcm.conditioning.completion import PromptReader, complete_prompts
 from vidcm.conditioning.prompts import check_length, check_prompts
 from vidcm.diffusion import samplers
@@ -69,7 +69,7 @@ class VideoPipeline:
         dtype: torch.dtype = torch.float32,
     ):
         self.folder, self.settings, self.device, self.dtype = folder, settings, device, dtype
-        self.codec: CausalVAE = load_model(folder / "codec", CausalVAE, device)
+        self.codec: VideoCodec = load_model(self.part("codec"), VideoCodec, device)
         self._models: dict[str, Denoiser] = {}
 
     @classmethod
@@ -121,16 +121,20 @@ class VideoPipeline:
             model.to(self.device)
         return self
 
+    def part(self, role: str) -> Path:
+        """The folder of the codec, student or teacher."""
+        return Path(self.settings.folders.get(role, self.folder / role))
+
     def model(self, role: str) -> Denoiser:
         """The denoiser of a role, "student" or "teacher", loaded on first use."""
         if role not in ("student", "teacher"):
             raise UsageError(f"role is {role!r}; use student or teacher")
         if role not in self._models:
-            model: Denoiser = load_model(self.folder / role, Denoiser, self.device)
-            if (role == "student") != (model.backbone.guidance is not None):
+            model: Denoiser = load_model(self.part(role), Denoiser, self.device)
+            if (role == "student") != (model.guidance_scales is not None):
                 raise UsageError(
-                    f"{self.folder / role} is not a {role}: a student takes a guidance scale as an "
-                    "input, a teacher does not"
+                    f"{self.part(role)} is not a {role}: a student takes a guidance scale as an "
+                    "input or has one built in, a teacher does not"
                 )
             self._models[role] = model
         return self._models[role]

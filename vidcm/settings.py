@@ -85,6 +85,7 @@ class PipelineSettings:
             the one above).
         prompt_reader: Name of the reader that completes prompts; "" for none.
         known_words: Words of the training captions, separated by spaces; "" if not known.
+        folders: Where the codec, student or teacher is, if not in the pipeline folder.
     """
 
     num_frames: int
@@ -96,6 +97,7 @@ class PipelineSettings:
     trained_shapes: list[tuple[int, int, int]] = field(default_factory=list)
     prompt_reader: str = ""
     known_words: str = ""
+    folders: dict[str, str] = field(default_factory=dict)
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -115,7 +117,7 @@ class PipelineSettings:
         """As plain data, without what is unset."""
         data = asdict(self)
         for part in (data["student"], data["teacher"], data):
-            for key in [k for k, v in part.items() if v in (None, [], "")]:
+            for key in [k for k, v in part.items() if v in (None, [], "", {})]:
                 del part[key]
         return data
 

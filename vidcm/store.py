@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vidcm.errors import UsageError, VidcmError
 from vidcm.files import file_hash, replacing
-from vidcm.registry import build
+from vidcm.registry import build, lookup
 from vidcm.version import __version__
 
 FORMAT = 2  # 2: matrices may be int8 with a scale per row
@@ -69,19 +69,37 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     path.chmod(0o644)  # safetensors writes for the owner alone
 
 
+def _component(folder: Path) -> Any:
+    """The component folder of diffusers that a folder is, or None."""
+    if (folder / "model.json").exists() or not (folder / "config.json").is_file():
+        return None
+    return lookup("model_format", "diffusers")(folder)
+
+
+def weights_hash(folder: str | Path) -> str:
+    """sha256 of the weights of a model folder, or of weights and config of a component folder."""
+    component = _component(Path(folder))
+    return component.hash() if component else read_card(folder)["sha256"]
+
+
 def read_card(folder: str | Path) -> dict:
-    """The `model.json` of a model folder.
+    """The `model.json` of a model folder; the like of it for a component folder of diffusers.
 
     Raises:
         UsageError: it is not a model folder.
         VidcmError: the file is damaged, or of a newer version.
     """
     folder = Path(folder)
+    if component := _component(folder):
+        return component.card()
     try:
         card = json.loads((folder / "model.json").read_text("utf-8"))
     except FileNotFoundError:
+        parts = [p for p in ("transformer", "vae") if (folder / p / "config.json").is_file()]
         raise UsageError(
-            f"{folder} is not a model folder (no model.json); give the `final` folder of a run"
+            f"{folder} is a pipeline of diffusers; give its folder {' or '.join(parts)}"
+            if parts
+            else f"{folder} is not a model folder (no model.json); give the `final` folder of a run"
         ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise VidcmError(f"cannot read {folder / 'model.json'}: {error}") from None
@@ -101,6 +119,8 @@ def read_weights(folder: str | Path) -> dict[str, Tensor]:
     Raises:
         VidcmError: they do not match the recorded hash, or are not finite.
     """
+    if component := _component(Path(folder)):
+        return component.weights()
     path = Path(folder) / "model.safetensors"
     card = read_card(folder)
     if not path.is_file():

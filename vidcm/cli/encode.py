@@ -162,16 +162,16 @@ def _encode(args: argparse.Namespace) -> None:
     import torch
     from tqdm import tqdm
 
-    from vidcm.codecs.causal_vae import CausalVAE
+    from vidcm.codecs.base import VideoCodec
     from vidcm.codecs.chunked import encode_chunked
     from vidcm.data.encoding import encode_cache
     from vidcm.media.pixels import to_video
     from vidcm.runtime import fast_cpu, pick_device
-    from vidcm.store import load_model, read_card
+    from vidcm.store import load_model, weights_hash
 
     fast_cpu()
     device = pick_device(args.device)
-    codec = load_model(args.codec, CausalVAE, device)
+    codec = load_model(args.codec, VideoCodec, device)
     source = _lpc(args, device) if args.data == "lpc" else _folder(args, args.max_bad_fraction)
 
     @torch.no_grad()
@@ -184,7 +184,7 @@ def _encode(args: argparse.Namespace) -> None:
             source,
             encode,
             args.output,
-            codec=read_card(args.codec)["sha256"],
+            codec=weights_hash(args.codec),
             batch_size=args.batch,
             shard_size=args.shard_size,
             rank=args.rank,

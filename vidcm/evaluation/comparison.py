@@ -31,7 +31,7 @@ from vidcm.lpc.dataset import CELL, FPS, LPC
 from vidcm.pipeline import VideoPipeline
 from vidcm.runtime import pick_device
 from vidcm.settings import PipelineSettings, StudentSettings, TeacherSettings
-from vidcm.store import read_card
+from vidcm.store import weights_hash
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,7 @@ def run_comparison(comparison: Comparison, lpc: LPC, only: list[str] | None = No
             something else.
         RowsFailed: after all rows, when some of them failed.
     """
-    model = {
-        "teacher": read_card(comparison.teacher).get("sha256"),
-        "codec": read_card(comparison.codec).get("sha256"),
-    }
+    model = {"teacher": weights_hash(comparison.teacher), "codec": weights_hash(comparison.codec)}
     protocol = {k: getattr(comparison, k) for k in ("budget", "count", "seed")}
     facts = {"kind": "comparison", "protocol": {"version": VERSION} | protocol, "model": model}
     order = {key: place for place, (key, _, _) in enumerate(row_entries(comparison))}

@@ -119,7 +119,7 @@ def measure_latency(
     with tempfile.TemporaryDirectory(prefix="vidcm-bench-") as name:
         calls = _warm(pipe, rows, plan, Path(name), tick)
         cold = _cold(pipe, rows, plan, Path(name), shell, tick)
-    cards = {part: read_card(pipe.folder / part) for part in ("codec", *roles)}
+    cards = {part: read_card(pipe.part(part)) for part in ("codec", *roles)}
     recipe = {
         "device": pipe.device.type,
         "rows": [str(row) for row in rows],

@@ -1,11 +1,12 @@
 """Training a denoiser, teacher or student: the parts around it, and checks that they fit."""
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from vidcm.codecs.causal_vae import CausalVAE
+from vidcm.codecs.base import VideoCodec
 from vidcm.config import TrainConfig
 from vidcm.data.batch import Dataset
 from vidcm.data.encoded import Encoded
@@ -13,8 +14,8 @@ from vidcm.data.latents import LatentShards
 from vidcm.diffusion.denoiser import Denoiser
 from vidcm.errors import UsageError
 from vidcm.objectives.base import Objective
-from vidcm.registry import build, options_of
-from vidcm.store import load_model, read_card
+from vidcm.registry import build, lookup, options_of
+from vidcm.store import load_model, read_card, weights_hash
 from vidcm.train.loop import Task
 from vidcm.train.preview import Preview
 from vidcm.train.setup import apply_memory_options, init_from
@@ -41,24 +42,36 @@ def denoiser_task(
         "objective", config.objective, teacher=teacher, make_fake=make_fake
     )
     objective.check(config)
+    check_guidance(model, objective)
     if config.codec is None:
         raise UsageError("a denoiser needs a codec: set codec to the `final` folder of a codec run")
-    codec: CausalVAE = load_model(config.codec, CausalVAE, device)
+    codec: VideoCodec = load_model(config.codec, VideoCodec, device)
     if codec.channels != model.channels:
         raise UsageError(f"model.channels is {model.channels}, but the codec has {codec.channels}")
     if isinstance(data, LatentShards):
-        data.check_codec(read_card(config.codec)["sha256"])
+        data.check_codec(weights_hash(config.codec))
     else:
         data = Encoded(data, codec, device)
     return Task(model, objective, data, Preview(config, objective, teacher, codec, data, device))
 
 
+def check_guidance(model: Denoiser, objective: Objective) -> None:
+    """Raises UsageError where an objective trains scales that a student does not take."""
+    if objective.guidance_range is None or model.guidance_scales is None:
+        return
+    (low, high), (least, most) = objective.guidance_range, model.guidance_scales
+    if low < least or high > most:
+        raise UsageError(
+            f"objective.guidance_range is {low:g} to {high:g}, and the student has the scale "
+            f"{least:g} built in (model.guidance_scale); set both to the same number"
+        )
+
+
 def _fake(config: TrainConfig, folder: str, device: torch.device) -> Denoiser:
     """A trainable copy of the teacher that takes guidance scales: the fake score."""
     spec = read_card(folder)["spec"]
-    fake: Denoiser = build(
-        "model", {**spec, "backbone": {**spec["backbone"], "guidance_embed": True}}
-    )
+    kind: type[Denoiser] = lookup("model", spec["name"])
+    fake: Denoiser = build("model", kind.student_spec(spec))
     init_from(fake, folder)
     apply_memory_options(fake.to(device), config)
     return fake
@@ -75,15 +88,16 @@ def _teacher(config: TrainConfig, student: Denoiser, device: torch.device) -> De
             f"the teacher's latents have {teacher.channels} channels, the student's "
             f"{student.channels}; use the teacher's codec and channels"
         )
-    if spec["backbone"].get("guidance_embed", False):
+    if teacher.guidance_scales is not None:
         raise UsageError(
-            f"teacher {config.teacher} is a student: it takes a guidance scale as an input "
-            "(backbone.guidance_embed); set teacher to the model that it was distilled from"
+            f"teacher {config.teacher} is a student: it takes a guidance scale as an input or has "
+            "one built in; set teacher to the model that it was distilled from"
         )
-    if not config.model["backbone"].get("guidance_embed", False):
+    if student.guidance_scales is None:
         raise UsageError(
-            "a student of a teacher takes guidance scales, and model.backbone.guidance_embed is "
-            "false; set it to true (the weights of an init without stay good)"
+            "a student of a teacher takes guidance scales: set model.backbone.guidance_embed to "
+            "true, or for a public model model.guidance_scale to the scale to build in (the "
+            "weights of an init without stay good)"
         )
     before = _text_tower(spec)
     for option, value in _text_tower(config.model).items():
@@ -101,6 +115,8 @@ def _teacher(config: TrainConfig, student: Denoiser, device: torch.device) -> De
 
 
 def _text_tower(spec: dict) -> dict[str, Any]:
-    """The options of a denoiser's text tower, defaults included."""
+    """The options of a denoiser's text tower, defaults included; of a public one its folder."""
+    if "conditioner" not in spec:
+        return {"base": str(Path(spec["base"]).resolve().parent)}
     options = options_of("conditioner", spec["conditioner"]["name"])
     return {name: p.default for name, p in options.items()} | spec["conditioner"]

@@ -1,0 +1,242 @@
+"""Tiny pipelines of public families with random weights, in folders as diffusers saves them.
+
+They prove calls, clocks, statistics and layouts, nothing of quality.
+"""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+WORDS = "a the monkey robot dances bounces left right red ball . ,".split()
+TEXT = 32  # width of text tokens
+
+
+def tokenizer() -> Any:
+    """A tokenizer of whole words; those that it does not know are one token."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    names = ["<pad>", "</s>", "<unk>", *WORDS]
+    words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(names)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+def text_encoder(kind: str) -> Any:
+    import transformers
+
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=64, d_model=TEXT, d_kv=8, d_ff=37, num_layers=2, num_heads=4
+    )
+    return getattr(transformers, f"{kind}EncoderModel")(config).eval()
+
+
+WAN = {
+    "patch_size": (1, 2, 2),
+    "num_attention_heads": 2,
+    "attention_head_dim": 12,
+    "in_channels": 16,
+    "out_channels": 16,
+    "text_dim": TEXT,
+    "freq_dim": 256,
+    "ffn_dim": 32,
+    "num_layers": 2,
+    "cross_attn_norm": True,
+    "qk_norm": "rms_norm_across_heads",
+    "rope_max_seq_len": 32,
+}
+
+
+def wan_codec(channels: int = 16, **options: Any) -> Any:
+    from diffusers import AutoencoderKLWan
+
+    statistics = {
+        "latents_mean": [0.1 * i for i in range(channels)],
+        "latents_std": [1.0 + 0.05 * i for i in range(channels)],
+    }
+    return AutoencoderKLWan(
+        base_dim=3,
+        z_dim=channels,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False, True, True],
+        **statistics,
+        **options,
+    )
+
+
+def wan() -> Any:
+    from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
+
+    return WanPipeline(
+        transformer=WanTransformer3DModel(**WAN),
+        vae=wan_codec(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        text_encoder=text_encoder("UMT5"),
+        tokenizer=tokenizer(),
+    )
+
+
+def wan_5b() -> Any:
+    """Wan 2.2 TI2V: a codec of twice the stride and a time for each token."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
+
+    codec = wan_codec(
+        48,
+        in_channels=12,
+        out_channels=12,
+        is_residual=True,
+        patch_size=2,
+        scale_factor_spatial=16,
+        scale_factor_temporal=4,
+    )
+    return WanPipeline(
+        transformer=WanTransformer3DModel(**WAN | {"in_channels": 48, "out_channels": 48}),
+        vae=codec,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=5.0),
+        text_encoder=text_encoder("UMT5"),
+        tokenizer=tokenizer(),
+        expand_timesteps=True,
+    )
+
+
+def anyflow() -> Any:
+    from diffusers import AnyFlowPipeline, AnyFlowTransformer3DModel, FlowMapEulerDiscreteScheduler
+
+    options = {k: v for k, v in WAN.items() if k != "qk_norm"}
+    return AnyFlowPipeline(
+        transformer=AnyFlowTransformer3DModel(**options, gate_value=0.25, deltatime_type="r"),
+        vae=wan_codec(),
+        scheduler=FlowMapEulerDiscreteScheduler(shift=5.0),
+        text_encoder=text_encoder("UMT5"),
+        tokenizer=tokenizer(),
+    )
+
+
+def ltx() -> Any:
+    from diffusers import (
+        AutoencoderKLLTXVideo,
+        FlowMatchEulerDiscreteScheduler,
+        LTXPipeline,
+        LTXVideoTransformer3DModel,
+    )
+
+    codec = AutoencoderKLLTXVideo(
+        latent_channels=8,
+        block_out_channels=(8,) * 4,
+        decoder_block_out_channels=(8,) * 4,
+        layers_per_block=(1,) * 5,
+        decoder_layers_per_block=(1,) * 5,
+        spatio_temporal_scaling=(True, True, False, False),
+        decoder_spatio_temporal_scaling=(True, True, False, False),
+        decoder_inject_noise=(False,) * 5,
+        upsample_residual=(False,) * 4,
+        upsample_factor=(1,) * 4,
+        patch_size=1,
+        patch_size_t=1,
+        encoder_causal=True,
+        decoder_causal=False,
+    )
+    codec.latents_mean.copy_(torch.linspace(-0.3, 0.4, 8))
+    codec.latents_std.copy_(torch.linspace(0.5, 1.5, 8))
+    transformer = LTXVideoTransformer3DModel(
+        in_channels=8,
+        out_channels=8,
+        patch_size=1,
+        patch_size_t=1,
+        num_attention_heads=4,
+        attention_head_dim=8,
+        cross_attention_dim=32,
+        num_layers=1,
+        caption_channels=TEXT,
+    )
+    return LTXPipeline(
+        transformer=transformer,
+        vae=codec,
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        text_encoder=text_encoder("T5"),
+        tokenizer=tokenizer(),
+    )
+
+
+def cogvideox(rotary: bool = False) -> Any:
+    from diffusers import (
+        AutoencoderKLCogVideoX,
+        CogVideoXDDIMScheduler,
+        CogVideoXPipeline,
+        CogVideoXTransformer3DModel,
+    )
+
+    transformer = CogVideoXTransformer3DModel(
+        num_attention_heads=4,
+        attention_head_dim=16,
+        in_channels=4,
+        out_channels=4,
+        time_embed_dim=2,
+        text_embed_dim=TEXT,
+        num_layers=1,
+        sample_width=2,
+        sample_height=2,
+        sample_frames=9,
+        patch_size=2,
+        temporal_compression_ratio=4,
+        max_text_seq_length=226,
+        use_rotary_positional_embeddings=rotary,
+        use_learned_positional_embeddings=False,
+    )
+    codec = AutoencoderKLCogVideoX(
+        down_block_types=("CogVideoXDownBlock3D",) * 4,
+        up_block_types=("CogVideoXUpBlock3D",) * 4,
+        block_out_channels=(8,) * 4,
+        latent_channels=4,
+        layers_per_block=1,
+        norm_num_groups=2,
+        temporal_compression_ratio=4,
+    )
+    return CogVideoXPipeline(
+        transformer=transformer,
+        vae=codec,
+        scheduler=CogVideoXDDIMScheduler(
+            prediction_type="v_prediction",
+            rescale_betas_zero_snr=True,
+            snr_shift_scale=3.0,
+            timestep_spacing="trailing",
+        ),
+        text_encoder=text_encoder("T5"),
+        tokenizer=tokenizer(),
+    )
+
+
+FAMILIES: dict[str, Callable[[], Any]] = {
+    "wan": wan,
+    "wan_5b": wan_5b,
+    "anyflow": anyflow,
+    "ltx": ltx,
+    "cogvideox": cogvideox,
+    "cogvideox_rotary": lambda: cogvideox(rotary=True),
+}
+
+
+def save(name: str, folder: Path) -> Path:
+    """The folder of a family's tiny pipeline. Weights that start at zero are shaken."""
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")
+        torch.manual_seed(7)
+        pipeline = FAMILIES[name]()
+        for part in (pipeline.transformer, pipeline.vae):
+            for parameter in part.parameters():
+                parameter.data += 0.05 * torch.randn_like(parameter)
+        pipeline.save_pretrained(folder)
+    return folder

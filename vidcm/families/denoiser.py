@@ -1,0 +1,200 @@
+"""A public transformer as a denoiser: teacher, or student of the same architecture."""
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vidcm.diffusion.base import Cond
+from vidcm.diffusion.denoiser import Denoiser
+from vidcm.diffusion.paths import ProbPath
+from vidcm.errors import UsageError
+from vidcm.families.attention import with_attend
+from vidcm.families.base import Family, find_family
+from vidcm.families.component import empty_module, read_config
+from vidcm.families.ltx import LTX
+from vidcm.families.text import PipelineText
+from vidcm.models.backbone import TransformerBackbone
+from vidcm.registry import build
+
+TRANSFORMER, SCHEDULER = "transformer", "scheduler/scheduler_config.json"
+
+
+class PublicBackbone(TransformerBackbone):
+    """diffusers' transformer with the call of our backbones.
+
+    Args:
+        transformer: The module.
+        family: Its family.
+    """
+
+    guidance = None  # public architectures take no guidance scale
+
+    def __init__(self, transformer: Any, family: Family):
+        super().__init__()
+        self.transformer, self.family = transformer, family
+        self.patch_size = family.patch_size(dict(transformer.config))
+        config = transformer.config
+        self.hidden_size = config.num_attention_heads * config.attention_head_dim
+        with_attend(transformer)
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        return getattr(self.transformer, self.family.blocks)
+
+    @property
+    def activation_checkpointing(self) -> bool:
+        return self.transformer.gradient_checkpointing
+
+    @activation_checkpointing.setter
+    def activation_checkpointing(self, on: bool) -> None:
+        network = self.transformer
+        (network.enable_gradient_checkpointing if on else network.disable_gradient_checkpointing)()
+
+    def forward(self, x: Tensor, time: Tensor, cond: Cond, time_to: Tensor | None = None) -> Tensor:
+        x = x.to(next(self.transformer.parameters()).dtype)
+        return self.family.forward(self.transformer, x, time, cond, time_to)
+
+
+class PublicDenoiser(Denoiser):
+    """A transformer of a public family.
+
+    Students have one guidance scale built in, since the architectures take none as an input.
+
+    Args:
+        transformer: diffusers' module.
+        family: Its family.
+        conditioner: Text tower: the pipeline's, which is frozen and no part of the weights, or one
+            that is trained along.
+        scheduler: The `scheduler_config.json` of the pipeline.
+        path: Diffusion path; default rectified flow.
+        guidance_scale: Of a student; None for a teacher.
+    """
+
+    def __init__(
+        self,
+        transformer: Any,
+        family: Family,
+        conditioner: Any,
+        scheduler: dict[str, Any],
+        path: ProbPath | None = None,
+        guidance_scale: float | None = None,
+        given_frames: Sequence[str] = (),
+    ):
+        super().__init__(
+            PublicBackbone(transformer, family),
+            conditioner,
+            int(transformer.config.in_channels),
+            path,
+            parameterization=family.parameterization(scheduler),
+            two_times=family.two_times,
+            given_frames=given_frames,
+        )
+        self.guidance_scale = guidance_scale
+        self.text_length: int = getattr(conditioner, "max_words", family.text_length)
+
+    @classmethod
+    def from_spec(
+        cls,
+        base: str | None = None,
+        config: dict | None = None,
+        scheduler: dict | None = None,
+        conditioner: dict | None = None,
+        path: dict | None = None,
+        guidance_scale: float | None = None,
+        given_frames: Sequence[str] = (),
+    ) -> Self:
+        """Build the parts.
+
+        Args:
+            base: Folder `transformer` of a diffusers pipeline; config, scheduler and text tower are
+                read there.
+            config: `config.json` of the transformer, `_class_name` included; instead of the base's.
+            scheduler: `scheduler_config.json`; instead of the base's.
+            conditioner: Spec of a text tower to train along; instead of the base's.
+            path: Spec of the diffusion path.
+            guidance_scale: The scale a student is distilled at; None for a teacher.
+            given_frames: Kinds of given frames the model was trained with.
+
+        Raises:
+            UsageError: A part is missing or unknown.
+        """
+        if base is None and (config is None or conditioner is None):
+            raise UsageError(
+                "a public denoiser needs base, the folder `transformer` of a diffusers pipeline, "
+                "or both config and conditioner"
+            )
+        root = None if base is None else Path(base).parent
+        if config is None:
+            assert base is not None
+            config = read_config(Path(base))
+        class_name = str(config.get("_class_name"))
+        family = find_family(class_name)
+        if root is not None:
+            family = _sized(family, root)
+            if scheduler is None and (root / SCHEDULER).is_file():
+                scheduler = read_config(root / "scheduler", Path(SCHEDULER).name)
+        width = family.text_width(config)
+        if conditioner is not None:
+            text = build("conditioner", conditioner)
+            if text.hidden_size != width:
+                raise UsageError(
+                    f"conditioner.hidden_size is {text.hidden_size}, and {class_name} reads tokens "
+                    f"of width {width}; set it so"
+                )
+        else:
+            assert root is not None
+            text = _shared_text(root, type(family))
+        return cls(
+            empty_module(config, class_name),
+            family,
+            text,
+            scheduler or {},
+            build("path", path) if path else None,
+            guidance_scale,
+            given_frames,
+        )
+
+    @property
+    def guidance_scales(self) -> tuple[float, float] | None:
+        return None if self.guidance_scale is None else (self.guidance_scale, self.guidance_scale)
+
+    @staticmethod
+    def spec_is_student(spec: dict) -> bool:
+        return spec.get("guidance_scale") is not None
+
+    @staticmethod
+    def student_spec(spec: dict) -> dict:
+        return {**spec, "guidance_scale": 1.0}
+
+    def encode(self, prompts: Sequence[str], guidance_scale: Tensor | None = None) -> Cond:
+        if isinstance(self.conditioner, PipelineText):
+            tokens, mask = self.conditioner(prompts, next(self.parameters()).device)
+        else:
+            tokens, mask = self.conditioner(prompts)
+        if not self.backbone.family.text_mask:
+            # The network attends to padding, so it must not depend on the rest of the batch.
+            tokens = tokens * mask.unsqueeze(-1)
+            missing = self.text_length - tokens.shape[1]
+            tokens, mask = F.pad(tokens, (0, 0, 0, missing)), F.pad(mask, (0, missing))
+        return Cond(tokens, mask, guidance_scale)
+
+
+@cache
+def _shared_text(root: Path, family: type[Family]) -> PipelineText:
+    """One text tower for the teacher and the student of a folder."""
+    return PipelineText(root, family())
+
+
+def _sized(family: Family, root: Path) -> Family:
+    """The family with what its calls need to know of the codec."""
+    if isinstance(family, LTX) and (root / "vae").is_dir():
+        config = read_config(root / "vae")
+        with torch.device("meta"):
+            codec: Any = empty_module(config, family.codec)
+        return LTX((codec.temporal_compression_ratio, codec.spatial_compression_ratio))
+    return family

@@ -1,0 +1,81 @@
+"""Prompts as a family's own pipeline encodes them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vidcm.errors import UsageError
+from vidcm.families.base import Family, library_class
+from vidcm.families.component import component, read_config
+
+
+class PipelineText:
+    """The frozen text tower of a diffusers folder; it is no part of a model's weights.
+
+    It is loaded at the first prompt. Cleaning, length, padding and masks are the pipeline's.
+
+    Args:
+        root: The pipeline's folder, with `text_encoder` and `tokenizer`.
+        family: Its family.
+    """
+
+    def __init__(self, root: Path, family: Family):
+        self.root, self.family = root, family
+        self._pipeline: Any = None
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the tokens."""
+        config = read_config(self.root / "text_encoder")
+        return int(config.get("d_model") or config["hidden_size"])
+
+    def dropped(self, prompt: str) -> list[str]:
+        """The words of a prompt that lie beyond the text length, by the tokenizer's count."""
+        tokenizer = self._load("cpu").tokenizer
+        found = tokenizer(prompt, return_offsets_mapping=True, add_special_tokens=False)
+        last = self.family.text_length - 1  # the end token takes one
+        return prompt[found["offset_mapping"][last][0] :].split() if len(found[0]) > last else []
+
+    def release(self) -> None:
+        """Free the tower; the next prompt loads it again."""
+        self._pipeline = None
+
+    @torch.no_grad()
+    def __call__(
+        self, prompts: Sequence[str], device: torch.device | str = "cpu"
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens `(b, n, d)`, float32, and their mask `(b, n)`.
+
+        Args:
+            prompts: One per sample.
+            device: Where the tower runs.
+        """
+        found = self._load(device).encode_prompt(
+            list(prompts),
+            do_classifier_free_guidance=False,
+            max_sequence_length=self.family.text_length,
+            device=torch.device(device),
+        )
+        tokens = found[0].float()
+        if self.family.text_mask:
+            return tokens, found[1].bool()
+        return tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+
+    def _load(self, device: torch.device | str) -> Any:
+        if self._pipeline is None:
+            config = read_config(self.root / "text_encoder")
+            names = config.get("architectures") or []
+            if len(names) != 1:
+                raise UsageError(f"{self.root / 'text_encoder'}/config.json names no architecture")
+            encoder = component(self.root / "text_encoder", names[0], "transformers")
+            tokenizer = library_class("AutoTokenizer", "transformers").from_pretrained(
+                self.root / "tokenizer", local_files_only=True
+            )
+            pipeline = library_class(self.family.pipeline)
+            parts = dict.fromkeys(("vae", "transformer", "scheduler"))
+            self._pipeline = pipeline(tokenizer=tokenizer, text_encoder=encoder, **parts)
+        self._pipeline.text_encoder.to(device)
+        return self._pipeline

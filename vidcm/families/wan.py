@@ -1,0 +1,65 @@
+"""Wan 2.1 and 2.2 (arXiv 2503.20314), and flow maps of the same layout (AnyFlow).
+
+Rectified flow, one time per sample or, in Wan 2.2's 5B model, per token. Prompts are padded with
+zeros to 512 tokens, which cross attention sees.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vidcm.diffusion.base import Cond
+from vidcm.families.base import Family
+
+
+class Wan(Family):
+    """`WanTransformer3DModel`."""
+
+    name = "wan"
+    pipeline = "WanPipeline"
+    text_length = 512
+    codec = "AutoencoderKLWan"
+    times_per_frame = True
+
+    def forward(
+        self, network: Any, x: Tensor, time: Tensor, cond: Cond, time_to: Tensor | None
+    ) -> Tensor:
+        if time.ndim == 2:  # a time for each token, frame by frame
+            step, height, width = self.patch_size(network.config)
+            area = (x.shape[3] // height) * (x.shape[4] // width)
+            time = time[:, ::step].repeat_interleave(area, dim=1)
+        return network(x, time, cond.tokens, return_dict=False)[0]
+
+    def latent_statistics(self, codec: Any) -> tuple[Tensor, Tensor]:
+        config = codec.config
+        return torch.tensor(config.latents_mean), torch.tensor(config.latents_std)
+
+    def codec_sizes(self, codec: Any) -> tuple[int, int, int]:
+        config = codec.config
+        return config.z_dim, config.scale_factor_temporal, config.scale_factor_spatial
+
+    def text_width(self, config: dict[str, Any]) -> int:
+        return config["text_dim"]
+
+
+class AnyFlow(Wan):
+    """`AnyFlowTransformer3DModel`: Wan with a second time, the target of a jump.
+
+    It predicts the mean velocity between the two.
+    """
+
+    name = "anyflow"
+    pipeline = "AnyFlowPipeline"
+    two_times = True
+
+    def forward(
+        self, network: Any, x: Tensor, time: Tensor, cond: Cond, time_to: Tensor | None
+    ) -> Tensor:
+        frames = x.shape[2]
+        time, time_to = (
+            t if t.ndim == 2 else t.unsqueeze(1).expand(-1, frames)
+            for t in (time, time if time_to is None else time_to)
+        )
+        out = network(x.movedim(1, 2), time, time_to, cond.tokens, return_dict=False)[0]
+        return out.movedim(1, 2)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from vidcm.errors import VidcmError
 
+HUB = "hf://"
 OLD = ".old"  # name of the replaced content inside the workspace
 
 
@@ -55,6 +56,11 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write UTF-8 text atomically. Raises VidcmError as `replacing` does."""
     with replacing(path) as part:
         part.write_bytes(text.encode("utf-8"))
+
+
+def on_hub(name: str | Path) -> bool:
+    """Whether a name is of the Hugging Face hub, as "hf://owner/name"."""
+    return str(name).startswith(HUB)
 
 
 def file_hash(path: Path) -> str:

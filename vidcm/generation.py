@@ -21,12 +21,7 @@ from vidcm.diffusion.denoiser import Denoiser
 from vidcm.diffusion.given_frames import GivenFramesDenoiser, GivenLatents
 from vidcm.diffusion.guidance import CFGDenoiser, NegativePromptStudent
 from vidcm.diffusion.projection import Project, ProjectedDenoiser
-from vidcm.diffusion.times import (
-    DEFAULT_LOWEST_SIGMA,
-    shifted_timesteps,
-    student_timesteps,
-    to_path_time,
-)
+from vidcm.diffusion.times import shifted_timesteps, student_timesteps, to_path_time
 from vidcm.diffusion.windows import PromptSchedule, Windowed
 from vidcm.errors import UsageError
 from vidcm.media.pixels import to_frames
@@ -85,6 +80,11 @@ class Generation:
             raise UsageError(
                 f"num_inference_steps is {steps}, but this student was trained in {phases} phases "
                 f"of one step each; use {phases}"
+            )
+        low, high = model.guidance_scales or (0.0, math.inf)
+        if not low <= scale <= high:
+            raise UsageError(
+                f"guidance_scale is {scale:g}, but this student has {low:g} built in; leave it out"
             )
         if not isinstance(solver, str) or solver not in samplers.SOLVERS:
             raise UsageError(f"solver is {solver!r}; use {', '.join(samplers.SOLVERS)}")
@@ -172,7 +172,7 @@ class Generation:
         elif student.timesteps:
             grid = student.timesteps
         else:
-            grid = student_timesteps(steps, student.lowest_sigma or DEFAULT_LOWEST_SIGMA)
+            grid = student_timesteps(steps, student.lowest_sigma, student.shift)
         if start < 1:
             grid = [start * t / grid[0] for t in grid]
         return to_path_time(self.model.path, grid).tolist()

@@ -39,7 +39,7 @@ from vidcm.registry import build
 from vidcm.rng import SampleRng
 from vidcm.runtime import fast_cpu, pick_device, pick_dtype
 from vidcm.settings import MAX_CLIPS, MAX_FPS, MAX_SECONDS, PipelineSettings, find_pipeline
-from vidcm.store import load_model
+from vidcm.store import load_model, read_card
 
 BATCH_PIXELS = 2**21  # of all frames of the clips that are sampled and decoded at once
 
@@ -123,14 +123,24 @@ class VideoPipeline:
 
     def part(self, role: str) -> Path:
         """The folder of the codec, student or teacher."""
-        return Path(self.settings.folders.get(role, self.folder / role))
+        folders = self.settings.folders
+        if folders and role not in folders and not (self.folder / role).is_dir():
+            raise UsageError(
+                f"{self.folder} has no {role}, only {' and '.join(folders)}; "
+                + ("use the teacher (--teacher)" if "teacher" in folders else "train one")
+            )
+        return self.folder / folders.get(role, role)
 
     def model(self, role: str) -> Denoiser:
         """The denoiser of a role, "student" or "teacher", loaded on first use."""
         if role not in ("student", "teacher"):
             raise UsageError(f"role is {role!r}; use student or teacher")
         if role not in self._models:
-            model: Denoiser = load_model(self.part(role), Denoiser, self.device)
+            folder, own = self.part(role), self.settings.student.guidance_scale
+            # a public transformer does not say what it was distilled at
+            public = role == "student" and "sha256" not in read_card(folder)
+            options = {"guidance_scale": own} if public else {}
+            model: Denoiser = load_model(folder, Denoiser, self.device, **options)
             if (role == "student") != (model.guidance_scales is not None):
                 raise UsageError(
                     f"{self.part(role)} is not a {role}: a student takes a guidance scale as an "

@@ -38,7 +38,11 @@ TABLE: dict[str, dict[str, str]] = {
         "CogVideoXTransformer3DModel": "vidcm.families.cogvideox:CogVideoX",
         "AutoencoderKLCogVideoX": "vidcm.families.cogvideox:CogVideoX",
     },
-    "model_format": {"diffusers": "vidcm.families.component:ComponentFolder"},
+    "folder_format": {  # of models that vidcm did not write
+        "component": "vidcm.families.component:ComponentFolder",
+        "pipeline": "vidcm.families.pipeline_folder:settings_of",
+        "hub": "vidcm.families.pipeline_folder:snapshot",
+    },
     "path": {
         "rectified_flow": "vidcm.diffusion.paths:RectifiedFlow",
         "trig_flow": "vidcm.diffusion.paths:TrigFlow",

@@ -13,8 +13,8 @@ from typing import Any, Self
 from vidcm.arguments import integer, real_number
 from vidcm.arguments import path as path_of
 from vidcm.errors import UsageError, VidcmError
-from vidcm.files import write_text
-from vidcm.registry import check_name
+from vidcm.files import on_hub, write_text
+from vidcm.registry import check_name, lookup
 from vidcm.schema import from_dict
 
 FILE = "pipeline.json"
@@ -39,6 +39,7 @@ class StudentSettings:
         max_inference_steps: Beyond, more steps rarely help.
         sampler: "consistency" or "flow_map".
         lowest_sigma: sigma / alpha of the last step (default: `times.DEFAULT_LOWEST_SIGMA`).
+        shift: Resolution shift of equal steps, which replace these levels.
         phases: The only number of steps of a phased or progressive student.
         timesteps: Rectified-flow times of those steps, descending.
     """
@@ -49,6 +50,7 @@ class StudentSettings:
     max_inference_steps: int = 8
     sampler: str = "consistency"
     lowest_sigma: float | None = None
+    shift: float | None = None
     phases: int | None = None
     timesteps: list[float] = field(default_factory=list)
 
@@ -164,8 +166,9 @@ class PipelineSettings:
             steps = own.num_inference_steps
             integer(f"{role}.num_inference_steps", steps, 1, MAX_STEPS)
             real_number(f"{role}.guidance_scale", own.guidance_scale, 0, MAX_GUIDANCE)
-        if not self.teacher.shift > 0:
-            raise UsageError(f"teacher.shift is {self.teacher.shift:g}; use a number above 0")
+        for role, shift in (("student", self.student.shift), ("teacher", self.teacher.shift)):
+            if shift is not None and not shift > 0:
+                raise UsageError(f"{role}.shift is {shift:g}; use a number above 0")
         student, (low, high) = self.student, self.student.guidance_range
         if not 0 <= low <= high:
             raise UsageError(f"student.guidance_range is {low:g}, {high:g}; use 0 <= low <= high")
@@ -182,7 +185,8 @@ def find_pipeline(name: str | os.PathLike[str]) -> tuple[Path, PipelineSettings]
     """Find a pipeline folder and read its settings.
 
     Args:
-        name: A bundled model ("lpc-64") or a pipeline folder.
+        name: A bundled model ("lpc-64"), a pipeline folder of vidcm or diffusers, or a name on the
+            Hugging Face hub.
 
     Raises:
         UsageError: There is no such pipeline.
@@ -191,9 +195,13 @@ def find_pipeline(name: str | os.PathLike[str]) -> tuple[Path, PipelineSettings]
     name = path_of("the pipeline", name)
     bundled = sorted(p.parent.name for p in BUNDLED.glob(f"*/{FILE}"))
     folder = BUNDLED / name if name in bundled else Path(name)
+    if on_hub(name):
+        folder = lookup("folder_format", "hub")(name)
     try:
         return folder, PipelineSettings.load(folder)
     except FileNotFoundError:
+        if (folder / "model_index.json").is_file():
+            return folder, lookup("folder_format", "pipeline")(folder)
         raise UsageError(
             f"{name or repr('')} is neither a bundled model ({', '.join(bundled) or 'none'}) nor a "
             f"pipeline folder with a {FILE}; vidcm export makes one from runs"

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vidcm.errors import UsageError, VidcmError
-from vidcm.files import file_hash, replacing
+from vidcm.files import file_hash, on_hub, replacing
 from vidcm.registry import build, lookup
 from vidcm.version import __version__
 
@@ -69,16 +69,27 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     path.chmod(0o644)  # safetensors writes for the owner alone
 
 
+def local_folder(name: str | Path) -> Path:
+    """A folder, downloaded first if the name is of the hub ("hf://owner/name/part").
+
+    Raises:
+        UsageError: There is neither such a folder nor such a part on the hub.
+    """
+    if on_hub(name):
+        return lookup("folder_format", "hub")(str(name))
+    return Path(name)
+
+
 def _component(folder: Path) -> Any:
     """The component folder of diffusers that a folder is, or None."""
     if (folder / "model.json").exists() or not (folder / "config.json").is_file():
         return None
-    return lookup("model_format", "diffusers")(folder)
+    return lookup("folder_format", "component")(folder)
 
 
 def weights_hash(folder: str | Path) -> str:
     """sha256 of the weights of a model folder, or of weights and config of a component folder."""
-    component = _component(Path(folder))
+    component = _component(local_folder(folder))
     return component.hash() if component else read_card(folder)["sha256"]
 
 
@@ -89,7 +100,7 @@ def read_card(folder: str | Path) -> dict:
         UsageError: it is not a model folder.
         VidcmError: the file is damaged, or of a newer version.
     """
-    folder = Path(folder)
+    folder = local_folder(folder)
     if component := _component(folder):
         return component.card()
     try:
@@ -119,9 +130,10 @@ def read_weights(folder: str | Path) -> dict[str, Tensor]:
     Raises:
         VidcmError: they do not match the recorded hash, or are not finite.
     """
-    if component := _component(Path(folder)):
+    folder = local_folder(folder)
+    if component := _component(folder):
         return component.weights()
-    path = Path(folder) / "model.safetensors"
+    path = folder / "model.safetensors"
     card = read_card(folder)
     if not path.is_file():
         raise VidcmError(f"{folder} lacks model.safetensors; copy the whole folder")
@@ -153,7 +165,7 @@ def _quantise(name: str, v: Tensor) -> dict[str, Tensor]:
 
 
 def load_model(
-    folder: str | Path, kind: type | None = None, device: str | torch.device = "cpu"
+    folder: str | Path, kind: type | None = None, device: str | torch.device = "cpu", **options: Any
 ) -> Any:
     """Build the model of a folder with its weights, in evaluation mode, fp32, without gradients.
 
@@ -161,6 +173,7 @@ def load_model(
         folder: the model folder.
         kind: required class.
         device: device of the weights.
+        options: options of the spec that the folder does not have.
 
     Raises:
         UsageError: not a model folder, or of another class.
@@ -168,7 +181,7 @@ def load_model(
     """
     card = read_card(folder)
     with torch.random.fork_rng(devices=[]):  # initial weights are overwritten
-        model: nn.Module = build("model", card["spec"])
+        model: nn.Module = build("model", card["spec"] | options)
     if kind is not None and not isinstance(model, kind):
         raise UsageError(f"{folder} holds a {type(model).__name__}; expected a {kind.__name__}")
     load_weights(model, read_weights(folder), str(folder))

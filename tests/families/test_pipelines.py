@@ -7,6 +7,7 @@ from vidcm.codecs.base import VideoCodec
 from vidcm.diffusion import samplers
 from vidcm.diffusion.denoiser import Denoiser
 from vidcm.diffusion.guidance import CFGDenoiser
+from vidcm.diffusion.times import student_timesteps
 from vidcm.store import load_model
 
 PROMPT, NEGATIVE, GUIDANCE, STEPS = "a red ball bounces left .", "a robot", 4.0, 4
@@ -81,6 +82,26 @@ def test_guided_sampling_is_the_pipelines(public, family):
         video = codec.decode(x)
     expected = decoded.movedim(1, 2) * 2 - 1
     assert (video - expected).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_flow_map_sampling_is_the_pipelines(public, steps):
+    from diffusers import AnyFlowPipeline
+
+    folder = public("anyflow")
+    pipeline = AnyFlowPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    student = load_model(folder / "transformer", Denoiser)
+    noise = torch.randn(1, 16, 3, 4, 4)
+    size = {"num_frames": 9, "height": 32, "width": 32, "guidance_scale": 1.0}
+    theirs = pipeline(
+        PROMPT, num_inference_steps=steps, latents=noise, output_type="latent", **size
+    ).frames
+    times = student_timesteps(steps, by=student.shift)
+    with torch.no_grad():
+        ours = samplers.flow_map(student, noise, times, student.encode([PROMPT]))
+    theirs = theirs.movedim(1, 2) if theirs.shape[1] != 16 else theirs
+    assert (theirs - ours).abs().max() < 2e-5 * theirs.abs().max()
 
 
 def test_codecs_keep_frames_or_refuse(public, family):

@@ -13,6 +13,8 @@ from vidcm.settings import PipelineSettings, StudentSettings, TeacherSettings
 
 MODELS = ("codec", "teacher", "student")
 
+GUIDANCE = 3.0
+
 
 def parser() -> argparse.ArgumentParser:
     p = Parser(
@@ -52,7 +54,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--fps", type=number(0.1, 240), default=8.0, help="frames per second")
     p.add_argument("--steps", type=integer(1, 1000), default=4, help="steps of the student")
     p.add_argument(
-        "--guidance", type=number(0, 100), default=3.0, help="guidance scale of the student"
+        "--guidance",
+        type=number(0, 100),
+        help=f"guidance scale of the student (default: {GUIDANCE:g}, or the nearest of its range)",
     )
     p.add_argument(
         "--teacher-steps", type=integer(1, 1000), default=50, help="steps of the teacher"
@@ -117,14 +121,18 @@ def _export(args: argparse.Namespace) -> None:
 
     if not args.allow_still:
         refuse_still(args.student)
-    own = args.guidance if args.teacher_guidance is None else args.teacher_guidance
+    facts = student_facts(args.student)
+    low, high = facts["guidance_range"]
+    guidance = min(max(GUIDANCE, low), high) if args.guidance is None else args.guidance
+    own = guidance if args.teacher_guidance is None else args.teacher_guidance
+    shift = facts.get("shift", SHIFT) if args.shift is None else args.shift
     settings = PipelineSettings(
         args.frames,
         args.height,
         args.width,
         args.fps,
-        StudentSettings(args.steps, args.guidance, **student_facts(args.student)),
-        TeacherSettings(args.teacher_steps, own, SHIFT if args.shift is None else args.shift),
+        StudentSettings(args.steps, guidance, **facts),
+        TeacherSettings(args.teacher_steps, own, shift),
     )
     if args.bucket:
         settings.trained_shapes = [settings.size, *map(tuple, args.bucket)]

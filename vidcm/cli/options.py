@@ -9,6 +9,7 @@ from typing import Any
 
 from vidcm.cli.argument_types import clip_output, device, integer, number, seed, sides
 from vidcm.errors import UsageError, VidcmError
+from vidcm.files import on_hub
 
 
 def add_device(group: argparse._ActionsContainer) -> None:
@@ -86,8 +87,9 @@ def add_art(group: argparse._ActionsContainer) -> None:
 
 
 def check_model_folder(path: str | Path) -> None:
-    """Raise UsageError for a folder without a `model.json`; needs no torch."""
-    if not Path(path, "model.json").is_file():
+    """Raise UsageError for a folder without a card, vidcm's or diffusers'; needs no torch."""
+    cards = "model.json", "config.json"
+    if not on_hub(path) and not any(Path(path, card).is_file() for card in cards):
         raise UsageError(
             f"{path} is not a model folder (no model.json); give the `final` folder of a run"
         )

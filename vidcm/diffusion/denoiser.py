@@ -30,7 +30,12 @@ class Denoiser(nn.Module, DenoiserBase):
         two_times: Whether the backbone takes a second time, the target of a jump. It then predicts
             the average of F on the way; otherwise a jump is a step of DDIM.
         given_frames: Kinds of given frames the model was trained with (`GivenFrames`).
+
+    Attributes:
+        shift: Resolution shift of the times that it is sampled at; None for vidcm's own.
     """
+
+    shift: float | None = None
 
     def __init__(
         self,
@@ -60,6 +65,11 @@ class Denoiser(nn.Module, DenoiserBase):
     def spec_is_student(spec: dict) -> bool:
         """Whether a spec is of a student."""
         return bool(spec["backbone"].get("guidance_embed", False))
+
+    @staticmethod
+    def spec_has_two_times(spec: dict) -> bool:
+        """Whether a spec is of a model with a second time."""
+        return spec["backbone"].get("two_times", False) is True
 
     @staticmethod
     def student_spec(spec: dict) -> dict:

@@ -50,13 +50,17 @@ def shifted_timesteps(steps: int, *, by: float = 1.0) -> Tensor:
     return shift(torch.linspace(1, 0, steps + 1, dtype=torch.float64), by)
 
 
-def student_timesteps(steps: int, lowest_sigma: float = DEFAULT_LOWEST_SIGMA) -> list[float]:
+def student_timesteps(
+    steps: int, lowest_sigma: float | None = None, by: float | None = None
+) -> list[float]:
     """Times of a student's steps: levels sigma / alpha in geometric progression.
 
     Args:
         steps: Number of evaluations.
-        lowest_sigma: sigma / alpha of the last one. The first is that of `T_START`, for any number
-            of steps.
+        lowest_sigma: sigma / alpha of the last one (default: `DEFAULT_LOWEST_SIGMA`). The first is
+            that of `T_START`, for any number of steps.
+        by: Take the times of `shifted_timesteps` instead, which few-step schedulers of public
+            models have: equal steps from 1, shifted.
 
     Returns:
         `steps` descending rectified-flow times; one step is at T_START alone.
@@ -66,6 +70,9 @@ def student_timesteps(steps: int, lowest_sigma: float = DEFAULT_LOWEST_SIGMA) ->
     """
     if steps < 1:
         raise UsageError(f"{steps} steps cannot sample; use at least 1")
+    if by is not None:
+        return shifted_timesteps(steps, by=by)[:-1].tolist()
+    lowest_sigma = DEFAULT_LOWEST_SIGMA if lowest_sigma is None else lowest_sigma
     highest = T_START / (1 - T_START)
     if not 0 < lowest_sigma < highest:
         raise UsageError(

@@ -19,6 +19,8 @@ from vidcm.schema import suggest
 
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 
+NEEDS_EXTRA = "public models need diffusers: pip install 'vidcm[diffusers]' ({})"
+
 
 class Family(ABC):
     """One architecture with its codec, its text and its calls.
@@ -35,6 +37,8 @@ class Family(ABC):
         blocks: Attribute of the network that holds its blocks.
         times_per_frame: Whether the network takes a time for each token.
         two_times: Whether the network takes a second time, the target of a jump.
+        defaults: Frames, height, width and frames per second of the pipeline's call.
+        guidance_scale: Of the pipeline's call.
     """
 
     name: ClassVar[str]
@@ -46,6 +50,8 @@ class Family(ABC):
     blocks: ClassVar[str] = "blocks"
     times_per_frame: ClassVar[bool] = False
     two_times: ClassVar[bool] = False
+    defaults: ClassVar[tuple[int, int, int, float]]
+    guidance_scale: ClassVar[float]
 
     def parameterization(self, scheduler: dict[str, Any]) -> Parameterization:
         """What the network reads and predicts.
@@ -54,6 +60,10 @@ class Family(ABC):
             scheduler: The `scheduler_config.json` of the pipeline; {} if there is none.
         """
         return FlowPrediction(FlowClock(scale=float(scheduler.get("num_train_timesteps", 1000))))
+
+    def shift(self, scheduler: dict[str, Any]) -> float:
+        """Resolution shift of the scheduler's times."""
+        return float(scheduler.get("flow_shift") or scheduler.get("shift") or 1.0)
 
     def patch_size(self, config: dict[str, Any]) -> tuple[int, int, int]:
         """Latents `(t, h, w)` of a token."""
@@ -110,9 +120,7 @@ def library_class(name: str, library: str = "diffusers") -> Any:
         module = import_module(library)
         import_module("ftfy")  # pipelines call it without checking
     except ImportError as error:
-        raise UsageError(
-            f"public models need diffusers: pip install 'vidcm[diffusers]' ({error})"
-        ) from None
+        raise UsageError(NEEDS_EXTRA.format(error)) from None
     try:
         return getattr(module, name)
     except (AttributeError, ImportError) as error:

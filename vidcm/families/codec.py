@@ -1,6 +1,5 @@
 """A public codec: diffusers' autoencoder with the family's rules and statistics of latents."""
 
-from pathlib import Path
 from typing import Any, Self
 
 from torch import Tensor
@@ -9,6 +8,7 @@ from vidcm.codecs.base import VideoCodec
 from vidcm.errors import UsageError
 from vidcm.families.base import Family, find_family
 from vidcm.families.component import empty_module, read_config
+from vidcm.store import local_folder
 
 
 class PublicCodec(VideoCodec):
@@ -44,7 +44,7 @@ class PublicCodec(VideoCodec):
         if config is None:
             if base is None:
                 raise UsageError("a public codec needs base, the folder `vae` of a pipeline")
-            config = read_config(Path(base))
+            config = read_config(local_folder(base))
         class_name = str(config.get("_class_name"))
         return cls(empty_module(config, class_name), find_family(class_name), tiling)
 

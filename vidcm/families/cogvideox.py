@@ -25,6 +25,8 @@ class CogVideoX(Family):
     codec = "AutoencoderKLCogVideoX"
     latent_step = 2  # its codec works on pairs of latent frames, and returns more for others
     blocks = "transformer_blocks"
+    defaults = (49, 480, 720, 8.0)
+    guidance_scale = 6.0
 
     def parameterization(self, scheduler: dict[str, Any]) -> Parameterization:
         if scheduler.get("prediction_type") != "v_prediction":

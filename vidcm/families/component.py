@@ -5,7 +5,7 @@ diffusers loads a folder that lacks a tensor without a word; here everything mus
 
 import hashlib
 import json
-import re
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from vidcm.families.base import find_family, library_class
 from vidcm.files import file_hash
 
 CONFIG = "config.json"
-HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)/(?P<part>[\w.-]+)")
 
 
 def read_config(folder: Path, name: str = CONFIG) -> dict[str, Any]:
@@ -130,11 +129,15 @@ def component(folder: Path, class_name: str, library: str = "diffusers") -> Any:
     _files(folder)
     cls = library_class(class_name, library)
     options = {"output_loading_info": True, "use_safetensors": True, "local_files_only": True}
+    bars = import_module(f"{library}.utils.logging")
+    bars.disable_progress_bar()
     try:
         module, info = cls.from_pretrained(folder, **options)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         line = " ".join(str(error).split())
         raise VidcmError(f"cannot load {folder} as {class_name}: {line[:300]}") from None
+    finally:
+        bars.enable_progress_bar()
     check_complete(module, info, folder)
     return module.eval().requires_grad_(False)
 

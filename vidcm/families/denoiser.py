@@ -20,6 +20,7 @@ from vidcm.families.ltx import LTX
 from vidcm.families.text import PipelineText
 from vidcm.models.backbone import TransformerBackbone
 from vidcm.registry import build
+from vidcm.store import local_folder
 
 TRANSFORMER, SCHEDULER = "transformer", "scheduler/scheduler_config.json"
 
@@ -94,7 +95,7 @@ class PublicDenoiser(Denoiser):
             two_times=family.two_times,
             given_frames=given_frames,
         )
-        self.guidance_scale = guidance_scale
+        self.guidance_scale, self.shift = guidance_scale, family.shift(scheduler)
         self.text_length: int = getattr(conditioner, "max_words", family.text_length)
 
     @classmethod
@@ -128,10 +129,11 @@ class PublicDenoiser(Denoiser):
                 "a public denoiser needs base, the folder `transformer` of a diffusers pipeline, "
                 "or both config and conditioner"
             )
-        root = None if base is None else Path(base).parent
+        folder = None if base is None else local_folder(base)
+        root = None if folder is None else folder.parent
         if config is None:
-            assert base is not None
-            config = read_config(Path(base))
+            assert folder is not None
+            config = read_config(folder)
         class_name = str(config.get("_class_name"))
         family = find_family(class_name)
         if root is not None:
@@ -166,6 +168,11 @@ class PublicDenoiser(Denoiser):
     @staticmethod
     def spec_is_student(spec: dict) -> bool:
         return spec.get("guidance_scale") is not None
+
+    @staticmethod
+    def spec_has_two_times(spec: dict) -> bool:
+        config = spec.get("config") or read_config(local_folder(spec["base"]))
+        return find_family(str(config.get("_class_name"))).two_times
 
     @staticmethod
     def student_spec(spec: dict) -> dict:

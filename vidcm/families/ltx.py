@@ -29,6 +29,8 @@ class LTX(Family):
     codec = "AutoencoderKLLTXVideo"
     blocks = "transformer_blocks"
     times_per_frame = True
+    defaults = (161, 512, 704, 25.0)
+    guidance_scale = 3.0
 
     def __init__(self, strides: tuple[int, int] = (8, 32)):
         self.strides = strides

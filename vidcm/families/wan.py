@@ -21,6 +21,8 @@ class Wan(Family):
     text_length = 512
     codec = "AutoencoderKLWan"
     times_per_frame = True
+    defaults = (81, 480, 832, 16.0)
+    guidance_scale = 5.0
 
     def forward(
         self, network: Any, x: Tensor, time: Tensor, cond: Cond, time_to: Tensor | None

@@ -22,6 +22,7 @@ from vidcm.diffusion.times import SHIFT, T_START, shift
 from vidcm.errors import UsageError
 from vidcm.objectives.base import Loss
 from vidcm.objectives.common import Pair, StudentObjective, build_derivative, check_derivative
+from vidcm.registry import lookup
 from vidcm.rng import SampleRng
 
 
@@ -79,11 +80,12 @@ class FlowMap(StudentObjective):
 
     def check(self, config: TrainConfig) -> None:
         super().check(config)
-        two_times = config.model.get("backbone", {}).get("two_times", False)
-        if two_times is not True:
+        student: type[Denoiser] = lookup("model", config.model["name"])
+        if not student.spec_has_two_times(config.model):
             raise UsageError(
-                "objective flow_map needs a student of two times, but model.backbone.two_times is "
-                f"{two_times}; set it to true (the weights of a one-time init stay good)"
+                "objective flow_map needs a student of two times: set model.backbone.two_times to "
+                "true (the weights of a one-time init stay good), or take a public model with two, "
+                "such as AnyFlow"
             )
         check_derivative(self.differentiate, config)
 

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from vidcm.config import TrainConfig, to_dict
 from vidcm.data.loader import positions
+from vidcm.diffusion.denoiser import Denoiser
 from vidcm.errors import UsageError
 from vidcm.objectives.base import Objective
 from vidcm.runtime import fast_cpu, pick_device
 from vidcm.store import save_model
 from vidcm.train import precision
 from vidcm.train.engine import Engine, LocalEngine, TrainStep
-from vidcm.train.loop import train
+from vidcm.train.loop import Task, train
 from vidcm.train.roles import assemble
 from vidcm.train.tasks import make_task
 
@@ -63,7 +64,7 @@ def launch(config: TrainConfig, device_name: str = "auto") -> int:
     engine = assemble(task.model, task.objective, config, device, start)
 
     def export(weights: dict[str, Tensor], folder: Path, step: int) -> None:
-        metadata = {"config": to_dict(config), "step": step, **student_facts(task.objective)}
+        metadata = {"config": to_dict(config), "step": step, **student_facts(task)}
         save_model(folder, exported_spec(config, task.objective), weights, metadata=metadata)
 
     code = train(config, task, engine, export)
@@ -73,16 +74,27 @@ def launch(config: TrainConfig, device_name: str = "auto") -> int:
 
 
 def exported_spec(config: TrainConfig, objective: Objective) -> dict[str, Any]:
-    """Return the spec of the model folder: the config's, with the kinds of given frames."""
-    kinds = sorted(objective.given_mask.kinds)
-    return {**config.model, "given_frames": kinds} if kinds else config.model
+    """Return the spec of the model folder: the config's, with the kinds of given frames.
+
+    The folder of a public model is absolute, since the run may be read from anywhere.
+    """
+    spec, kinds = dict(config.model), sorted(objective.given_mask.kinds)
+    if kinds:
+        spec["given_frames"] = kinds
+    if base := spec.get("base"):
+        spec["base"] = str(Path(base).resolve())
+    return spec
 
 
-def student_facts(objective: Objective) -> dict[str, Any]:
+def student_facts(task: Task) -> dict[str, Any]:
     """Return the facts of a student that `pipeline.json` takes over; {} of other models."""
+    objective, model = task.objective, task.model
     if objective.sampling is None:
         return {}
-    return {"student": {"guidance_range": objective.guidance_range, **objective.sampling}}
+    facts = {"guidance_range": objective.guidance_range, **objective.sampling}
+    if isinstance(model, Denoiser) and model.shift is not None:
+        facts["shift"] = model.shift
+    return {"student": facts}
 
 
 def start_on_ranks(step: TrainStep, config: TrainConfig, averaged: bool) -> Engine:

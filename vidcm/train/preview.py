@@ -15,13 +15,7 @@ from vidcm.data.batch import Dataset
 from vidcm.diffusion import samplers
 from vidcm.diffusion.denoiser import Denoiser
 from vidcm.diffusion.guidance import CFGDenoiser
-from vidcm.diffusion.times import (
-    DEFAULT_LOWEST_SIGMA,
-    SHIFT,
-    shifted_timesteps,
-    student_timesteps,
-    to_path_time,
-)
+from vidcm.diffusion.times import SHIFT, shifted_timesteps, student_timesteps, to_path_time
 from vidcm.media.contact_sheet import contact_sheet
 from vidcm.media.pixels import to_frames
 from vidcm.metrics.motion import motion, motion_ratio
@@ -107,7 +101,8 @@ class Preview:
 
     def _sample_teacher(self, teacher: Denoiser) -> Tensor:
         guided = CFGDenoiser(teacher, self.guidance, teacher.encode([""] * len(self.prompts)))
-        times = to_path_time(teacher.path, shifted_timesteps(TEACHER_STEPS, by=SHIFT))
+        grid = shifted_timesteps(TEACHER_STEPS, by=teacher.shift or SHIFT)
+        times = to_path_time(teacher.path, grid)
         start = self._noise()[0] * teacher.path.sigma(times[0]).float()
         x = samplers.euler(guided, start, times, teacher.encode(self.prompts))
         return self._decode(x, f"teacher, {TEACHER_STEPS} steps")
@@ -121,8 +116,9 @@ class Preview:
         cond = student.encode(self.prompts, scale if self.teacher else None)
         noise, rng = self._noise()
         for steps in [sampling["phases"]] if "phases" in sampling else STUDENT_STEPS:
-            lowest = sampling.get("lowest_sigma", DEFAULT_LOWEST_SIGMA)
-            timesteps = sampling.get("timesteps") or student_timesteps(steps, lowest)
+            timesteps = sampling.get("timesteps") or student_timesteps(
+                steps, sampling.get("lowest_sigma"), student.shift
+            )
             times = to_path_time(student.path, timesteps).tolist()
             start = noise * student.path.sigma(torch.tensor(times[0])).float()
             x = samplers.SAMPLERS[sampling["sampler"]](student, start, times, cond, rng)

@@ -8,6 +8,7 @@ from vidcm.errors import UsageError
 # Measured on a CPU with lpc-64: bytes for each pixel of all clips (results and latents), and for
 # each pixel that the decoder has in work, at most `DECODED_FRAMES` frames of a clip.
 BYTES_KEPT, BYTES_DECODED, DECODED_FRAMES = 24, 130, 40
+BATCH_PIXELS = 2**21  # of all frames of the clips that are sampled and decoded at once
 
 
 def memory() -> int:

@@ -32,7 +32,7 @@ from vidcm.inputs import (
     check_size,
     draw_seeds,
 )
-from vidcm.limits import check_memory
+from vidcm.limits import BATCH_PIXELS, check_memory
 from vidcm.media.clips import OUTPUT_TYPES, Clips, Clock, as_output
 from vidcm.media.load import fit, load_clip
 from vidcm.registry import build
@@ -40,8 +40,6 @@ from vidcm.rng import SampleRng
 from vidcm.runtime import fast_cpu, pick_device, pick_dtype
 from vidcm.settings import MAX_CLIPS, MAX_FPS, MAX_SECONDS, PipelineSettings, find_pipeline
 from vidcm.store import load_model, read_card
-
-BATCH_PIXELS = 2**21  # of all frames of the clips that are sampled and decoded at once
 
 # Called after each step as (pipe, step from 0, time, {"latents": x}); returns {} or new latents.
 StepCallback = Callable[

@@ -1,6 +1,7 @@
 """Students of public models by the ordinary commands: encode, train, export, generate, edit."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 import yaml
 
 from vidcm.cli import edit, encode, export, generate, train
+from vidcm.config import load
 from vidcm.media.write import write_clip
 from vidcm.store import load_model, read_card, read_weights
 
@@ -207,3 +209,50 @@ def test_a_public_architecture_from_scratch(tmp_path, public, latents):
     assert one.tokens.shape == (1, 12, 32) and torch.allclose(
         one.tokens[0], two.tokens[0], atol=1e-4
     )
+
+
+def test_half_precision_keeps_what_diffusers_keeps(tmp_path, public, latents):
+    code, folder = run(tmp_path, public, latents, precision="bf16")
+    assert code == 0
+    base = public("wan") / "transformer"
+    teacher, half = load_model(base), load_model(base).store_in(torch.bfloat16)
+    kinds = {n: p.dtype for n, p in half.backbone.transformer.named_parameters()}
+    assert kinds["blocks.0.attn1.to_q.weight"] == torch.bfloat16
+    assert kinds["blocks.0.scale_shift_table"] == torch.float32
+    x, t, cond = torch.randn(1, 16, 3, 4, 4), torch.tensor([0.7]), teacher.encode([CAPTION])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        one, two = teacher.velocity(x, t, cond), half.velocity(x, t, cond)
+    assert (one - two).norm() < 0.02 * one.norm()
+
+
+CONFIGS = sorted(
+    path
+    for path in (Path(__file__).parents[2] / "configs").glob("*/*.yaml")
+    if path.parent.name != "lpc"
+)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_configs_of_public_models_train(tmp_path, public, latents, path):
+    """Each config, with the tiny model of its family in the place of the real one."""
+    family = {"wan22_5b": "wan_5b"}.get(path.parent.name, path.parent.name.split("_")[0])
+    family = {"wan21": "wan"}.get(family, family)
+    root, config = public(family), load(path)
+    assert str(config.codec).removesuffix("/vae") == config.model["base"].removesuffix(
+        "/transformer"
+    )
+    words = [
+        f"model.base={root}/transformer",
+        f"teacher={root}/transformer",
+        f"codec={root}/vae",
+        f"data.path={latents(family)}",
+        f"output={tmp_path / 'run'}",
+        "steps=2",
+        "batch_size=2",
+        "zero=0",
+        "num_workers=0",
+        *([f"init={root}/transformer"] if config.init else []),
+        *(["lora.rank=2"] if config.lora else []),
+    ]
+    assert train.main(["--config", str(path), *words]) == 0
+    assert (tmp_path / "run" / "final" / "model.json").is_file()

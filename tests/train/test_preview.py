@@ -78,3 +78,38 @@ def test_a_frozen_teacher_is_sampled_once_in_a_run(tmp_path, monkeypatch):
     assert counts == [sheets.TEACHER_STEPS + student, student]
     assert numbers[0] == numbers[1]
     assert (tmp_path / "first.png").read_bytes() == (tmp_path / "second.png").read_bytes()
+
+
+def test_large_clips_are_drawn_one_by_one(tmp_path, monkeypatch):
+    models = tiny.parts(tmp_path)
+    config = TrainConfig(
+        model=tiny.denoiser(guidance_embed=True),
+        objective={"name": "consistency_tuning"},
+        data={"name": "clips"},
+        output=str(tmp_path / "run"),
+        steps=1,
+        teacher=str(models["teacher"]),
+        codec=str(models["codec"]),
+        preview_prompts=["an orc", "a lady", "a man"],
+    )
+    sizes, predict = set(), Denoiser.predict
+
+    def measure(self, x_t, t, cond, s=None):
+        sizes.add(len(x_t))
+        return predict(self, x_t, t, cond, s)
+
+    monkeypatch.setattr(Denoiser, "predict", measure)
+    sheets_of = []
+    for pixels in (2**21, 1):
+        sizes.clear()
+        monkeypatch.setattr(sheets, "BATCH_PIXELS", pixels)
+        task = module.denoiser_task(config, build("model", config.model), tiny.Clips(), CPU)
+        state = (
+            torch.load(tmp_path / "w.pt")
+            if (tmp_path / "w.pt").exists()
+            else task.model.state_dict()
+        )
+        torch.save(state, tmp_path / "w.pt")
+        sheets_of.append(task.preview(state, tmp_path / f"{pixels}.png"))
+        assert sizes == ({6, 3} if pixels > 1 else {2, 1})
+    assert sheets_of[0] == pytest.approx(sheets_of[1], rel=1e-3)

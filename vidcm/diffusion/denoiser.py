@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
 from vidcm.diffusion.base import Cond, DenoiserBase, Prediction
@@ -96,6 +97,10 @@ class Denoiser(nn.Module, DenoiserBase):
             two_times=bool(backbone.get("two_times", False)),
             given_frames=given_frames,
         )
+
+    def store_in(self, dtype: torch.dtype) -> Self:
+        """Keep a frozen network in half precision where that is usual; here it stays fp32."""
+        return self
 
     def encode(self, prompts: Sequence[str], guidance_scale: Tensor | None = None) -> Cond:
         """Prompts to a condition; the empty prompt is the unconditional one.

@@ -128,7 +128,12 @@ def component(folder: Path, class_name: str, library: str = "diffusers") -> Any:
     read_config(folder)
     _files(folder)
     cls = library_class(class_name, library)
-    options = {"output_loading_info": True, "use_safetensors": True, "local_files_only": True}
+    options = {
+        "output_loading_info": True,
+        "use_safetensors": True,
+        "local_files_only": True,
+        "torch_dtype": "auto",  # as stored
+    }
     bars = import_module(f"{library}.utils.logging")
     bars.disable_progress_bar()
     try:

@@ -57,7 +57,6 @@ class PublicBackbone(TransformerBackbone):
         (network.enable_gradient_checkpointing if on else network.disable_gradient_checkpointing)()
 
     def forward(self, x: Tensor, time: Tensor, cond: Cond, time_to: Tensor | None = None) -> Tensor:
-        x = x.to(next(self.transformer.parameters()).dtype)
         return self.family.forward(self.transformer, x, time, cond, time_to)
 
 
@@ -177,6 +176,17 @@ class PublicDenoiser(Denoiser):
     @staticmethod
     def student_spec(spec: dict) -> dict:
         return {**spec, "guidance_scale": 1.0}
+
+    def store_in(self, dtype: torch.dtype) -> Self:
+        """Keep a frozen network in half precision, but for what diffusers keeps in fp32.
+
+        It then runs under autocast.
+        """
+        kept = tuple(self.backbone.transformer._keep_in_fp32_modules or ())
+        for name, parameter in self.backbone.transformer.named_parameters():
+            if not any(part in name.split(".") for part in kept):
+                parameter.data = parameter.data.to(dtype)
+        return self
 
     def encode(self, prompts: Sequence[str], guidance_scale: Tensor | None = None) -> Cond:
         if isinstance(self.conditioner, PipelineText):

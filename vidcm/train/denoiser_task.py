@@ -111,7 +111,8 @@ def _teacher(config: TrainConfig, student: Denoiser, device: torch.device) -> De
             f"the teacher is on the path {type(teacher.path).__name__}, the student on "
             f"{type(student.path).__name__}; give both the same path"
         )
-    return teacher
+    # public weights are published in bf16, so nothing is lost
+    return teacher.store_in(torch.bfloat16) if config.precision == "bf16" else teacher
 
 
 def _text_tower(spec: dict) -> dict[str, Any]:

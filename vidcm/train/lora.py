@@ -42,7 +42,8 @@ def adapt(model: nn.Module, config: LoraConfig) -> None:
             raise UsageError(
                 f"lora.targets: {end!r} is no linear layer of a block (known: {', '.join(known)})"
             )
-    chosen = [f"blocks.{n}" for n in layers if any(_ends(n, end) for end in ends)]
+    prefix = next(name for name, module in backbone.named_modules() if module is backbone.blocks)
+    chosen = [f"{prefix}.{n}" for n in layers if any(_ends(n, end) for end in ends)]
     model.requires_grad_(False)
     settings = peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=chosen)
     peft.inject_adapter_in_model(settings, backbone)

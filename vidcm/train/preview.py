@@ -1,5 +1,6 @@
 """Previews of a denoiser's run: a sheet of samples, and what is wrong with them."""
 
+import math
 import sys
 from collections.abc import Iterator
 from functools import cached_property
@@ -16,6 +17,7 @@ from vidcm.diffusion import samplers
 from vidcm.diffusion.denoiser import Denoiser
 from vidcm.diffusion.guidance import CFGDenoiser
 from vidcm.diffusion.times import SHIFT, shifted_timesteps, student_timesteps, to_path_time
+from vidcm.limits import BATCH_PIXELS
 from vidcm.media.contact_sheet import contact_sheet
 from vidcm.media.pixels import to_frames
 from vidcm.metrics.motion import motion, motion_ratio
@@ -68,6 +70,11 @@ class Preview:
         model: Denoiser = build("model", self.config.model)
         model = model.to(self.device).eval().requires_grad_(False)
         model.load_state_dict(weights)
+        half = self.config.precision == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+            return self._draw(model, path)
+
+    def _draw(self, model: Denoiser, path: Path) -> dict[str, float]:
         frames: dict[str, Tensor] = {}
         numbers: dict[str, float] = {}
         reference = None
@@ -89,9 +96,14 @@ class Preview:
         numbers["preview/healthy"] = int(not _warn(path.name, frames, reference))
         return numbers
 
-    def _noise(self) -> tuple[Tensor, SampleRng]:
-        rng = SampleRng(self.config.seed, range(len(self.prompts)), self.device)
-        return rng.normal(*self.shape), rng
+    def _parts(self) -> Iterator[tuple[list[str], Tensor, SampleRng]]:
+        """Prompts, noise and draws of as many clips as memory should hold, one after the other."""
+        pixels = math.prod(self.shape[1:]) * self.codec.time_stride * self.codec.stride**2
+        size = max(BATCH_PIXELS // pixels, 1)
+        for first in range(0, len(self.prompts), size):
+            prompts = self.prompts[first : first + size]
+            rng = SampleRng(self.config.seed, range(first, first + len(prompts)), self.device)
+            yield prompts, rng.normal(*self.shape), rng
 
     @cached_property
     def _teacher_frames(self) -> Tensor:
@@ -100,29 +112,37 @@ class Preview:
         return self._sample_teacher(self.teacher)
 
     def _sample_teacher(self, teacher: Denoiser) -> Tensor:
-        guided = CFGDenoiser(teacher, self.guidance, teacher.encode([""] * len(self.prompts)))
         grid = shifted_timesteps(TEACHER_STEPS, by=teacher.shift or SHIFT)
         times = to_path_time(teacher.path, grid)
-        start = self._noise()[0] * teacher.path.sigma(times[0]).float()
-        x = samplers.euler(guided, start, times, teacher.encode(self.prompts))
-        return self._decode(x, f"teacher, {TEACHER_STEPS} steps")
+        clips = []
+        for prompts, noise, _ in self._parts():
+            guided = CFGDenoiser(teacher, self.guidance, teacher.encode([""] * len(prompts)))
+            start = noise * teacher.path.sigma(times[0]).float()
+            x = samplers.euler(guided, start, times, teacher.encode(prompts))
+            clips.append(self._decode(x, f"teacher, {TEACHER_STEPS} steps"))
+        return torch.cat(clips)
 
     def _sample_student(self, student: Denoiser) -> Iterator[tuple[int, Tensor]]:
         """Numbers of steps and the student's clips; none of a teacher."""
         sampling = self.objective.sampling
         if sampling is None:
             return
-        scale = torch.full((len(self.prompts),), self.guidance, device=self.device)
-        cond = student.encode(self.prompts, scale if self.teacher else None)
-        noise, rng = self._noise()
+        parts = []
+        for prompts, noise, rng in self._parts():
+            scale = torch.full((len(prompts),), self.guidance, device=self.device)
+            cond = student.encode(prompts, scale if self.teacher else None)
+            parts.append((cond, noise, rng))
         for steps in [sampling["phases"]] if "phases" in sampling else STUDENT_STEPS:
             timesteps = sampling.get("timesteps") or student_timesteps(
                 steps, sampling.get("lowest_sigma"), student.shift
             )
             times = to_path_time(student.path, timesteps).tolist()
-            start = noise * student.path.sigma(torch.tensor(times[0])).float()
-            x = samplers.SAMPLERS[sampling["sampler"]](student, start, times, cond, rng)
-            yield steps, self._decode(x, _student_label(steps))
+            clips = []
+            for cond, noise, rng in parts:
+                start = noise * student.path.sigma(torch.tensor(times[0])).float()
+                x = samplers.SAMPLERS[sampling["sampler"]](student, start, times, cond, rng)
+                clips.append(self._decode(x, _student_label(steps)))
+            yield steps, torch.cat(clips)
 
     def _decode(self, latents: Tensor, label: str) -> Tensor:
         check_finite(latents, label)

@@ -26,6 +26,7 @@ MAX_CLIPS = 10**9  # of a call; memory bounds it earlier
 MAX_SIDE = 2**16
 MAX_FPS = 1000.0
 MAX_SECONDS = 1e9  # of a video to skip
+EDITED_SECONDS = 10.0  # of a clip, if the caller does not say how many frames
 
 
 @dataclass

@@ -1,5 +1,7 @@
 """Pictures and folders of frames as people have them: any kind, any name, in the right order."""
 
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from vidcm.media.load import SourceClip, check_source, load_clip
 from vidcm.media.masks import load_mask
 from vidcm.media.pictures import decode_picture, read_picture
 from vidcm.media.transforms import BACKGROUND
+from vidcm.media.worker import ReaderProcess
 from vidcm.media.write import write_png
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -190,3 +193,23 @@ def test_folders_without_an_order_are_refused(tmp_path, names, message):
             grey(tmp_path / name, 1)
     with pytest.raises(UsageError, match=message):
         load_clip(tmp_path, 8)
+
+
+def test_the_reader_process_loads_what_this_process_would(tmp_path: Path) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (24, 40, 3), np.uint8)
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    with ReaderProcess() as reader:
+        found = reader.load_clip(tmp_path / "a.png", 8.0)
+        assert np.array_equal(found.frames, load_clip(tmp_path / "a.png", 8.0).frames)
+        assert reader.frames_in_memory(tmp_path / "a.png") == float("inf")
+
+
+def test_a_picture_beyond_the_limit_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    head = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4s", 13, b"IHDR")
+    body = b"IHDR" + struct.pack(">IIBBBBB", 12000, 12000, 8, 2, 0, 0, 0)
+    (tmp_path / "bomb.png").write_bytes(head[:-4] + body + struct.pack(">I", zlib.crc32(body)))
+    with (
+        ReaderProcess(max_pixels=2**20) as reader,
+        pytest.raises(BadClip, match=r"1 picture\(s\) of 12000x12000, at most 1048576 pixels"),
+    ):
+        reader.load_clip(tmp_path / "bomb.png", 8.0)

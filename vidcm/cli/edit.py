@@ -1,29 +1,25 @@
 """`vidcm edit`: edit clips without training; their known pixels stay exactly."""
 
 import argparse
-import math
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from vidcm.cli.clips import note, progress_bar, report, warn
 from vidcm.cli.common import run
-from vidcm.cli.edit_options import SECONDS, TASK_OPTIONS, parser
+from vidcm.cli.edit_options import TASK_OPTIONS, parser
 from vidcm.cli.options import free_output
 from vidcm.conditioning.prompts import check_prompts
 from vidcm.errors import UsageError
-from vidcm.registry import build, options_of
+from vidcm.registry import options_of
 from vidcm.settings import find_pipeline
 
 if TYPE_CHECKING:
     from numpy import ndarray
 
-    from vidcm.editing.scene import OutputSpec, Task
-    from vidcm.pipeline import VideoPipeline
-
-Specs = dict[str, dict[str, Any]]
+    from vidcm.editing.scene import Task
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -37,8 +33,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _edit(args: argparse.Namespace) -> None:
+    from vidcm.editing.inputs import read_inputs, stand_in_tasks
     from vidcm.editing.scene import check, frames_per_input
-    from vidcm.media.load import check_source
+    from vidcm.media import load
+    from vidcm.media.masks import load_mask
     from vidcm.media.write import check_form, check_output
 
     specs = _specs(args)
@@ -48,10 +46,7 @@ def _edit(args: argparse.Namespace) -> None:
     prompts, seeds = args.prompt or [""], args.seed or [0]
     _, settings = find_pipeline(args.checkpoint)
     check_prompts([prompt or "any" for prompt in prompts])  # an empty one leaves all open
-    stand_ins = {
-        name: build("task", {**spec, **({"mask": [[0]]} if "mask" in spec else {})})
-        for name, spec in specs.items()
-    }
+    stand_ins = stand_in_tasks(specs)
     check(stand_ins, len(args.input))
     if args.start and not args.input:
         raise UsageError("--start is about an input, and there is none; leave it out")
@@ -67,7 +62,7 @@ def _edit(args: argparse.Namespace) -> None:
     for path in args.input:
         if path.resolve() in targets:
             raise UsageError(f"{path} is an input and an output; give the result another name")
-        check_source(path, settings.fps / frames_per_input(stand_ins), args.start)
+        load.check_source(path, settings.fps / frames_per_input(stand_ins), args.start)
 
     from vidcm.editing.edit import output_spec
     from vidcm.inputs import warnings_about
@@ -80,13 +75,24 @@ def _edit(args: argparse.Namespace) -> None:
     generation = pipe.generation(role, args.steps, args.guidance)
     spec = output_spec(generation, height, width)
     warn(warnings_about(generation, prompts))
-    inputs = _read(args, pipe, specs, stand_ins, spec)
+    inputs = read_inputs(
+        specs,
+        stand_ins,
+        spec,
+        settings.fps,
+        args.input,
+        load,
+        lambda film, fps: load_mask(args.mask, film, fps, args.start),
+        frames=args.frames,
+        start=args.start,
+        advice=" (--frames takes more)",
+    )
     check_form(args.output, shape, inputs.fps, args.scale)
     loaded = time.perf_counter()
     several = len(seeds) > 1 or "interpolate" in specs
     with progress_bar(args) as progress:
         clips = pipe.edit(
-            list(specs.values()),
+            list(inputs.specs.values()),
             inputs.clips,
             prompts,
             num_inference_steps=args.steps,
@@ -116,7 +122,7 @@ def _edit(args: argparse.Namespace) -> None:
     report(args, clips, [*paths, *sheet], facts, loaded, generated)
 
 
-def _specs(args: argparse.Namespace) -> Specs:
+def _specs(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Each task with its options."""
     values = {option: getattr(args, option, None) for option in TASK_OPTIONS}
     return {
@@ -136,102 +142,6 @@ def _outputs(args: argparse.Namespace, tasks: dict[str, "Task"]) -> list[str]:
     if args.output is None:
         args.output = free_output("edited", count)
     return numbered(args.output, count)
-
-
-class _Inputs(NamedTuple):
-    """Inputs as the tasks take them.
-
-    clips: fitted to the model. preview: the same with the mask painted over. notes: sentences about
-    the fitting. timed: number of frames of a result that keeps the timing of the first clip.
-    fps: frames per second of the result.
-    """
-
-    clips: list["ndarray"]
-    preview: list["ndarray"]
-    notes: list[str]
-    timed: int
-    fps: float
-
-
-def _read(
-    args: argparse.Namespace,
-    pipe: "VideoPipeline",
-    specs: Specs,
-    tasks: dict[str, "Task"],
-    spec: "OutputSpec",
-) -> _Inputs:
-    """Read the inputs and fit them to the model; puts the mask into `specs`."""
-    import numpy as np
-
-    from vidcm.editing.scene import (
-        follows_input,
-        frames_per_input,
-        input_size,
-        max_input_frames,
-        resolve_output,
-    )
-    from vidcm.media.load import (
-        describe_fit,
-        fit,
-        fit_mask,
-        frames_in_memory,
-        load_clip,
-        load_every_frame,
-    )
-    from vidcm.media.masks import load_mask
-
-    factor, size = frames_per_input(tasks), input_size(tasks, spec)
-    fps, load = pipe.settings.fps / factor, load_every_frame if factor > 1 else load_clip
-    bound = math.inf
-    if not follows_input(tasks):
-        spec = resolve_output(tasks, [], spec, args.frames)
-    elif args.frames is not None:
-        spec = replace(spec, frames=args.frames)
-    else:
-        seconds = round(SECONDS * pipe.settings.fps)
-        spec = replace(spec, frames=max(spec.frames, min(seconds, spec.max_frames)))
-        bound = frames_in_memory(args.input[0])
-    most = max_input_frames(tasks, spec)
-    most = most if most is None else int(min(most, bound))
-    films = [load(path, fps, most, args.start) for path in args.input]
-    if factor > 1:
-        fps = films[0].rate or fps
-    clips = [fit(film.frames, size) for film in films]
-    preview = [clip.copy() for clip in clips]
-    more = "" if args.frames else " (--frames takes more)"
-    notes = [
-        describe_fit(film, clip, fps, more * follows_input(tasks))
-        for film, clip in zip(films, clips, strict=True)
-    ]
-    if "inpaint" in specs:
-        mask = fit_mask(load_mask(args.mask, films[0], fps, args.start), size)
-        specs["inpaint"]["mask"] = mask
-        preview[0][np.broadcast_to(mask, preview[0].shape[:3])] = 48
-        notes.append(_filled(mask))
-    if "outpaint" in specs:
-        x, y, width, height = specs["outpaint"]["place"]
-        notes.append(
-            f"the input is at x {x} to {x + width}, y {y} to {y + height} of the model's "
-            f"{spec.width}x{spec.height} pixels"
-        )
-    if not math.isclose(fps * factor, pipe.settings.fps, rel_tol=1e-3):
-        notes.append(
-            f"the result has {fps * factor:.4g} frames a second, {factor} times the input's; the "
-            f"model was trained at {pipe.settings.fps:g}"
-        )
-    timed = (len(clips[0]) - 1) * factor + 1 if clips else 0
-    return _Inputs(clips, preview, [text for text in notes if text], timed, fps * factor)
-
-
-def _filled(mask: "ndarray") -> str | None:
-    """A sentence about the box that a mask `(t h w)` fills, in the model's pixels."""
-    _, rows, columns = mask.nonzero()
-    if not len(rows):
-        return None
-    return (
-        f"filled x {columns.min()} to {columns.max() + 1}, y {rows.min()} to {rows.max() + 1} of "
-        f"the model's {mask.shape[2]}x{mask.shape[1]} pixels"
-    )
 
 
 def _preview(args: argparse.Namespace, results: "ndarray", inputs: list["ndarray"]) -> Path:

@@ -9,8 +9,7 @@ from vidcm.cli.common import Parser
 from vidcm.cli.options import add_output, add_sampling, add_size
 from vidcm.registry import TABLE, lookup, options_of
 from vidcm.schema import did_you_mean
-
-SECONDS = 10.0  # of a clip that are edited if --frames does not say how many
+from vidcm.settings import EDITED_SECONDS
 
 
 def parser(tasks: Sequence[str] = ()) -> Parser:
@@ -57,8 +56,8 @@ def parser(tasks: Sequence[str] = ()) -> Parser:
         type=integer(1, 100_000),
         metavar="COUNT",
         help="of a clip edited from end to end, at most so many of the result (default: all of the "
-        f"first {SECONDS:g} seconds); for other tasks, how many the model generates in one go, the "
-        "input's counted (default: the checkpoint's)",
+        f"first {EDITED_SECONDS:g} seconds); for other tasks, how many the model generates in one "
+        "go, the input's counted (default: the checkpoint's)",
     )
     add_size(clip, "height and width of the result, as 64x128 (default: the checkpoint's)")
     sampling = p.add_argument_group("sampling")

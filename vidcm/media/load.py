@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from vidcm.errors import UsageError
-from vidcm.media.demux import MAX_PIXELS, Timestamps, opened, regular_file
+from vidcm.media.demux import MAX_PIXELS, BadClip, Timestamps, opened, regular_file
 from vidcm.media.frame_files import frame_files, warn_of_gaps
-from vidcm.media.pictures import is_pictures, read_picture
+from vidcm.media.pictures import is_pictures, picture_size, read_picture
 from vidcm.media.read import VideoInfo, probe, read_frames
 from vidcm.media.timing import END_SLACK_SECONDS, SLACK_SECONDS
 from vidcm.media.transforms import resize_crop
@@ -45,7 +45,11 @@ class SourceClip:
 
 
 def load_clip(
-    path: Path, fps: float, max_frames: int | None = None, start: float = 0.0
+    path: Path,
+    fps: float,
+    max_frames: int | None = None,
+    start: float = 0.0,
+    max_pixels: int = MAX_PIXELS,
 ) -> SourceClip:
     """Load a video, a picture or a folder of pictures, which count as 1 / fps apart.
 
@@ -54,6 +58,7 @@ def load_clip(
         fps: frames per second to load.
         max_frames: limit (None: all frames).
         start: seconds to skip.
+        max_pixels: limit of all frames together.
 
     Raises:
         UsageError: nothing at `start`, more frames than memory should hold, or pictures of
@@ -61,19 +66,23 @@ def load_clip(
         BadClip: the file cannot be read.
     """
     if is_pictures(path):
-        return _load_pictures(path, fps, max_frames, start)
+        return _load_pictures(path, fps, max_frames, start, max_pixels)
     info = _probe_from(path, start)
     last = info.last_seconds - info.hold_seconds
     total = _frames_from(info, start, fps)
     count = min(total, max_frames or total)
-    _check_memory(path, info, count)
+    _check_memory(path, info, count, max_pixels)
     times = start + np.arange(count) / fps
-    frames = read_frames(path, times.clip(max=last), max_pixels=MAX_PIXELS).frames
+    frames = read_frames(path, times.clip(max=last), max_pixels=max_pixels).frames
     return SourceClip(path, frames, total, _rate(path), info.hdr)
 
 
 def load_every_frame(
-    path: Path, fps: float, max_frames: int | None = None, start: float = 0.0
+    path: Path,
+    fps: float,
+    max_frames: int | None = None,
+    start: float = 0.0,
+    max_pixels: int = MAX_PIXELS,
 ) -> SourceClip:
     """Load a clip as `load_clip`, but a video at its own rate: each of its frames, once.
 
@@ -82,6 +91,7 @@ def load_every_frame(
         fps: frames per second of pictures.
         max_frames: limit (None: all frames).
         start: seconds to skip.
+        max_pixels: limit of all frames together.
 
     Returns:
         The clip; its `rate` is that of its frames.
@@ -91,12 +101,12 @@ def load_every_frame(
         BadClip: the file cannot be read.
     """
     if is_pictures(path):
-        return _load_pictures(path, fps, max_frames, start)
+        return _load_pictures(path, fps, max_frames, start, max_pixels)
     info = _probe_from(path, start)
     seconds = _seconds_from(path, start, max_frames)
-    _check_memory(path, info, len(seconds))
+    _check_memory(path, info, len(seconds), max_pixels)
     rate = _even_rate(path, seconds, _rate(path) or fps)
-    frames = read_frames(path, seconds, max_pixels=MAX_PIXELS).frames
+    frames = read_frames(path, seconds, max_pixels=max_pixels).frames
     return SourceClip(
         path, frames, max(_frames_from(info, start, rate), len(seconds)), rate, info.hdr
     )
@@ -134,8 +144,8 @@ def _frames_from(info: VideoInfo, start: float, fps: float) -> int:
     return max(int((last - start) * fps + 1e-3) + 1, count)
 
 
-def _check_memory(path: Path, info: VideoInfo, count: int) -> None:
-    if count > (limit := _frames_in_memory(info)):
+def _check_memory(path: Path, info: VideoInfo, count: int, max_pixels: int) -> None:
+    if count > (limit := max_pixels // (info.height * info.width)):
         raise UsageError(
             f"{path}: {count} frames of {info.width}x{info.height} are more than memory should "
             f"hold; take at most {limit}, or a smaller video"
@@ -160,17 +170,16 @@ def _probe_from(path: Path, start: float) -> VideoInfo:
     return info
 
 
-def frames_in_memory(path: Path) -> float:
-    """Number of frames of a video that memory should hold; infinite for pictures.
+def frames_in_memory(path: Path, max_pixels: int = MAX_PIXELS) -> float:
+    """Number of frames of a video that have so many pixels together; infinite for pictures.
 
     Raises:
         BadClip: the file cannot be read.
     """
-    return math.inf if is_pictures(path) else _frames_in_memory(probe(path))
-
-
-def _frames_in_memory(info: VideoInfo) -> int:
-    return MAX_PIXELS // (info.height * info.width)
+    if is_pictures(path):
+        return math.inf
+    info = probe(path)
+    return max_pixels // (info.height * info.width)
 
 
 def _rate(path: Path) -> float:
@@ -187,8 +196,11 @@ def _pictures_from(path: Path, fps: float, start: float) -> list[Path]:
     return names[int(first) :]
 
 
-def _load_pictures(path: Path, fps: float, max_frames: int | None, start: float) -> SourceClip:
+def _load_pictures(
+    path: Path, fps: float, max_frames: int | None, start: float, max_pixels: int
+) -> SourceClip:
     chosen = _pictures_from(path, fps, start)
+    _check_pictures(chosen[:max_frames], max_pixels)
     if path.is_dir():
         warn_of_gaps(path, chosen[:max_frames])
     pictures = [read_picture(name) for name in chosen[:max_frames]]
@@ -199,6 +211,14 @@ def _load_pictures(path: Path, fps: float, max_frames: int | None, start: float)
                 f"{pictures[0].shape[1]}x{pictures[0].shape[0]}; give frames of one size"
             )
     return SourceClip(path, np.stack(pictures), len(chosen), None)
+
+
+def _check_pictures(pictures: list[Path], max_pixels: int) -> None:
+    """Raise BadClip if pictures of the first one's size have too many pixels together."""
+    height, width = picture_size(pictures[0])
+    if len(pictures) * height * width > max_pixels:
+        size = f"{len(pictures)} picture(s) of {width}x{height}, at most {max_pixels} pixels"
+        raise BadClip(str(pictures[0]), "too-large", f"{size}; make them smaller")
 
 
 def fit(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:

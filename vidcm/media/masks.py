@@ -1,6 +1,7 @@
 """Masks of an inpainting from what a user writes: a box, a colour, a picture or a clip."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,8 @@ def load_mask(text: str, clip: SourceClip, fps: float, start: float = 0.0) -> np
     """Load the mask of an inpainting: True where pixels are to be filled.
 
     Args:
-        text: `x,y,width,height` in pixels, or `x,y,width,height,from,to` with seconds; a key colour
-            `#rrggbb`; or the path of a picture, video or folder of pictures, white where to fill.
+        text: as `drawn_mask` takes it, or the path of a picture, video or folder of pictures, white
+            where to fill.
         clip: the clip that it belongs to.
         fps: frames per second of the clip.
         start: seconds that the clip skips, skipped in the mask too.
@@ -30,17 +31,22 @@ def load_mask(text: str, clip: SourceClip, fps: float, start: float = 0.0) -> np
         UsageError: the text is none of these, or does not fit the clip.
         BadClip: the file cannot be read.
     """
-    if re.fullmatch(r"\s*#?[0-9a-fA-F]{6}\s*", text) and not Path(text).exists():
-        return _key_mask(text.strip().lstrip("#"), clip)
-    if re.fullmatch(r"[-+\d.\s,]+", text) and "," in text:
-        return _box_mask(text, clip, fps)
     path = Path(text)
-    if not text.strip() or not path.exists():
-        raise UsageError(
-            f"the mask {text!r} is no file, no x,y,width,height and no colour such as #ff00ff"
-        )
-    count = len(clip.frames)
-    mask = load_clip(path, fps, count, 0.0 if path.suffix.lower() in SUFFIXES else start)
+    if text.strip() and path.exists() and not _is_box(text):
+        return mask_of_file(path, clip, fps, start, load_clip)
+    return drawn_mask(text, clip, fps)
+
+
+def mask_of_file(
+    path: Path,
+    clip: SourceClip,
+    fps: float,
+    start: float,
+    load: Callable[[Path, float, int | None, float], SourceClip],
+) -> np.ndarray:
+    """The mask in a picture, video or folder of pictures; `load`: `load_clip`, or one like it."""
+    still = path.suffix.lower() in SUFFIXES
+    mask = load(path, fps, len(clip.frames), 0.0 if still else start)
     if mask.frames.shape[1:3] != clip.frames.shape[1:3]:
         raise UsageError(
             f"the mask {path} is {size_text(mask.frames)} and the clip {size_text(clip.frames)}; "
@@ -52,6 +58,31 @@ def load_mask(text: str, clip: SourceClip, fps: float, start: float = 0.0) -> np
             "second; give one frame or as many"
         )
     return mask.frames.mean(-1) > 127
+
+
+def drawn_mask(text: str, clip: SourceClip, fps: float) -> np.ndarray:
+    """The mask that a text describes, without looking for a file.
+
+    Args:
+        text: `x,y,width,height` in pixels, or `x,y,width,height,from,to` with seconds; or a key
+            colour `#rrggbb`.
+        clip: as in `load_mask`.
+        fps: as in `load_mask`.
+
+    Raises:
+        UsageError: the text is neither, or does not fit the clip.
+    """
+    if re.fullmatch(r"\s*#?[0-9a-fA-F]{6}\s*", text):
+        return _key_mask(text.strip().lstrip("#"), clip)
+    if _is_box(text):
+        return _box_mask(text, clip, fps)
+    raise UsageError(
+        f"the mask {text!r} is no file, no x,y,width,height and no colour such as #ff00ff"
+    )
+
+
+def _is_box(text: str) -> bool:
+    return "," in text and re.fullmatch(r"[-+\d.\s,]+", text) is not None
 
 
 def _box_mask(text: str, clip: SourceClip, fps: float) -> np.ndarray:

@@ -15,12 +15,14 @@ import threading
 from functools import partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vidcm.errors import UsageError, VidcmError
 from vidcm.media.demux import BadClip
+from vidcm.media.load import SourceClip, frames_in_memory, load_clip, load_every_frame
 from vidcm.media.read import MAX_PIXELS, Frames, VideoInfo, probe, read_frames
 
 START_SECONDS = 120.0  # imports on a busy machine or a network disk
@@ -29,10 +31,11 @@ BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[2]);"
     "from vidcm.media.worker import serve; serve(int(sys.argv[1]))"
 )
+CALLS = {f.__name__: f for f in (probe, read_frames, load_clip, load_every_frame, frames_in_memory)}
 
 
 class ReaderProcess:
-    """`read_frames` and `probe` in another process, with a deadline that also stops hangs.
+    """Functions that read files, in another process, with a deadline that also stops hangs.
 
     A worker that hangs or crashes fails its clip (BadClip `timeout` or `decoder-crash`) and is
     replaced at the next call. The object may be pickled, and used after a fork: each process gets
@@ -69,14 +72,30 @@ class ReaderProcess:
     ) -> Frames:
         """`read_frames(path, times)`, scaled and cropped in the worker."""
         options = {"backend": self.backend, "max_pixels": self.max_pixels}
-        options |= {"size": size, "place": place}
-        found: Frames = self._call("read", os.fspath(path), np.asarray(times), options)
+        options |= {"size": size, "place": place, "deadline": self.deadline}
+        found: Frames = self._call("read_frames", path, np.asarray(times), **options)
         self.fallbacks += found.backend != self.backend
         return found
 
     def probe(self, path: str | os.PathLike[str]) -> VideoInfo:
         """`probe(path)`."""
-        return self._call("probe", os.fspath(path), None, {})
+        return self._call("probe", path, deadline=self.deadline)
+
+    def load_clip(
+        self, path: Path, fps: float, max_frames: int | None = None, start: float = 0.0
+    ) -> SourceClip:
+        """`load_clip(path, fps, max_frames, start)`, of pictures too."""
+        return self._call("load_clip", path, fps, max_frames, start, self.max_pixels)
+
+    def load_every_frame(
+        self, path: Path, fps: float, max_frames: int | None = None, start: float = 0.0
+    ) -> SourceClip:
+        """`load_every_frame(path, fps, max_frames, start)`, of pictures too."""
+        return self._call("load_every_frame", path, fps, max_frames, start, self.max_pixels)
+
+    def frames_in_memory(self, path: Path) -> float:
+        """`frames_in_memory(path)`."""
+        return self._call("frames_in_memory", path, self.max_pixels)
 
     def close(self) -> None:
         """Stop the worker; a later call starts another."""
@@ -104,8 +123,8 @@ class ReaderProcess:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_worker": None, "_link": None}
 
-    def _call(self, name: str, path: str, times: np.ndarray | None, options: dict) -> Any:
-        request = (name, path, times, options | {"deadline": self.deadline})
+    def _call(self, name: str, path: str | os.PathLike[str], *values: Any, **options: Any) -> Any:
+        request = (name, (path, *values), options, self.deadline)
         link = self._started()
         try:
             link.send(request)
@@ -116,11 +135,11 @@ class ReaderProcess:
             if not link.poll(self.deadline + GRACE_SECONDS):
                 self._restarted()
                 detail = f"the decoder hung for {self.deadline:g} s and was killed"
-                raise BadClip(path, "timeout", detail)
+                raise BadClip(os.fspath(path), "timeout", detail)
             answer = link.recv()
             if isinstance(answer, Exception):
                 raise answer
-            if name == "probe":
+            if name != "read_frames":
                 return answer
             shape, seconds, backend = answer
             frames = np.empty(shape, np.uint8)
@@ -129,7 +148,9 @@ class ReaderProcess:
         except (EOFError, ConnectionError):
             code = self._worker.wait() if self._worker else None
             self._restarted()
-            raise BadClip(path, "decoder-crash", f"the decoder ended with code {code}") from None
+            raise BadClip(
+                os.fspath(path), "decoder-crash", f"the decoder ended with code {code}"
+            ) from None
 
     def _restarted(self) -> Connection:
         self.close()
@@ -189,18 +210,16 @@ def serve(descriptor: int) -> None:
     link.send("ready")
     while True:
         try:
-            name, path, times, options = link.recv()
+            name, values, options, deadline = link.recv()
         except EOFError:
             return
-        signal.setitimer(signal.ITIMER_REAL, options["deadline"] + 2 * GRACE_SECONDS)
+        signal.setitimer(signal.ITIMER_REAL, deadline + 2 * GRACE_SECONDS)
         try:
-            if name == "probe":
-                answer: VideoInfo | Frames = probe(path, **options)
-            else:
-                answer = read_frames(path, times, **options)
+            answer = CALLS[name](*values, **options)
         except VidcmError as error:
             link.send(error)
         except Exception as error:  # decoders raise anything; it is a bad clip, not a crash
+            path = os.fspath(values[0])
             link.send(BadClip(path, "decode-error", f"{type(error).__name__}: {error}"))
         else:
             if isinstance(answer, Frames):

@@ -205,9 +205,14 @@ def test_the_reader_process_loads_what_this_process_would(tmp_path: Path) -> Non
 
 
 def test_a_picture_beyond_the_limit_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
-    head = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4s", 13, b"IHDR")
-    body = b"IHDR" + struct.pack(">IIBBBBB", 12000, 12000, 8, 2, 0, 0, 0)
-    (tmp_path / "bomb.png").write_bytes(head[:-4] + body + struct.pack(">I", zlib.crc32(body)))
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
+
+    size = struct.pack(">IIBBBBB", 12000, 12000, 8, 2, 0, 0, 0)
+    parts = chunk(b"IHDR", size), chunk(b"IDAT", zlib.compress(b"")), chunk(b"IEND", b"")
+    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
     with (
         ReaderProcess(max_pixels=2**20) as reader,
         pytest.raises(BadClip, match=r"1 picture\(s\) of 12000x12000, at most 1048576 pixels"),

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from vidcm.errors import UsageError
-from vidcm.media.demux import MAX_PIXELS, BadClip, Timestamps, opened, regular_file
+from vidcm.media.demux import MAX_PIXELS, Timestamps, opened, regular_file
 from vidcm.media.frame_files import frame_files, warn_of_gaps
-from vidcm.media.pictures import is_pictures, picture_size, read_picture
+from vidcm.media.pictures import check_header, is_pictures, read_picture
 from vidcm.media.read import VideoInfo, probe, read_frames
 from vidcm.media.timing import END_SLACK_SECONDS, SLACK_SECONDS
 from vidcm.media.transforms import resize_crop
@@ -200,7 +200,7 @@ def _load_pictures(
     path: Path, fps: float, max_frames: int | None, start: float, max_pixels: int
 ) -> SourceClip:
     chosen = _pictures_from(path, fps, start)
-    _check_pictures(chosen[:max_frames], max_pixels)
+    check_header(chosen[0], len(chosen[:max_frames]), max_pixels)
     if path.is_dir():
         warn_of_gaps(path, chosen[:max_frames])
     pictures = [read_picture(name) for name in chosen[:max_frames]]
@@ -211,14 +211,6 @@ def _load_pictures(
                 f"{pictures[0].shape[1]}x{pictures[0].shape[0]}; give frames of one size"
             )
     return SourceClip(path, np.stack(pictures), len(chosen), None)
-
-
-def _check_pictures(pictures: list[Path], max_pixels: int) -> None:
-    """Raise BadClip if pictures of the first one's size have too many pixels together."""
-    height, width = picture_size(pictures[0])
-    if len(pictures) * height * width > max_pixels:
-        size = f"{len(pictures)} picture(s) of {width}x{height}, at most {max_pixels} pixels"
-        raise BadClip(str(pictures[0]), "too-large", f"{size}; make them smaller")
 
 
 def fit(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -67,6 +67,22 @@ def picture_size(path: Path) -> tuple[int, int]:
         raise BadClip(file, "unreadable", f"not read as a picture: {error}") from None
 
 
+def check_header(path: Path, count: int, max_pixels: int) -> None:
+    """Raise BadClip if `count` pictures of this one's size have too many pixels together.
+
+    Nothing is decoded (`picture_size` does decode some kinds, to find their orientation).
+    """
+    file = regular_file(path)
+    try:
+        with _opened(file) as image:
+            width, height = image.size
+    except ERRORS as error:
+        raise BadClip(file, "unreadable", f"not read as a picture: {error}") from None
+    if count * height * width > max_pixels:
+        size = f"{count} picture(s) of {width}x{height}, at most {max_pixels} pixels"
+        raise BadClip(file, "too-large", f"{size}; make them smaller")
+
+
 def _opened(file: str | BytesIO) -> Image.Image:
     Image.init()
     try:

@@ -17,6 +17,7 @@ COMMANDS = {
     "generate": "make a video clip from a prompt in 1-4 network evaluations",
     "encode": "turn videos and captions into latent shards for training",
     "edit": "fill in, colour, enlarge, extend or loop clips without training",
+    "serve": "serve clips and edits over HTTP, in OpenAI's videos form",
     "export": "put codec, teacher and student together as one pipeline folder",
     "evaluate": "measure quality per step count, student against teacher",
     "tune": "search the lowest noise level of a student's sampler",

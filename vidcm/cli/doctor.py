@@ -23,6 +23,7 @@ OPTIONAL = {  # module: purpose, extra of setup.cfg
     "decord": ("another video reader", "decord"),
     "matplotlib": ("the plot of vidcm compare", "plot"),
     "pyarrow": ("captions in metadata.parquet", "parquet"),
+    "fastapi": ("serving over HTTP (vidcm serve)", "web"),
     "timm": ("feature networks for the Fréchet distance", "timm"),
 }
 LITTLE_DISK, LITTLE_SHARED = 2**30, 2**26  # bytes

@@ -128,6 +128,7 @@ class EditWork:
     def facts(self) -> Mapping[str, Any]:
         return {
             "task": ",".join(self.specs),
+            "remixed_from_video_id": self.request.video.id if self.request.video else None,
             "prompt": " > ".join(self.request.prompts),
             "size": f"{self.spec.width}x{self.spec.height}",
             "num_frames": None,

@@ -39,7 +39,11 @@ class SamplingRequest(BaseModel):
     """What requests of all kinds have in common."""
 
     model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, json_schema_extra=_without_null
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        allow_inf_nan=False,
+        json_schema_extra=_without_null,
     )
 
     model: Annotated[str, Field(max_length=255)] | None = Field(

@@ -73,7 +73,8 @@ def _add_videos(app: FastAPI, service: JobService) -> None:
         mask = next((file for file in files if file.label == "mask"), None)
         return await run_in_threadpool(service.edit, asked, videos, mask)
 
-    made, edited = request_body(VideoRequest, VIDEO_FILES), request_body(EditRequest, EDIT_FILES)
+    made = request_body(VideoRequest, VIDEO_FILES, service.limits)
+    edited = request_body(EditRequest, EDIT_FILES, service.limits)
     asked = failures(400, 404, 408, 409, 413, 429, 503)
 
     @app.post("/v1/videos", responses=asked, openapi_extra=made)

@@ -134,8 +134,17 @@ def _object(text: bytes) -> dict[str, Any]:
     def constant(name: str) -> Any:
         raise ValueError(f"{name} is no JSON")
 
+    def number(text: str) -> float | int:  # in JSON 1.0 is a whole number
+        value = float(text)
+        return int(value) if value.is_integer() and abs(value) < 2**53 else value
+
     try:
-        found = json.loads(text.decode("utf-8"), object_pairs_hook=pairs, parse_constant=constant)
+        found = json.loads(
+            text.decode("utf-8"),
+            object_pairs_hook=pairs,
+            parse_constant=constant,
+            parse_float=number,
+        )
     except (ValueError, RecursionError) as error:
         detail = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise BadField(f"the body is not JSON: {detail}", None, "invalid_json") from None

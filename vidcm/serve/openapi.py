@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from vidcm.serve.bodies import FORM, JSON
 from vidcm.serve.guard import OPEN
+from vidcm.serve.limits import ServeLimits
 from vidcm.serve.replies import ErrorReply
 
 MEANINGS = {
@@ -30,14 +31,19 @@ def failures(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {code: {"model": ErrorReply, "description": MEANINGS[code]} for code in statuses}
 
 
-def request_body(kind: type[BaseModel], files: Mapping[str, int]) -> dict[str, Any]:
+def request_body(
+    kind: type[BaseModel], files: Mapping[str, int], limits: ServeLimits
+) -> dict[str, Any]:
     """The description of a body: JSON, or a form with files.
 
     Args:
         kind: Its fields.
         files: Names of files, and how many there may be of each.
+        limits: Of the server.
     """
     schema = _inlined(kind.model_json_schema())
+    schema["properties"]["num_frames"]["maximum"] = limits.max_frames
+    schema["properties"]["num_inference_steps"]["maximum"] = limits.max_steps
     parts = {
         name: BINARY if count == 1 else {"type": "array", "items": BINARY, "maxItems": count}
         for name, count in files.items()

@@ -25,7 +25,8 @@ def parser() -> Parser:
         "  vidcm benchmark --output bench.json --cold\n"
         "  vidcm benchmark --rows teacher-8,student-1 --repeats 20 --threads 1\n"
         "  vidcm benchmark --table bench.json --into README.md\n"
-        "  vidcm benchmark --compare old.json new.json   (exit code 1 when slower)",
+        "  vidcm benchmark --compare old.json new.json   (exit code 1 when slower)\n"
+        "  vidcm benchmark --serve --output serve.json   (vidcm serve under load)",
     )
     how = p.add_argument_group("what to measure")
     add_checkpoint(how)
@@ -43,6 +44,18 @@ def parser() -> Parser:
     add_device(how)
     how.add_argument(
         "--threads", type=integer(1, 1024), help="CPU threads (default: torch's choice)"
+    )
+    how.add_argument(
+        "--serve",
+        action="store_true",
+        help="measure vidcm serve instead: its throughput with requests in one forward, one by "
+        "one, and that of the bare pipeline",
+    )
+    how.add_argument(
+        "--clients", type=integer(1, 256), default=32, help="with --serve: that ask at once"
+    )
+    how.add_argument(
+        "--seconds", type=integer(1, 600), default=4, help="with --serve: of a turn of each row"
     )
     out = p.add_argument_group("what to write")
     out.add_argument("--output", type=Path, metavar="JSON", help="keep every number here")
@@ -64,6 +77,8 @@ def main(argv: list[str] | None = None) -> int:
 def _benchmark(args: argparse.Namespace) -> int:
     if (args.table or args.compare) and args.output:
         raise UsageError("--table and --compare show numbers measured before; leave out --output")
+    if args.serve:
+        return _serving(args)
     if args.compare:
         if args.into:
             raise UsageError("--into takes a table; leave out --compare, or --into")
@@ -81,6 +96,31 @@ def _benchmark(args: argparse.Namespace) -> int:
         rewrite(args.into, "latency", text)
     else:
         print(text, end="")
+    return 0
+
+
+def _serving(args: argparse.Namespace) -> int:
+    """Measure a server, and show or keep its numbers."""
+    if args.table or args.compare:
+        raise UsageError("--serve measures; leave out --table and --compare")
+    if args.output:
+        _check_free(args.output, args.overwrite)
+    if args.into:
+        block(args.into, "serving")
+
+    from vidcm.evaluation.reports import serving_table
+    from vidcm.evaluation.results import to_plain
+    from vidcm.evaluation.serving import ServingPlan, measure_serving
+    from vidcm.files import write_text
+
+    plan = ServingPlan(clients=args.clients, seconds=args.seconds)
+    results = to_plain(measure_serving(args.checkpoint, args.device, plan))
+    if args.output:
+        write_text(args.output, json.dumps(results, indent=1) + "\n")
+    if args.into:
+        rewrite(args.into, "serving", serving_table(results))
+    else:
+        print(serving_table(results), end="")
     return 0
 
 

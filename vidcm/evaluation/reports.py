@@ -8,7 +8,16 @@ from typing import Any
 
 from vidcm.errors import UsageError
 from vidcm.evaluation.edit_report import edit_tables
-from vidcm.evaluation.markdown import Column, counted, figure, grid, method, number, table
+from vidcm.evaluation.markdown import (
+    Column,
+    counted,
+    figure,
+    grid,
+    measured_on,
+    method,
+    number,
+    table,
+)
 from vidcm.evaluation.rows import Row, is_model_row
 
 
@@ -145,12 +154,39 @@ def long_edit_table(results: Mapping[str, Any]) -> str:
     return f"{table('', columns, results['rows'].items())}\n\n{method(results, note)}\n"
 
 
+SERVING: tuple[Column, ...] = (
+    ("clips/s", figure("clips_per_second", 2)),
+    ("p50, s", figure("seconds.p50", 2)),
+    ("p95, s", figure("seconds.p95", 2)),
+    ("jobs in a forward", figure("batch", 1)),
+    ("errors", figure("errors", 0)),
+)
+
+
+def serving_table(results: Mapping[str, Any]) -> str:
+    """A server's throughput, batched and one by one, beside a bare pipeline."""
+    protocol, rows = results["protocol"], results["rows"]
+    seen = [row["memory"] for row in rows.values() if "memory" in row]
+    memory = [", ".join(number(size, 0, 2**-20) for size in turns) for turns in seen]
+    (environment,) = results["environments"]
+    note = (
+        f"{protocol['clients']} clients that ask for the next clip as soon as they have one, "
+        f"{protocol['turns']} turns of {protocol['seconds']:g} s in turn with the bare pipeline, "
+        f"{counted(protocol['num_inference_steps'])} a clip. Memory of the servers after each "
+        f"turn: {'; '.join(memory)} MiB. Model {results['model']['name']}, "
+        f"measured with {measured_on(environment)}, on a shared machine with a load of "
+        f"{environment['load_average'][0][0]:.1f} on {environment['cores']} cores at the start."
+    )
+    return f"{table('', SERVING, rows.items())}\n\n{note}\n"
+
+
 TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "quality": quality_table,
     "editing": edit_tables,
     "steering": steering_table,
     "long": long_table,
     "long-edits": long_edit_table,
+    "serving": serving_table,
 }
 
 

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,6 +108,9 @@ class Reader:
         words = [self.environment.get(w.removeprefix("$"), w) for w in words]  # $VIDCM_LPC_ART
         words = [re.sub(r"\$(\w+)", lambda m: self.environment[m[1]], w) for w in words]
         name = command_of(words)
+        if name == "serve":
+            self._ask(words, where)
+            return
         if "--help" not in words:
             kind = f"{name} {options(words).get('--data', '')}".strip()
             assert kind in SHORT, f"{where}: say in SHORT how to cut {kind} short"
@@ -133,6 +137,21 @@ class Reader:
             self._look_at_run(done.stdout, where)
         else:
             self._look_at_files(name, words, where)
+
+    def _ask(self, words: list[str], where: object) -> None:
+        """Start a server, on a free port, and ask whether it answers."""
+        command = [*launcher(words[0]), *words[1:], "--port", "0"]
+        with subprocess.Popen(
+            command, cwd=self.repo, env=self.environment, stdout=subprocess.PIPE, text=True
+        ) as server:
+            try:
+                assert server.stdout is not None
+                address = re.search(r"http://\S+(?=/v1/videos)", server.stdout.readline())
+                assert address, where
+                with urllib.request.urlopen(f"{address[0]}/health") as answer:
+                    assert json.load(answer)["status"] == "ok", where
+            finally:
+                server.terminate()
 
     def _lay_out(self, words: list[str]) -> None:
         """Put there what a reader has of his own: films, pictures, and models trained before."""

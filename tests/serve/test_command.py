@@ -1,6 +1,7 @@
 """`vidcm serve` as a process of its own, used by OpenAI's client, and how it ends."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from serve.serving import Client
 
 import vidcm
 from vidcm.cli import serve
+from vidcm.media.load import load_clip
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Sora API")  # OpenAI's own model, not its form
 
@@ -71,6 +73,16 @@ def test_openai_s_client_makes_polls_downloads_edits_and_deletes_clips(tmp_path)
         with pytest.raises(openai.AuthenticationError):
             client.with_options(api_key="other").videos.list()
         assert [model.id for model in client.models.list()] == ["lpc-64"]
+
+
+def test_the_program_of_the_document_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tmp").mkdir()
+    text = (REPO / "docs/serving.md").read_text("utf-8")
+    (program,) = re.findall(r"```py\n(.*?)```", text, re.S)
+    with running(tmp_path / "tmp") as (process, port):
+        exec(program.replace("127.0.0.1:8000", f"127.0.0.1:{port}"), {})
+    assert load_clip(tmp_path / "clip.mp4", 8.0).frames.shape == (9, 256, 256, 3)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Jobs without HTTP: batches, cancelling, bounds, edits, and an end that leaves nothing."""
 
 import os
-import threading
 import time
 from pathlib import Path
 
@@ -313,7 +312,7 @@ def test_the_end_of_a_service_stops_jobs_and_leaves_no_file_and_no_thread(folder
     service.close()
     assert running.status == waiting.status == "cancelled"
     assert not place.exists()
-    assert "vidcm-serve" not in [thread.name for thread in threading.enumerate()]
+    assert not service._worker.is_alive()
     with pytest.raises(VidcmError, match="about to stop"):
         service.generate(request())
 

@@ -173,6 +173,8 @@ def test_fields_that_do_not_fit_are_named(client, body, param, message):
         (b'{"seed": 1, "seed": 2}', "seed: there twice"),
         (b"[" * 100_000, "nested too deeply"),
         (b'{"prompt": "\xff"}', "not JSON"),
+        (b'{"\\ud800": 1}', "not JSON"),
+        (b'{"prompt": "\\udfff"}', "not JSON"),
     ],
 )
 def test_bodies_that_are_no_json_are_refused(client, body, message):

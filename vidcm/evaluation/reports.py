@@ -174,7 +174,7 @@ def serving_table(results: Mapping[str, Any]) -> str:
         f"{protocol['turns']} turns of {protocol['seconds']:g} s in turn with the bare pipeline, "
         f"{counted(protocol['num_inference_steps'])} a clip. Memory of the servers after each "
         f"turn: {'; '.join(memory)} MiB. Model {results['model']['name']}, "
-        f"measured with {measured_on(environment)}, on a shared machine with a load of "
+        f"measured with {measured_on(environment)}, load "
         f"{environment['load_average'][0][0]:.1f} on {environment['cores']} cores at the start."
     )
     return f"{table('', SERVING, rows.items())}\n\n{note}\n"

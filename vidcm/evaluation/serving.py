@@ -137,16 +137,16 @@ def _server(checkpoint: str, device: str, max_batch: int) -> Iterator[int]:
     words = ["serve", "--port", "0", "--checkpoint", checkpoint, "--device", device]
     words += ["--max-batch", str(max_batch)]
     command = [sys.executable, "-m", "vidcm", *words]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         found = re.search(r":(\d+)/v1/videos", process.stdout.readline())
         if found is None:
-            raise VidcmError("the server does not start; its own message is above")
+            raise VidcmError(f"the server does not start: {process.communicate()[1].strip()}")
         yield int(found[1])
     finally:
         process.terminate()
-        process.wait(60)
+        process.communicate(timeout=60)
 
 
 def _loop(pipe: VideoPipeline, plan: ServingPlan, row: _Row) -> None:

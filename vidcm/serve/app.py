@@ -61,33 +61,33 @@ def create_app(
 def _add_videos(app: FastAPI, service: JobService) -> None:
     async def submitted(request: Request) -> Job:
         body = await read_body(request)
-        asked = as_request(VideoRequest, body)
+        wanted = as_request(VideoRequest, body)
         files = await keep_files(service, body, VIDEO_FILES)
-        return await run_in_threadpool(service.generate, asked, *files)
+        return await run_in_threadpool(service.generate, wanted, *files)
 
     async def submitted_edit(request: Request) -> Job:
         body = await read_body(request)
-        asked = as_request(EditRequest, body)
+        wanted = as_request(EditRequest, body)
         files = await keep_files(service, body, EDIT_FILES)
         videos = [file for file in files if file.label == "video"]
         mask = next((file for file in files if file.label == "mask"), None)
-        return await run_in_threadpool(service.edit, asked, videos, mask)
+        return await run_in_threadpool(service.edit, wanted, videos, mask)
 
     made = request_body(VideoRequest, VIDEO_FILES, service.limits)
     edited = request_body(EditRequest, EDIT_FILES, service.limits)
-    asked = failures(400, 404, 408, 409, 413, 429, 503)
+    refusals = failures(400, 404, 408, 409, 413, 429, 503)
 
-    @app.post("/v1/videos", responses=asked, openapi_extra=made)
+    @app.post("/v1/videos", responses=refusals, openapi_extra=made)
     async def create_video(request: Request) -> Video:
         """Queue a clip from a prompt, or from a prompt and its first frame."""
         return reply_of(await submitted(request))
 
-    @app.post("/v1/videos/edits", responses=asked, openapi_extra=edited)
+    @app.post("/v1/videos/edits", responses=refusals, openapi_extra=edited)
     async def create_edit(request: Request) -> Video:
         """Queue an edit of one or two clips, or a task without any."""
         return reply_of(await submitted_edit(request))
 
-    at_once = asked | failures(500) | _file("video")
+    at_once = refusals | failures(500) | _file("video")
 
     @app.post("/v1/videos/sync", responses=at_once, response_class=Response, openapi_extra=made)
     async def create_video_sync(request: Request) -> Response:

@@ -145,6 +145,7 @@ def _object(text: bytes) -> dict[str, Any]:
             parse_constant=constant,
             parse_float=number,
         )
+        json.dumps(found, ensure_ascii=False).encode("utf-8")  # fails for half a surrogate pair
     except (ValueError, RecursionError) as error:
         detail = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise BadField(f"the body is not JSON: {detail}", None, "invalid_json") from None

@@ -1,5 +1,6 @@
 """Jobs: what was asked, how far it is, and what came of it; kept within bounds. Needs no torch."""
 
+import math
 import threading
 import time
 import uuid
@@ -163,7 +164,7 @@ class JobStore:
         self.jobs: OrderedDict[str, Job] = OrderedDict()
         self.waiting: list[Job] = []
         self.closed = False
-        self._seconds_each = 1.0  # of a job, a moving average
+        self._batch_seconds = 1.0  # a moving average
 
     def add(self, job: Job) -> None:
         """Put a job at the end of the queue. Raises QueueFull, and VidcmError once closed."""
@@ -172,7 +173,7 @@ class JobStore:
                 raise VidcmError("the server is about to stop")
             self._purge()
             if (count := len(self.waiting)) >= self.limits.max_queue:
-                raise QueueFull(count, max(1, round(self._seconds_each * count / 2)))
+                raise QueueFull(count, math.ceil(max(self._batch_seconds, 1)))
             self.jobs[job.id] = job
             self.waiting.append(job)
             self.changed.notify_all()
@@ -243,8 +244,7 @@ class JobStore:
             job.expires_at = now + self.limits.result_seconds
             job.status = status
             if job.started_at and result is not None:
-                each = (now - job.started_at) / result.batch_size
-                self._seconds_each += 0.2 * (each - self._seconds_each)
+                self._batch_seconds += 0.2 * (now - job.started_at - self._batch_seconds)
             self._purge()
         job.done.set()
 

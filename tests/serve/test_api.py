@@ -192,6 +192,8 @@ def test_other_failures_have_the_same_form(client):
     ):
         answer = client(method, path)
         assert answer.status == status and answer.error["message"], path
+    assert client("PUT", "/v1/videos").headers["allow"] == "GET, POST"
+    assert client("PUT", "/v1/videos/video_0").headers["allow"] == "DELETE, GET"
     text = client("POST", "/v1/videos", b"a man", {"content-type": "text/plain"})
     assert text.status == 400 and "use application/json or multipart" in text.error["message"]
     broken = {"content-type": "multipart/form-data; boundary=x"}

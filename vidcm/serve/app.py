@@ -9,6 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 
 from vidcm.errors import UsageError, VidcmError
 from vidcm.serve.bodies import BadField, as_request, keep_files, read_body
@@ -214,6 +215,12 @@ def _add_failures(app: FastAPI) -> None:
     def http(request: Request, error: HTTPException) -> Response:
         response = answer(error.status_code, str(error.detail))
         response.headers.update(error.headers or {})
+        if error.status_code == 405:  # Starlette names the methods of the first route alone
+            found = [r for r in app.routes if isinstance(r, Route)]
+            found = [r for r in found if r.matches(request.scope)[0] != Match.NONE]
+            response.headers["allow"] = ", ".join(
+                sorted({method for route in found for method in route.methods or ()})
+            )
         return response
 
     def invalid(request: Request, error: RequestValidationError) -> Response:

@@ -106,7 +106,7 @@ def test_the_end_by_a_signal_leaves_nothing(folder, tmp_path, number, code, line
         assert not os.listdir(tmp_path)
 
 
-def test_q04_other_machines_are_let_in_with_credentials_alone(capsys, monkeypatch, tmp_path):
+def test_q09_other_machines_are_let_in_with_credentials_alone(capsys, monkeypatch, tmp_path):
     monkeypatch.delenv("VIDCM_AUTH", raising=False)
     assert serve.parser().get_default("host") == "127.0.0.1"
     for host in ("0.0.0.0", "::", "192.0.2.1"):

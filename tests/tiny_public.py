@@ -89,6 +89,16 @@ def wan() -> Any:
     )
 
 
+def wan_experts() -> Any:
+    """Wan 2.2 A14B: two networks, by the level of noise."""
+    from diffusers import WanTransformer3DModel
+
+    pipeline = wan()
+    pipeline.register_modules(transformer_2=WanTransformer3DModel(**WAN))
+    pipeline.register_to_config(boundary_ratio=0.875)
+    return pipeline
+
+
 def wan_5b() -> Any:
     """Wan 2.2 TI2V: a codec of twice the stride and a time for each token."""
     from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
@@ -222,6 +232,7 @@ def cogvideox(rotary: bool = False) -> Any:
 FAMILIES: dict[str, Callable[[], Any]] = {
     "wan": wan,
     "wan_5b": wan_5b,
+    "wan_experts": wan_experts,
     "anyflow": anyflow,
     "ltx": ltx,
     "cogvideox": cogvideox,
@@ -235,7 +246,8 @@ def save(name: str, folder: Path) -> Path:
         warnings.simplefilter("ignore")
         torch.manual_seed(7)
         pipeline = FAMILIES[name]()
-        for part in (pipeline.transformer, pipeline.vae):
+        second = getattr(pipeline, "transformer_2", None)
+        for part in filter(None, (pipeline.transformer, second, pipeline.vae)):
             for parameter in part.parameters():
                 parameter.data += 0.05 * torch.randn_like(parameter)
         pipeline.save_pretrained(folder)

@@ -19,8 +19,9 @@ from vidcm.settings import PipelineSettings
 from vidcm.store import read_card, read_weights, save_model
 from vidcm.train.health import LEAST_MOTION, logged_motion
 
-KINDS = {"codec": VideoCodec, "teacher": Denoiser, "student": Denoiser}
-ROLES = tuple(KINDS)
+KINDS: dict[str, Any] = {"codec": VideoCodec}  # all others are denoisers
+ROLES = ("codec", "teacher", "student")
+EXPERTS = ("teacher_2", "student_2")  # the networks below a boundary of noise, where there is one
 MOST_WORDS = 20_000
 
 
@@ -58,7 +59,7 @@ def export(
     """Write model folders and settings as a pipeline folder, once they have generated a clip.
 
     Args:
-        models: The model folder of each of `ROLES`.
+        models: The model folder of each of `ROLES`, and of `EXPERTS` if there are two networks.
         output: The pipeline folder.
         settings: Of the pipeline.
         storage: Precision of the weights: "fp16", or "int8" for teacher and student.
@@ -69,19 +70,22 @@ def export(
     """
     if (output / "pipeline.json").exists() and not overwrite:
         raise UsageError(f"{output} holds a pipeline; give another --output, or --overwrite")
-    cards = {role: read_card(models[role]) for role in ROLES}
+    cards = {role: read_card(folder) for role, folder in models.items()}
     for role, card in cards.items():
+        student = role.startswith("student")
         kind: Any = lookup("model", card["spec"].get("name"))
-        if not issubclass(kind, KINDS[role]):
+        if not issubclass(kind, KINDS.get(role, Denoiser)):
             raise UsageError(f"{models[role]} is not a {role}: it holds a {kind.__name__}")
-        if role != "codec" and kind.spec_is_student(card["spec"]) != (role == "student"):
+        if role != "codec" and kind.spec_is_student(card["spec"]) != student:
             raise UsageError(
-                f"{models[role]} is not a {role}: a student takes a guidance scale as an input "
-                "(backbone.guidance_embed) or has one built in (guidance_scale), a teacher has none"
+                f"{models[role]} is not a {role.removesuffix('_2')}: a student takes a guidance "
+                "scale as an input (backbone.guidance_embed) or has one built in (guidance_scale), "
+                "a teacher has none"
             )
     with replacing(output) as draft:
         if output.exists():
-            shutil.copytree(output, draft, ignore=shutil.ignore_patterns("pipeline.json", *ROLES))
+            old = shutil.ignore_patterns("pipeline.json", *ROLES, *EXPERTS)
+            shutil.copytree(output, draft, ignore=old)
         for role, card in cards.items():
             if "sha256" not in card:  # of diffusers: named, not copied
                 settings.folders[role] = str(Path(models[role]).resolve())

@@ -21,6 +21,7 @@ from vidcm.conditioning.prompts import check_length, check_prompts
 from vidcm.diffusion import samplers
 from vidcm.diffusion.base import Cond
 from vidcm.diffusion.denoiser import Denoiser
+from vidcm.diffusion.experts import Experts
 from vidcm.editing.edit import TaskSpec, edit
 from vidcm.errors import UsageError, VidcmError
 from vidcm.generation import Generation
@@ -134,11 +135,9 @@ class VideoPipeline:
         if role not in ("student", "teacher"):
             raise UsageError(f"role is {role!r}; use student or teacher")
         if role not in self._models:
-            folder, own = self.part(role), self.settings.student.guidance_scale
-            # a public transformer does not say what it was distilled at
-            public = role == "student" and "sha256" not in read_card(folder)
-            options = {"guidance_scale": own} if public else {}
-            model: Denoiser = load_model(folder, Denoiser, self.device, **options)
+            model = self._load(role, role)
+            if boundary := self.settings.boundary_ratio:
+                model = Experts(model, self._load(role, f"{role}_2"), boundary)
             if (role == "student") != (model.guidance_scales is not None):
                 raise UsageError(
                     f"{self.part(role)} is not a {role}: a student takes a guidance scale as an "
@@ -146,6 +145,14 @@ class VideoPipeline:
                 )
             self._models[role] = model
         return self._models[role]
+
+    def _load(self, role: str, part: str) -> Denoiser:
+        folder, own = self.part(part), self.settings.student.guidance_scale
+        # a public transformer does not say what it was distilled at
+        public = role == "student" and "sha256" not in read_card(folder)
+        return load_model(
+            folder, Denoiser, self.device, **({"guidance_scale": own} if public else {})
+        )
 
     def generation(
         self,

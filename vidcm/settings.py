@@ -88,7 +88,9 @@ class PipelineSettings:
             the one above).
         prompt_reader: Name of the reader that completes prompts; "" for none.
         known_words: Words of the training captions, separated by spaces; "" if not known.
-        folders: Where the codec, student or teacher is, if not in the pipeline folder.
+        boundary_ratio: Rectified-flow time below which another network denoises, in the folders
+            `teacher_2` and `student_2`.
+        folders: Where a model is, if not in the pipeline folder.
     """
 
     num_frames: int
@@ -100,6 +102,7 @@ class PipelineSettings:
     trained_shapes: list[tuple[int, int, int]] = field(default_factory=list)
     prompt_reader: str = ""
     known_words: str = ""
+    boundary_ratio: float | None = None
     folders: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -167,6 +170,8 @@ class PipelineSettings:
             steps = own.num_inference_steps
             integer(f"{role}.num_inference_steps", steps, 1, MAX_STEPS)
             real_number(f"{role}.guidance_scale", own.guidance_scale, 0, MAX_GUIDANCE)
+        if self.boundary_ratio is not None and not 0 < self.boundary_ratio < 1:
+            raise UsageError(f"boundary_ratio is {self.boundary_ratio:g}; use a time in (0, 1)")
         for role, shift in (("student", self.student.shift), ("teacher", self.teacher.shift)):
             if shift is not None and not shift > 0:
                 raise UsageError(f"{role}.shift is {shift:g}; use a number above 0")

@@ -1,10 +1,15 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("diffusers", reason="public families need diffusers: pip install -e '.[test]'")
 
+from public_runs import CAPTION
 from tiny_public import save
+
+from vidcm.cli import encode
+from vidcm.media.write import write_clip
 
 
 @pytest.fixture(scope="session")
@@ -15,6 +20,35 @@ def public(tmp_path_factory):
     def folder(name: str) -> Path:
         if name not in made:
             made[name] = save(name, root / name)
+        return made[name]
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory):
+    """A folder of four clips with captions."""
+    folder = tmp_path_factory.mktemp("clips")
+    for i in range(4):
+        frames = np.full((9, 32, 32, 3), 50 * i, np.uint8)
+        for t in range(9):
+            frames[t, 8:16, 2 * t : 2 * t + 8] = 255
+        write_clip(frames, folder / f"{i}.mp4", fps=8)
+        (folder / f"{i}.txt").write_text(CAPTION)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def latents(public, clips, tmp_path_factory):
+    """A function from a family to latents by its codec."""
+    root, made = tmp_path_factory.mktemp("latents"), {}
+
+    def folder(name):
+        if name not in made:
+            made[name] = root / name
+            size = ["--frames", "9", "--size", "32x32", "--fps", "8"]
+            models = ["--codec", str(public(name) / "vae"), "--output", str(made[name])]
+            assert encode.main(["--data", "folder", "--root", str(clips), *size, *models]) == 0
         return made[name]
 
     return folder

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from public_runs import pipeline_of
 
 from vidcm.codecs.base import VideoCodec
 from vidcm.diffusion import samplers
@@ -16,14 +17,6 @@ PROMPT, NEGATIVE, GUIDANCE, STEPS = "a red ball bounces left .", "a robot", 4.0,
 @pytest.fixture(scope="module", params=["wan", "wan_5b", "ltx", "cogvideox", "cogvideox_rotary"])
 def family(request):
     return request.param
-
-
-def pipeline_of(folder):
-    from diffusers import DiffusionPipeline
-
-    found = DiffusionPipeline.from_pretrained(folder)
-    found.set_progress_bar_config(disable=True)
-    return found
 
 
 def test_guided_sampling_is_the_pipelines(public, family):

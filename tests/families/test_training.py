@@ -6,65 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
+from public_runs import CAPTION, run
 
-from vidcm.cli import edit, encode, export, generate, train
+from vidcm.cli import edit, export, generate, train
 from vidcm.config import load
-from vidcm.media.write import write_clip
 from vidcm.store import load_model, read_card, read_weights
-
-CAPTION = "a red ball bounces left ."
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory):
-    """A folder of four clips with captions."""
-    folder = tmp_path_factory.mktemp("clips")
-    for i in range(4):
-        frames = np.full((9, 32, 32, 3), 50 * i, np.uint8)
-        for t in range(9):
-            frames[t, 8:16, 2 * t : 2 * t + 8] = 255
-        write_clip(frames, folder / f"{i}.mp4", fps=8)
-        (folder / f"{i}.txt").write_text(CAPTION)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def latents(public, clips, tmp_path_factory):
-    """A function from a family to latents by its codec."""
-    root, made = tmp_path_factory.mktemp("latents"), {}
-
-    def folder(name):
-        if name not in made:
-            made[name] = root / name
-            size = ["--frames", "9", "--size", "32x32", "--fps", "8"]
-            models = ["--codec", str(public(name) / "vae"), "--output", str(made[name])]
-            assert encode.main(["--data", "folder", "--root", str(clips), *size, *models]) == 0
-        return made[name]
-
-    return folder
-
-
-def run(tmp_path, public, latents, family="wan", objective=None, **more):
-    """Train a student of a tiny public model by the command; returns the run's folder."""
-    root = public(family)
-    config = {
-        "output": str(tmp_path / "run"),
-        "steps": 2,
-        "batch_size": 2,
-        "model": {"name": "public_denoiser", "base": f"{root}/transformer", "guidance_scale": 4},
-        "init": f"{root}/transformer",
-        "teacher": f"{root}/transformer",
-        "codec": f"{root}/vae",
-        "objective": objective or {"name": "consistency_tuning", "guidance_range": [4, 4]},
-        "data": {"name": "latents", "path": str(latents(family))},
-        "preview_prompts": [CAPTION],
-        "num_workers": 0,
-        **more,
-    }
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump({k: v for k, v in config.items() if v is not None}))
-    return train.main(["--config", str(path)]), tmp_path / "run"
 
 
 @pytest.mark.parametrize("family", ["wan", "ltx", "cogvideox"])
@@ -235,15 +181,15 @@ CONFIGS = sorted(
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_configs_of_public_models_train(tmp_path, public, latents, path):
     """Each config, with the tiny model of its family in the place of the real one."""
-    family = {"wan22_5b": "wan_5b"}.get(path.parent.name, path.parent.name.split("_")[0])
-    family = {"wan21": "wan"}.get(family, family)
+    tiny = {"wan21": "wan", "wan22": "wan_5b" if "5b" in path.parent.name else "wan_experts"}
+    name = path.parent.name.split("_")[0]
+    family = tiny.get(name, name)
     root, config = public(family), load(path)
-    assert str(config.codec).removesuffix("/vae") == config.model["base"].removesuffix(
-        "/transformer"
-    )
+    pipeline, _, part = config.model["base"].rpartition("/")
+    assert config.codec == f"{pipeline}/vae" and config.teacher == f"{pipeline}/{part}"
     words = [
-        f"model.base={root}/transformer",
-        f"teacher={root}/transformer",
+        f"model.base={root}/{part}",
+        f"teacher={root}/{part}",
         f"codec={root}/vae",
         f"data.path={latents(family)}",
         f"output={tmp_path / 'run'}",
@@ -251,7 +197,7 @@ def test_configs_of_public_models_train(tmp_path, public, latents, path):
         "batch_size=2",
         "zero=0",
         "num_workers=0",
-        *([f"init={root}/transformer"] if config.init else []),
+        *([f"init={root}/{part}"] if config.init else []),
         *(["lora.rank=2"] if config.lora else []),
     ]
     assert train.main(["--config", str(path), *words]) == 0

@@ -12,6 +12,7 @@ from vidcm.media.sizes import check_frames, check_size
 from vidcm.settings import PipelineSettings, StudentSettings, TeacherSettings
 
 MODELS = ("codec", "teacher", "student")
+EXPERTS = ("teacher_2", "student_2")
 
 GUIDANCE = 3.0
 
@@ -29,6 +30,16 @@ def parser() -> argparse.ArgumentParser:
     )
     for model in MODELS:
         p.add_argument(f"--{model}", help=f"the {model}'s model folder")
+    for model in EXPERTS:
+        p.add_argument(
+            f"--{model.replace('_', '-')}",
+            help=f"the {model.removesuffix('_2')}'s network below --boundary, where it has two",
+        )
+    p.add_argument(
+        "--boundary",
+        type=number(0, 1),
+        help="rectified-flow time that divides the work of two networks, as 0.875 of Wan 2.2 A14B",
+    )
     p.add_argument(
         "--features",
         help="instead of these: the model folder of configs/lpc/features.yaml; --output is then "
@@ -104,7 +115,11 @@ def _export(args: argparse.Namespace) -> None:
         raise UsageError(f"{output} holds files; give another --output, or --overwrite")
     if missing := [f"--{role}" for role in MODELS if getattr(args, role) is None]:
         raise UsageError(f"{', '.join(missing)} missing; give the model folders to put together")
-    for role in MODELS:
+    experts = [getattr(args, name) is not None for name in (*EXPERTS, "boundary")]
+    if any(experts) and not all(experts):
+        raise UsageError("--teacher-2, --student-2 and --boundary go together; give all three")
+    roles = MODELS + (EXPERTS if all(experts) else ())
+    for role in roles:
         check_model_folder(getattr(args, role))
         if Path(getattr(args, role)).resolve() == (output / role).resolve():
             raise UsageError(
@@ -144,7 +159,8 @@ def _export(args: argparse.Namespace) -> None:
             f"--steps is {args.steps}, but {args.student} was trained in {phases} phases of one "
             f"step each; give --steps {phases}"
         )
-    models = {role: getattr(args, role) for role in MODELS}
+    settings.boundary_ratio = args.boundary
+    models = {role: getattr(args, role) for role in roles}
     settings.check()
     export(models, output, settings, storage=args.storage, overwrite=args.overwrite)
     size = sum(f.stat().st_size for f in output.rglob("*.safetensors")) / 2**20

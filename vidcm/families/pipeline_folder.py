@@ -23,7 +23,7 @@ def settings_of(folder: Path) -> PipelineSettings:
         UsageError: vidcm knows no family of its network.
         VidcmError: It is damaged.
     """
-    read_config(folder, INDEX)
+    boundary = read_config(folder, INDEX).get("boundary_ratio")
     family = find_family(str(read_config(folder / "transformer").get("_class_name")))
     scheduler = read_config(folder / "scheduler", "scheduler_config.json")
     frames, height, width, fps = family.defaults
@@ -34,7 +34,9 @@ def settings_of(folder: Path) -> PipelineSettings:
         fps,
         StudentSettings(4, 1.0),
         TeacherSettings(50, family.guidance_scale, family.shift(scheduler)),
-        folders={"codec": "vae", "teacher": "transformer"},
+        boundary_ratio=boundary,
+        folders={"codec": "vae", "teacher": "transformer"}
+        | ({"teacher_2": "transformer_2"} if boundary else {}),
     )
 
 

@@ -64,6 +64,7 @@ class LatentConsistency(StudentObjective):
             raise UsageError(
                 f"huber_c is {self.huber_c}; it must be above 0, or null for the squared error"
             )
+        self.trained_intervals = 0, self.intervals
         self.target = None if self.target_decay is None else EmaTarget(self.target_decay)
 
     def edge(self, index: Tensor) -> Tensor:
@@ -73,7 +74,8 @@ class LatentConsistency(StudentObjective):
     def __call__(self, model: Denoiser, batch: Batch, progress: float, rng: SampleRng) -> Loss:
         assert batch.latents is not None
         x0, path = batch.latents, model.path
-        index = 1 + (rng.uniform() * self.intervals).long().clamp(max=self.intervals - 1)
+        first, last = self.trained_intervals
+        index = first + 1 + (rng.uniform() * (last - first)).long().clamp(max=last - first - 1)
         edge = self.edge(index)
         lower = torch.maximum(index - self.skip, edge)
         grid = to_path_time(path, shifted_timesteps(self.intervals, by=self.shift)).flip(0).to(x0)

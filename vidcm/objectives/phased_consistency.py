@@ -24,12 +24,15 @@ class PhasedConsistency(LatentConsistency):
 
     Args:
         phases: How many, of equally many intervals each; a skip is at most a phase.
+        trained_phases: The first and the last phase to train, counted from the data from 0 on
+            (default: all). A network for a range of noise is trained on the phases in it.
 
     Raises:
         UsageError: The phases do not divide the intervals, or an option makes no sense.
     """
 
     phases: int = 4
+    trained_phases: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -42,6 +45,13 @@ class PhasedConsistency(LatentConsistency):
             )
         if self.skip > length:
             raise UsageError(f"skip {self.skip} is longer than a phase of {length} intervals")
+        first, last = self.trained_phases or (0, self.phases - 1)
+        if not 0 <= first <= last < self.phases:
+            raise UsageError(
+                f"trained_phases are {first} to {last}; use a first and a last one of 0 to "
+                f"{self.phases - 1}"
+            )
+        self.trained_intervals = first * length, (last + 1) * length
 
     @property
     def sampling(self) -> dict[str, Any]:

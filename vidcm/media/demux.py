@@ -103,7 +103,7 @@ class Source:
     Attributes:
         file: its path.
         container: the demuxer.
-        stream: the first video stream that is not a cover picture.
+        stream: the video that players choose, by its flags and bit rate; no cover picture.
         stop: deadline on `time.monotonic()`.
         decoder: of the pictures.
     """
@@ -216,17 +216,18 @@ def opened(file: str, stop: float) -> Iterator[Source]:
         streams = [s for s in container.streams.video if not s.disposition & cover]
         if not streams:
             raise BadClip(file, "no-video-stream", "only sound, text or cover pictures")
-        codec = streams[0].codec_context
+        stream = next((s for s in streams if s == container.streams.best("video")), streams[0])
+        codec = stream.codec_context
         if codec is None:
             raise BadClip(file, "unreadable", "no decoder for its video codec")
         if not codec.height * codec.width:  # FFmpeg clears what passes max_pixels
             sized = container.format.name.startswith(SIZED)
             detail = f"its header gives no frame size, or one above {MAX_FRAME_PIXELS} pixels"
             raise BadClip(file, "too-large" if sized else "unreadable", detail)
-        codec = _with_alpha(streams[0]) or codec
+        codec = _with_alpha(stream) or codec
         codec.thread_count = 1  # parallelism is one reader per data worker
         codec.options = options
-        yield Source(file, container, streams[0], stop, codec)
+        yield Source(file, container, stream, stop, codec)
 
 
 def _with_alpha(stream: VideoStream) -> VideoCodecContext | None:

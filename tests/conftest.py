@@ -1,11 +1,14 @@
 """Fixtures of every test: outside data or a reasoned skip, one thread, one seed, no network."""
 
+import atexit
 import ipaddress
 import os
 import random
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -19,6 +22,9 @@ if TYPE_CHECKING:
 
 # Before torch is imported, and inherited by every subprocess: ranks and tests share few cores.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Probes of videos and copies of remote files stay out of the user's own cache.
+os.environ["VIDCM_CACHE"] = tempfile.mkdtemp(prefix="vidcm-tests-")
+atexit.register(shutil.rmtree, os.environ["VIDCM_CACHE"], ignore_errors=True)
 # What a subprocess sends to the network meets a closed door too (port 9 discards).
 os.environ.update(
     dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9"),

@@ -74,6 +74,12 @@ TABLE: dict[str, dict[str, str]] = {
         "folder": "vidcm.data.folder:VideoFolder",
         "latents": "vidcm.data.latents:LatentShards",
     },
+    "filter": {
+        "shot_cuts": "vidcm.data.filters:ShotCuts",
+        "still": "vidcm.data.filters:Still",
+        "black": "vidcm.data.filters:Black",
+        "near_duplicates": "vidcm.data.filters:NearDuplicates",
+    },
     "prompt_reader": {"lpc": "vidcm.lpc.prompt_reader:PromptReader"},
     "features": {
         "lpc": "vidcm.lpc.features:LpcFeatures",

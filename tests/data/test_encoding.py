@@ -28,6 +28,7 @@ class Numbers:
     def __init__(self, counts: Sequence[int] = COUNTS, mark: str = "a"):
         self.counts: Sequence[int] = counts
         self.facts: Mapping[str, Any] = {"data": "numbers", "mark": mark}
+        self.duplicate_bits: int | None = None
         self.reads: list[int] = []
 
     def read(self, numbers: range) -> Clips:

@@ -15,6 +15,7 @@ from vidcm.cli import encode
 from vidcm.config import TrainConfig
 from vidcm.data.folder import VideoFolder
 from vidcm.data.latents import LatentShards
+from vidcm.data.media_root import LocalRoot
 from vidcm.data.videos import list_media
 from vidcm.errors import UsageError
 from vidcm.media.read import BadClip, probe
@@ -77,7 +78,7 @@ def test_containers_are_seen_and_read(tmp_path, name, format, codec):
         (tmp_path / "a.gif").unlink()
     else:
         film(tmp_path / name, format, codec)
-    assert list_media(tmp_path, False).videos == [name]
+    assert list_media(LocalRoot(tmp_path, False)).videos == [name]
     info = probe(tmp_path / name)
     assert (info.height, info.width) == (32, 48) and 0.2 < info.last_seconds < 0.4
 
@@ -89,7 +90,7 @@ def test_media_that_are_not_read_are_said(tmp_path, caplog):
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "sound.ogg").write_bytes(b"OggS" + bytes(24) + b"\1vorbis")
     animation(tmp_path / "j.webp")
-    media = list_media(tmp_path, False)
+    media = list_media(LocalRoot(tmp_path, False))
     assert media.videos == ["a.mp4"] and media.pictures == []
     (record,) = caplog.records
     said = (

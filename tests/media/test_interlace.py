@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from vidcm.media import read
-from vidcm.media.demux import BadClip
 from vidcm.media.interlace import progressive
+from vidcm.media.media_file import BadClip
 from vidcm.media.read import read_frames
 from vidcm.media.timed import TimedFrame
 

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from vidcm.errors import UsageError
-from vidcm.media.demux import BadClip
 from vidcm.media.load import SourceClip, check_source, load_clip
 from vidcm.media.masks import load_mask
+from vidcm.media.media_file import BadClip
 from vidcm.media.pictures import decode_picture, read_picture
 from vidcm.media.transforms import BACKGROUND
 from vidcm.media.worker import ReaderProcess

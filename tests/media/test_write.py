@@ -19,7 +19,7 @@ from vidcm.errors import UsageError, VidcmError
 from vidcm.media import contact_sheet as contact
 from vidcm.media import encoders, write
 from vidcm.media.clips import Clips
-from vidcm.media.demux import BadClip
+from vidcm.media.media_file import BadClip
 from vidcm.media.pictures import decode_picture, read_picture
 from vidcm.media.pixels import to_frames, to_video
 from vidcm.media.write import check_form, check_output, write_clip

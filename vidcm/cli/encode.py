@@ -1,22 +1,23 @@
 """`vidcm encode`: videos and captions to a latent cache for training."""
 
 import argparse
-import json
 import os
-from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vidcm.cli.argument_types import integer, number, output_folder, positive_int
 from vidcm.cli.common import Parser, run
 from vidcm.cli.options import add_art, add_bucket, add_device, add_seed, add_size, art_of
+from vidcm.cli.scan_report import scan_json, scan_text
 from vidcm.errors import UsageError, VidcmError
 from vidcm.limits import check_memory
 from vidcm.media.sizes import check_frames, check_size
+from vidcm.registry import TABLE, build, check_name
 
 if TYPE_CHECKING:
     import torch
 
     from vidcm.data.encoding import Source
+    from vidcm.data.filters import Filter
     from vidcm.data.folder_source import FolderSource
 
 
@@ -85,7 +86,11 @@ def _add_lpc(group: argparse._ActionsContainer) -> None:
 
 
 def _add_folder(group: argparse._ActionsContainer) -> None:
-    group.add_argument("--root", help="the folder of videos and captions")
+    group.add_argument(
+        "--root",
+        help="videos and captions: a folder, which may hold .tar files of WebDataset, one such "
+        ".tar, or a URL, as s3://bucket/folder",
+    )
     group.add_argument("--frames", type=positive_int, default=17, help="frames per clip, 4k+1")
     add_size(group, "multiples of 8 (default: 64x64)", (64, 64))
     add_bucket(group, "for videos nearer to it, or as 1x64x64 for pictures; may be repeated")
@@ -104,10 +109,24 @@ def _add_folder(group: argparse._ActionsContainer) -> None:
         help="clips of a video that do not overlap, spread over it; all for as many as fit",
     )
     group.add_argument(
+        "--filter",
+        type=_filter,
+        action="append",
+        default=[],
+        metavar="NAME[=THRESHOLD]",
+        help=f"leave clips out: {', '.join(TABLE['filter'])}; may be repeated",
+    )
+    group.add_argument(
         "--deadline", type=number(0.1, 86400), default=30.0, help="seconds to decode one clip"
     )
     group.add_argument(
         "--follow-symlinks", action="store_true", help="take links that lead out of --root"
+    )
+    group.add_argument(
+        "--cache-gb",
+        type=number(0.001),
+        default=20.0,
+        help="bound of the local copies of files from a URL, in GB",
     )
     group.add_argument(
         "--missing-captions",
@@ -211,34 +230,23 @@ def _scan(args: argparse.Namespace) -> None:
     """Read every clip of a folder and report on them."""
     from tqdm import tqdm
 
+    from vidcm.data.scan import scan
+
     source = _folder(args, max_bad_fraction=1.0)
-    taken, left_out, first = 0, dict[str, str](), 0
     with tqdm(total=sum(source.counts), unit="clip", mininterval=2) as bar:
-        for count in source.counts:
-            for start in range(first, first + count, args.batch):
-                numbers = range(start, min(start + args.batch, first + count))
-                clips = source.read(numbers)
-                taken, left_out = taken + len(clips.names), left_out | clips.left_out
-                bar.update(len(numbers))
-            first += count
-    reasons = Counter(left_out.values()).most_common()
-    shapes = {"x".join(map(str, s)): n for s, n in zip(source.shapes, source.counts, strict=True)}
-    if args.json:
-        report = {"clips": taken, "left_out": left_out, "reasons": dict(reasons), "shapes": shapes}
-        print(json.dumps(report, ensure_ascii=False))
-    else:
-        for name, reason in sorted(left_out.items()):
-            print(f"{reason}: {name}")
-        print(f"{taken} clips of {', '.join(f'{s} ({n})' for s, n in shapes.items())}")
-        print(f"left out: {', '.join(f'{n} {reason}' for reason, n in reasons) or 'none'}")
-    if len(left_out) > args.max_bad_fraction * (taken + len(left_out)):
+        found = scan(source, args.batch, bar.update)
+    print(scan_json(found) if args.json else scan_text(found, args.fps))
+    total = found.clips + len(found.left_out)
+    if found.bad > args.max_bad_fraction * total:
         raise VidcmError(
-            f"{len(left_out)} of {taken + len(left_out)} clips cannot be used, more than "
-            f"--max-bad-fraction {args.max_bad_fraction:g} allows"
+            f"{found.bad} of {total} clips cannot be used, more than --max-bad-fraction "
+            f"{args.max_bad_fraction:g} allows"
         )
 
 
 def _folder(args: argparse.Namespace, max_bad_fraction: float) -> "FolderSource":
+    from tqdm import tqdm
+
     from vidcm.data.folder import VideoFolder
     from vidcm.data.folder_source import FolderSource
 
@@ -252,8 +260,22 @@ def _folder(args: argparse.Namespace, max_bad_fraction: float) -> "FolderSource"
         max_bad_fraction=max_bad_fraction,
         deadline=args.deadline,
         follow_symlinks=args.follow_symlinks,
+        cache_gb=args.cache_gb,
     )
-    return FolderSource(data, None if args.windows == "all" else args.windows)
+    windows = None if args.windows == "all" else args.windows
+    filters: list[Filter] = [build("filter", spec) for spec in args.filter]
+    with tqdm(total=len(data), unit="video", desc="plan", mininterval=2, leave=False) as bar:
+        return FolderSource(data, windows, filters, args.rank, args.world, bar.update)
+
+
+def _filter(text: str) -> dict[str, Any]:
+    """An argparse type: name or name=threshold of a filter, as its spec."""
+    name, given, threshold = text.partition("=")
+    try:
+        check_name("filter", {"name": name})
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return {"name": name} | ({"threshold": number(0)(threshold)} if given else {})
 
 
 def _windows(text: str) -> "int | str":

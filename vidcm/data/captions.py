@@ -1,39 +1,46 @@
 """Captions of the videos below a folder, from one metadata file or texts beside them."""
 
 import logging
-import os
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from vidcm.data.sidecars import METADATA, read_metadata, read_text, without_blanks
+from vidcm.data.media_root import MediaRoot
+from vidcm.data.sidecars import METADATA, decoded, json_captions, read_metadata, without_blanks
 from vidcm.data.videos import few, why_not_taken
 from vidcm.errors import UsageError
+from vidcm.media.media_file import TAR
 
 log = logging.getLogger(__name__)
 
 
 def match_captions(
-    root: Path, names: Sequence[str], left_out: Sequence[str], policy: str
+    root: MediaRoot,
+    names: Sequence[str],
+    texts: Sequence[str],
+    left_out: Sequence[str],
+    policy: str,
 ) -> dict[str, list[str]]:
     """Captions by name, complete in both directions except as the policy allows.
 
     Args:
-        root: the folder.
+        root: where they are.
         names: of the videos and pictures that need captions.
+        texts: names of the text files there.
         left_out: names that may have captions, which are not read.
         policy: for names without a caption: "error", "empty" or "skip".
 
     Raises:
         UsageError: names and captions do not match.
     """
-    files = [root / name for name in METADATA if (root / name).is_file()]
+    files = [name for name in METADATA if root.is_file(name)]
     if len(files) > 1:
-        raise UsageError(f"{root} has {' and '.join(f.name for f in files)}; keep one of them")
+        raise UsageError(f"{root} has {' and '.join(files)}; keep one of them")
     if files:
-        found, where = _from_metadata(root, files[0], names, left_out), files[0].name
+        with root.local(files[0]) as file:
+            found, where = _from_metadata(root, file, names, left_out), files[0]
     else:
-        found = _from_texts(root, names)
+        found = _from_texts(root, names, texts)
         where = f"a .txt beside it, and there is no {' or '.join(METADATA)}"
     found = {name: without_blanks(captions) for name, captions in found.items()}
     without = [name for name in names if name not in found]
@@ -54,7 +61,7 @@ def match_captions(
 
 
 def _from_metadata(
-    root: Path, file: Path, names: Sequence[str], left_out: Sequence[str]
+    root: MediaRoot, file: Path, names: Sequence[str], left_out: Sequence[str]
 ) -> dict[str, list[str]]:
     """Captions of the names in a metadata file, each as it is spelled on the disk."""
     spelled: dict[str, list[str]] = {}
@@ -79,7 +86,7 @@ def _from_metadata(
     return found
 
 
-def _missing(root: Path, names: list[str]) -> str:
+def _missing(root: MediaRoot, names: list[str]) -> str:
     """Names that are not in a folder, and those that are but are not taken, with the reason."""
     reasons = {name: why_not_taken(root, _spelling(name)) for name in sorted(names)}
     absent = [name for name, reason in reasons.items() if reason is None]
@@ -90,29 +97,39 @@ def _missing(root: Path, names: list[str]) -> str:
     return ", and ".join(parts)
 
 
-def _from_texts(root: Path, names: Sequence[str]) -> dict[str, list[str]]:
-    """The caption in the text file beside each video, `.txt` or `.TXT`."""
-    beside: dict[PurePosixPath, str] = {}
-    for folder in sorted({PurePosixPath(name).parent for name in names}):
-        with os.scandir(root / folder) as entries:
-            # As sorted in reverse, a.txt comes before a.TXT, which is then ignored.
-            for entry in sorted(entries, key=lambda entry: entry.name, reverse=True):
-                if entry.name.lower().endswith(".txt") and entry.is_file():
-                    beside.setdefault(_stem(folder / entry.name), entry.name)
-    found = {}
+def _from_texts(
+    root: MediaRoot, names: Sequence[str], texts: Sequence[str]
+) -> dict[str, list[str]]:
+    """Captions in the text file beside each video, `.txt` or `.TXT`, otherwise `.json`."""
+    beside: dict[str, str] = {}
+    # a.txt comes before a.TXT, and that before a.json.
+    for text in sorted(texts, key=lambda text: (text[-5:].lower() != ".json", text), reverse=True):
+        beside.setdefault(_key(text), text)
+    exact = frozenset(texts)
+    chosen = {}
     for name in names:
-        path, exact = PurePosixPath(name), (root / name).with_suffix(".txt")
-        if (text := beside.get(_stem(path))) is not None:
-            file = exact if exact.is_file() else root / path.parent / text
-            found[name] = [read_text(file).strip()]
-    long = [name for name, (text,) in found.items() if "\n" in text]
+        own = str(PurePosixPath(name).with_suffix(".txt"))
+        text = own if own in exact else beside.get(_key(name))
+        if text is not None:
+            chosen[name] = text
+    found: dict[str, list[str]] = {}
+    blobs = root.read(sorted(set(chosen.values())))
+    for name, text in chosen.items():
+        where = f"{root}/{text}"
+        if text.lower().endswith(".json"):
+            captions = json_captions(where, blobs[text])
+            if captions is not None:
+                found[name] = captions
+        else:
+            found[name] = [decoded(where, blobs[text]).strip()]
+    long = [name for name, text in found.items() if len(text) == 1 and "\n" in text[0]]
     if long:
         log.warning(
             "%s: %d .txt files have several lines, all of them one caption: %s; several captions "
             "of a video go into a metadata file",
             root,
             len(long),
-            few([str(PurePosixPath(name).with_suffix(".txt")) for name in long]),
+            few([chosen[name] for name in long]),
         )
     return found
 
@@ -122,5 +139,11 @@ def _spelling(name: str) -> str:
     return str(PurePosixPath(unicodedata.normalize("NFC", name.replace("\\", "/"))))
 
 
-def _stem(path: PurePosixPath) -> PurePosixPath:
-    return PurePosixPath(unicodedata.normalize("NFC", str(path.with_suffix(""))))
+def _key(name: str) -> str:
+    """What the names of a video and of its captions share.
+
+    In a tar that is all before the first dot of the last name, as in WebDataset.
+    """
+    path = PurePosixPath(name)
+    stem = path.name.partition(".")[0] if f"{TAR}/" in name.lower() else path.stem
+    return unicodedata.normalize("NFC", str(path.parent / stem))

@@ -13,13 +13,14 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from vidcm.data.duplicates import drop_duplicates
 from vidcm.data.latents import write_index
 from vidcm.data.shards import write_shard
 from vidcm.errors import UsageError, VidcmError
@@ -36,13 +37,15 @@ class Clips:
         frames: uint8 `(b t h w c)`.
         captions: One or more of each clip.
         names: Where each comes from, as `a.mp4 at 2.125 s`.
-        left_out: name -> reason of the clips that could not be read.
+        left_out: name -> reason of the clips that could not be read, or that a filter left out.
+        fingerprints: Of each clip, hexadecimal, if near duplicates are looked for.
     """
 
     frames: Tensor
     captions: list[list[str]]
     names: list[str]
     left_out: dict[str, str]
+    fingerprints: list[str] = field(default_factory=list)
 
 
 class Source(Protocol):
@@ -52,10 +55,13 @@ class Source(Protocol):
         facts: What the clips depend on; they stay in the index, and a partial cache of others is
             refused.
         counts: Number of clips of each shape.
+        duplicate_bits: Of clips whose fingerprints differ in at most so many bits, the first is
+            kept; None for clips without.
     """
 
     facts: Mapping[str, Any]
     counts: Sequence[int]
+    duplicate_bits: int | None
 
     def read(self, numbers: range) -> Clips:
         """Read clips of one shape."""
@@ -112,7 +118,7 @@ def encode_cache(
                 progress(len(numbers))
             elif not _made(output, plan, world):
                 _encode_shard(source, encode, partial, name, numbers, batch_size, progress)
-        found = _finish(partial, output, [name for name, _ in shards], codec, source.facts)
+        found = _finish(source, partial, output, [name for name, _ in shards], codec)
         late = found is None and _made(output, plan, world)
         if late and not list(partial.glob("shard-*")):
             shutil.rmtree(partial, ignore_errors=True)  # begun after it had become the cache
@@ -184,7 +190,7 @@ def _encode_shard(
     progress: Callable[[int], object],
 ) -> None:
     """Write a shard, then its record: the shard is complete, of these clips, without those."""
-    latents, captions, names = [], [], []
+    latents, captions, names, fingerprints = [], [], [], []
     left_out: dict[str, str] = {}
     for start in range(0, len(numbers), batch_size):
         part = numbers[start : start + batch_size]
@@ -200,8 +206,11 @@ def _encode_shard(
             latents.append(x.half().cpu())
             captions += clips.captions
             names += clips.names
+            fingerprints += clips.fingerprints
         progress(len(part))
     record: dict[str, Any] = {"names": names, "left_out": left_out, "clips": len(captions)}
+    if fingerprints:
+        record["fingerprints"] = fingerprints
     if captions:
         file = partial / f"{name}.safetensors"
         every = torch.cat(latents)
@@ -211,7 +220,7 @@ def _encode_shard(
 
 
 def _finish(
-    partial: Path, output: Path, names: Sequence[str], codec: str, facts: Mapping[str, Any]
+    source: Source, partial: Path, output: Path, names: Sequence[str], codec: str
 ) -> dict[str, int] | None:
     """Make the cache if all shards are there. One process does, whichever comes first."""
     try:
@@ -223,6 +232,8 @@ def _finish(
         if not all((partial / f"{name}.json").is_file() for name in names):
             return None
         records = {n: json.loads((partial / f"{n}.json").read_text("utf-8")) for n in names}
+        if source.duplicate_bits is not None:
+            drop_duplicates(partial, records, source.duplicate_bits)
         full = {n: record for n, record in records.items() if record["clips"]}
         if not full:
             shutil.rmtree(partial)
@@ -232,7 +243,7 @@ def _finish(
             {"name": f"{n}.safetensors", **{k: r[k] for k in ("clips", "shape", "bytes")}}
             for n, r in full.items()
         ]
-        write_index(partial, shards, codec, {**facts, "left_out": reasons})
+        write_index(partial, shards, codec, {**source.facts, "left_out": reasons})
         if output.exists():
             with replacing(output) as part:
                 os.replace(partial, part)

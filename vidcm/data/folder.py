@@ -11,12 +11,15 @@ import torch
 from vidcm.data.batch import Batch
 from vidcm.data.buckets import Shape, checked_shapes, nearest_shape
 from vidcm.data.captions import match_captions
+from vidcm.data.media_root import media_root
 from vidcm.data.order import Order, one_shape
+from vidcm.data.probes import Probes
 from vidcm.data.videos import HOW, few, list_media
 from vidcm.errors import UsageError, VidcmError
-from vidcm.media.demux import FILE_REASONS
-from vidcm.media.pictures import picture_size, read_picture
-from vidcm.media.read import BadClip, Frames, VideoInfo
+from vidcm.media.media_file import FILE_REASONS
+from vidcm.media.pictures import read_picture
+from vidcm.media.read import BadClip, Frames
+from vidcm.media.shots import Shot
 from vidcm.media.timing import END_SLACK_SECONDS, clip_seconds, frame_times, random_start
 from vidcm.media.transforms import resize_crop
 from vidcm.media.worker import ReaderPool, ReaderProcess
@@ -28,15 +31,15 @@ MIN_START_SECONDS = 0.1  # a clip that does not fit from here on begins with the
 
 
 class VideoFolder:
-    """Clips of the videos below a folder, each with one or several captions.
+    """Clips of the videos below a folder or in tars, each with one or several captions.
 
     Captions come from `metadata.jsonl`, `.csv` or `.parquet` in `root` (columns `file_name` and
-    `text` or `caption`), otherwise from a `.txt` beside each video. Pictures are clips of one
-    frame, if there is a shape of one frame; otherwise they are left out. What cannot be read is put
-    on the list `quarantine` (file name -> reason), and another takes its place.
+    `text` or `caption`), otherwise from a `.txt` or `.json` beside each video. Pictures are clips
+    of one frame, if there is a shape of one frame; otherwise they are left out. What cannot be read
+    is put on the list `quarantine` (file name -> reason), and another takes its place.
 
     Args:
-        root: the folder.
+        root: the folder, a tar, or a URL that fsspec reads, such as s3://bucket/folder.
         num_frames: frames per clip, 4k+1.
         size: height and width of clips, in pixels.
         buckets: further shapes (num_frames, height, width). A video gets the shape nearest in
@@ -50,6 +53,7 @@ class VideoFolder:
         deadline: seconds to decode one clip.
         max_bad_fraction: share of videos, 0 to 1, that may be quarantined; the next one raises.
         follow_symlinks: also take links that lead out of `root`.
+        cache_gb: bound of the local copies of remote files, in GB.
 
     Raises:
         UsageError: options, folder and caption files do not fit together.
@@ -70,6 +74,7 @@ class VideoFolder:
         deadline: float = 30.0,
         max_bad_fraction: float = 0.01,
         follow_symlinks: bool = False,
+        cache_gb: float = 20.0,
     ) -> None:
         clip_seconds(num_frames, fps)
         if len(size) != 2 or min(size) < 1:
@@ -82,22 +87,22 @@ class VideoFolder:
             raise UsageError(f"backend is {backend!r}, expected 'av' or 'decord'")
         if not 0 <= max_bad_fraction <= 1:
             raise UsageError(f"max_bad_fraction is {max_bad_fraction}, expected 0 to 1")
-        self.root, self.fps = Path(root).resolve(), fps
+        self.root, self.fps = media_root(root, follow_symlinks, cache_gb), fps
         self.shapes = checked_shapes((num_frames, size[0], size[1]), buckets, fps)
         self.max_bad_fraction = max_bad_fraction
         self.quarantine: dict[str, str] = {}
         self._readers = ReaderPool(backend=backend, deadline=deadline)
-        self._infos: dict[int, VideoInfo] = {}
         self._shape_of: dict[int, Shape] = {}
         one_frame = any(shape[0] == 1 for shape in self.shapes)
-        media = list_media(self.root, follow_symlinks, one_frame)
+        media = list_media(self.root, one_frame)
         self._pictures = frozenset(media.pictures if one_frame else ())
         left_out = [] if one_frame else media.pictures
         if left_out:
             found = f"{len(left_out)} pictures ({few(left_out)})"
             log.warning("%s: left out %s; %s", self.root, found, HOW)
         names = sorted([*media.videos, *self._pictures])
-        self._captions = match_captions(self.root, names, left_out, missing_captions)
+        self.probes = Probes(self.root, self._pictures, self._readers)
+        self._captions = match_captions(self.root, names, media.texts, left_out, missing_captions)
         self.names = sorted(self._captions)
         if not self.names:
             raise UsageError(f"{self.root} holds no video with a caption; see missing_captions")
@@ -116,17 +121,14 @@ class VideoFolder:
         """Shapes with the indices of their clips."""
         if len(self.shapes) == 1:
             return [(self.shapes[0], list(range(len(self))))]
+        self.probes.prepare(self.names, self.probes.info)
         found: dict[Shape, list[int]] = {}
         for i, name in enumerate(self.names):
             shape = self.shapes[0]
             try:
-                if name in self._pictures:
-                    info = VideoInfo(*picture_size(self.root / name), 0.0)
-                else:
-                    info = self._info(i)
-                shape = nearest_shape(self.shapes, info, self.fps)
+                shape = nearest_shape(self.shapes, self.probes.info(name), self.fps)
             except BadClip as bad:
-                self._quarantine(name, bad)
+                self.leave_out(name, bad)
             found.setdefault(shape, []).append(i)
         self._shape_of = {i: shape for shape, clips in found.items() for i in clips}
         return sorted(found.items())
@@ -139,31 +141,38 @@ class VideoFolder:
         """Captions of clip i, [""] if it has none."""
         return self._captions[self.names[i]]
 
-    def starts(self, i: int, most: int | None = 1) -> list[float]:
+    def starts(
+        self, i: int, most: int | None = 1, shots: Sequence[Shot] | None = None
+    ) -> list[float]:
         """Starts of clips of video i that do not overlap, in seconds.
 
         Args:
             i: index of the video.
             most: so many at most, spread over the video; None for all that fit.
+            shots: within which they lie; otherwise the whole video, and at least one.
 
         Raises:
             BadClip: the video cannot be read.
         """
-        if most == 1 or self.names[i] in self._pictures:
+        name = self.names[i]
+        if name in self._pictures or (most == 1 and shots is None):
             return [0.0]
         num_frames = self.shape(i)[0]
-        info = self._info(i)
-        last_frame = info.last_seconds - info.hold_seconds  # windows do not repeat it
-        room = last_frame - clip_seconds(num_frames, self.fps) + END_SLACK_SECONDS
-        count = max(int(room / (num_frames / self.fps)) + 1, 1)
-        kept = count if most is None else min(most, count)
-        return [k * count // kept * num_frames / self.fps for k in range(kept)]
+        if shots is None:
+            info = self.probes.info(name)
+            # windows do not repeat the last frame
+            shots = [Shot(0.0, max(info.last_seconds - info.hold_seconds, self.seconds(i)))]
+        step = num_frames / self.fps
+        found = []
+        for shot in shots:
+            room = shot.last - shot.first - self.seconds(i) + END_SLACK_SECONDS
+            found += [shot.first + k * step for k in range(int(room / step) + 1 if room > 0 else 0)]
+        kept = len(found) if most is None else min(most, len(found))
+        return [found[k * len(found) // kept] for k in range(kept)]
 
-    def _info(self, i: int) -> VideoInfo:
-        """Size and length of video i, probed once."""
-        if i not in self._infos:
-            self._infos[i] = self.reader.probe(self.root / self.names[i])
-        return self._infos[i]
+    def seconds(self, i: int) -> float:
+        """Seconds from the first to the last frame of clip i."""
+        return clip_seconds(self.shape(i)[0], self.fps)
 
     def clip(self, i: int, rng: torch.Generator | None = None, start: float = 0.0) -> torch.Tensor:
         """Frames of clip i.
@@ -181,37 +190,37 @@ class VideoFolder:
             VidcmError: too many are.
         """
         name = self.names[i]
-        path = str(self.root / name)
         num_frames, *size = self.shape(i)
         if (reason := self.quarantine.get(name)) in FILE_REASONS:
-            raise BadClip(path, str(reason), "quarantined before")
+            raise BadClip(f"{self.root}/{name}", str(reason), "quarantined before")
         try:
-            if name in self._pictures:
-                return self._picture(i, rng)
-            if rng is None:
-                times = frame_times(num_frames, self.fps, start)
-                found = self.reader.read(path, times, (size[0], size[1]))
-            else:
-                found = self._read_at_random(i, path, rng)
+            with self.root.local(name) as path:
+                if name in self._pictures:
+                    return self._picture(i, path, rng)
+                if rng is None:
+                    times = frame_times(num_frames, self.fps, start)
+                    found = self.reader.read(path, times, (size[0], size[1]))
+                else:
+                    found = self._read_at_random(i, path, rng)
         except BadClip as bad:
-            self._quarantine(name, bad)
+            self.leave_out(name, bad)
             raise
         return torch.from_numpy(found.frames)
 
-    def _picture(self, i: int, rng: torch.Generator | None) -> torch.Tensor:
+    def _picture(self, i: int, path: Path, rng: torch.Generator | None) -> torch.Tensor:
         """The clip of one frame that a picture is, its crop drawn if there is a generator."""
         _, height, width = self.shape(i)
-        frames = read_picture(self.root / self.names[i])[None]
+        frames = read_picture(path)[None]
         place = None
         if rng is not None:
             down, across = torch.rand(2, generator=rng, dtype=torch.float64).tolist()
             place = (down, across)
         return torch.from_numpy(resize_crop(frames, (height, width), place))
 
-    def _read_at_random(self, i: int, path: str, rng: torch.Generator) -> Frames:
+    def _read_at_random(self, i: int, path: Path, rng: torch.Generator) -> Frames:
         """Frames from a random start, drawn anew where the file ends before its header says."""
         num_frames, height, width = self.shape(i)
-        info = self._info(i)
+        info = self.probes.info(self.names[i])
         last, last_frame = info.last_seconds, info.last_seconds - info.hold_seconds
         while True:
             start = random_start(last, num_frames, self.fps, rng)
@@ -259,7 +268,8 @@ class VideoFolder:
                 raise VidcmError(f"no clip of {self.buckets[shape][0]} in {self.root} can be read")
         return Batch(captions, frames=torch.stack(frames))
 
-    def _quarantine(self, name: str, bad: BadClip) -> None:
+    def leave_out(self, name: str, bad: BadClip) -> None:
+        """Put a video on the list of those that cannot be read. Raises VidcmError if it is long."""
         self.quarantine[name] = bad.reason
         log.warning("left out %s", bad)
         bad_fraction = len(self.quarantine) / len(self)

@@ -18,13 +18,32 @@ CAPTION_COLUMN = re.compile(r"(text|caption)s?([-_ ]?\d+)?")
 def read_text(file: Path) -> str:
     """UTF-8 text without byte order mark, lines separated by newlines alone. Raises UsageError."""
     try:
-        text = file.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        detail = f"{error.reason} at byte {error.start}"
-        raise UsageError(f"{file} is not UTF-8 ({detail}); save it as UTF-8") from None
+        return decoded(str(file), file.read_bytes())
     except OSError as error:
         raise UsageError(f"{file} cannot be read: {error.strerror}") from None
+
+
+def decoded(where: str, blob: bytes) -> str:
+    """The text of a file, as `read_text`; where: its name, for the error."""
+    try:
+        text = blob.decode("utf-8")
+    except UnicodeDecodeError as error:
+        detail = f"{error.reason} at byte {error.start}"
+        raise UsageError(f"{where} is not UTF-8 ({detail}); save it as UTF-8") from None
     return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def json_captions(where: str, blob: bytes) -> list[str] | None:
+    """The captions in a JSON file beside a video, None if it is about something else.
+
+    Raises:
+        UsageError: it is not JSON, or a caption is not text.
+    """
+    row = _parsed(where, decoded(where, blob))
+    if not isinstance(row, dict):
+        return None
+    columns = [name for name in row if CAPTION_COLUMN.fullmatch(name)]
+    return _captions(where, row, columns) if columns else None
 
 
 def read_metadata(file: Path) -> dict[str, list[str]]:
@@ -96,19 +115,26 @@ def _caption_columns(at: str, columns: list[str]) -> list[str]:
 
 def _jsonl(file: Path) -> Iterator[tuple[int, dict[str, object]]]:
     for line, text in enumerate(read_text(file).split("\n"), start=1):
-        if not text.strip():
-            continue
-        try:
-            row = json.loads(text)
-        except RecursionError:
-            raise UsageError(f"{file}:{line}: JSON nested too deeply") from None
-        except ValueError as error:
-            detail = str(error).replace("line 1 column", "column")
-            raise UsageError(f"{file}:{line}: not JSON: {detail}") from None
-        if not isinstance(row, dict):
-            kind = type(row).__name__
-            raise UsageError(f'{file}:{line}: a {kind}, expected {{"file_name": ..., "text": ...}}')
-        yield line, row
+        if text.strip():
+            yield line, _json_row(f"{file}:{line}", text)
+
+
+def _json_row(at: str, text: str) -> dict[str, object]:
+    row = _parsed(at, text)
+    if not isinstance(row, dict):
+        kind = type(row).__name__
+        raise UsageError(f'{at}: a {kind}, expected {{"file_name": ..., "text": ...}}')
+    return row
+
+
+def _parsed(at: str, text: str) -> object:
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise UsageError(f"{at}: JSON nested too deeply") from None
+    except ValueError as error:
+        detail = str(error).replace("line 1 column", "column")
+        raise UsageError(f"{at}: not JSON: {detail}") from None
 
 
 def _csv(file: Path) -> Iterator[tuple[int, dict[str, object]]]:

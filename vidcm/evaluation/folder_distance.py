@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from vidcm.data.media_root import LocalRoot
 from vidcm.data.videos import list_media
 from vidcm.errors import UsageError
 from vidcm.media.read import probe, read_frames
@@ -34,7 +35,7 @@ def folder_distance(
         BadClip: a video cannot be read.
     """
     roots = [folder.resolve() for folder in folders]
-    names = [list_media(root, follow_symlinks=False).videos for root in roots]
+    names = [list_media(LocalRoot(root, follow_symlinks=False)).videos for root in roots]
     for folder, found in zip(folders, names, strict=True):
         if len(found) < 2:
             raise UsageError(f"{folder} holds {len(found)} video; a distance needs 2 or more")

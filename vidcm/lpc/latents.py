@@ -69,6 +69,7 @@ class LPCSource:
     def __init__(self, data: LPC, count: int, seed: int, captions_per_clip: int):
         self.data, self.seed, self.captions_per_clip = data, seed, captions_per_clip
         self.counts: Sequence[int] = [count]
+        self.duplicate_bits: int | None = None
         self.facts: Mapping[str, Any] = {
             "data": "lpc",
             "seed": seed,

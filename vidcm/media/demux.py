@@ -6,8 +6,6 @@ Nothing is decoded before the file is known to be regular, a video container and
 from __future__ import annotations
 
 import logging
-import os
-import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +18,7 @@ from av.stream import Disposition
 from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
-from vidcm.errors import VidcmError
+from vidcm.media.media_file import EBML, PROTOCOLS, BadClip, MediaFile, why
 from vidcm.media.timing import hold_seconds
 
 log = logging.getLogger(__name__)
@@ -35,57 +33,9 @@ FORMATS = (
 SIZED = ("mov", "matroska", "gif", "apng", "avi", "ivf")  # these always store the frame size
 # Names of boxes in mp4, first bytes of other containers: such files are damaged, not another kind.
 BOXES = (b"ftyp", b"moov", b"mdat", b"moof", b"styp", b"sidx", b"free", b"skip", b"wide")
-MAGIC = (b"\x1aE\xdf\xa3", b"RIFF", b"OggS", b"FLV", b"GIF8", b"\0\0\1", b"\0\0\0\1", b"0&\xb2u")
+MAGIC = (EBML, b"RIFF", b"OggS", b"FLV", b"GIF8", b"\0\0\1", b"\0\0\0\1", b"0&\xb2u")
 
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
-SEGMENT = b"\x18\x53\x80\x67"  # the element of a Matroska file that holds all others
-
-# Reasons that hold for a file wherever it is read.
-FILE_REASONS = frozenset(
-    "missing permission not-a-file empty not-video unreadable no-video-stream".split()
-)
-
-
-class BadClip(VidcmError):
-    """A clip that cannot be used.
-
-    Attributes:
-        path: the file.
-        reason: missing, permission, not-a-file, empty, not-video, unreadable, no-video-stream,
-            too-large, too-short, truncated, decode-error, decoder-crash or timeout.
-        detail: a sentence.
-    """
-
-    def __init__(self, path: str, reason: str, detail: str) -> None:
-        super().__init__(path, reason, detail)
-        self.path, self.reason, self.detail = path, reason, detail
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}: {self.detail}"
-
-
-def regular_file(path: str | os.PathLike[str]) -> str:
-    """Absolute path of a readable, non-empty regular file, without blocking. Raises BadClip."""
-    file = os.path.abspath(os.fspath(path))
-    try:
-        status = os.stat(file)
-        if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait for a writer
-            raise BadClip(file, "not-a-file", "a folder, pipe or device, expected a regular file")
-        if not status.st_size:
-            raise BadClip(file, "empty", "the file has 0 bytes")
-        with open(file, "rb"):
-            return file
-    except (FileNotFoundError, NotADirectoryError):
-        raise BadClip(file, "missing", "no such file") from None
-    except PermissionError:
-        raise BadClip(file, "permission", "this user may not read it") from None
-    except (OSError, ValueError) as error:
-        raise BadClip(file, "unreadable", why(error)) from None
-
-
-def why(error: Exception) -> str:
-    """The text of an error without number and path."""
-    return getattr(error, "strerror", None) or str(error)
 
 
 def check_pixels(file: str, height: int, width: int, count: int, limit: int) -> None:
@@ -101,18 +51,23 @@ class Source:
     """An opened video.
 
     Attributes:
-        file: its path.
+        media: its bytes.
         container: the demuxer.
         stream: the video that players choose, by its flags and bit rate; no cover picture.
         stop: deadline on `time.monotonic()`.
         decoder: of the pictures.
     """
 
-    file: str
+    media: MediaFile
     container: InputContainer
     stream: VideoStream
     stop: float
     decoder: VideoCodecContext
+
+    @property
+    def file(self) -> str:
+        """Its path, for messages."""
+        return self.media.name
 
     def packets(self) -> Iterator[av.Packet]:
         """Yield the following packets, last the empty one that flushes the decoder."""
@@ -158,8 +113,7 @@ class Source:
 
         Headers do not tell: they count sound and subtitles too, and lie.
         """
-        size = os.path.getsize(self.file)
-        if max(self._index_end(), _segment_end(self.file)) <= size:
+        if max(self._index_end(), self.media.segment_end) <= self.media.size:
             return BadClip(self.file, "too-short", detail)
         return BadClip(self.file, "truncated", f"{detail}, and the end of the file is missing")
 
@@ -168,28 +122,12 @@ class Source:
         return max((entry.pos + entry.size for entry in self.stream.index_entries), default=0)
 
 
-def _segment_end(file: str) -> int:
-    """Byte at which the segment of a Matroska file ends, 0 if unknown or in other files."""
-    with open(file, "rb") as raw:
-        head = raw.read(4096)
-    at = head.find(SEGMENT) + len(SEGMENT)
-    if not head.startswith(MAGIC[0]) or at < len(SEGMENT) or at + 8 > len(head):
-        return 0
-    # The number of leading zero bits is that of further bytes; all ones mean unknown (RFC 8794).
-    length = 9 - head[at].bit_length()
-    if length > 8:
-        return 0
-    bits = 7 * length
-    size = int.from_bytes(head[at : at + length], "big") & ((1 << bits) - 1)
-    return 0 if size == (1 << bits) - 1 else at + length + size
-
-
 @contextmanager
-def opened(file: str, stop: float) -> Iterator[Source]:
+def opened(media: MediaFile, stop: float) -> Iterator[Source]:
     """Open a video, checked by its header alone.
 
     Args:
-        file: path from `regular_file`.
+        media: from `media_file`.
         stop: deadline on `time.monotonic()`.
 
     Raises:
@@ -200,34 +138,33 @@ def opened(file: str, stop: float) -> Iterator[Source]:
     options = {"max_pixels": str(MAX_FRAME_PIXELS), "err_detect": "explode"}
     try:
         container = av.open(
-            f"file:{file}",  # "file:" so that no name is taken for a protocol
+            media.url,
             options={"max_pixels": options["max_pixels"]},
-            container_options={"format_whitelist": FORMATS, "protocol_whitelist": "file"},
+            container_options={"format_whitelist": FORMATS, "protocol_whitelist": PROTOCOLS},
             metadata_errors="replace",
         )
     except (FFmpegError, ValueError) as error:
-        with open(file, "rb") as raw:
-            head = raw.read(189)
+        head = media.read(189)
         known = head[4:8] in BOXES or head.startswith(MAGIC) or head[::188] == b"GG"  # MPEG-TS
         reason, detail = ("unreadable" if known else "not-video"), f"cannot open ({why(error)})"
-        raise BadClip(file, reason, detail) from None
+        raise BadClip(media.name, reason, detail) from None
     with container:
         cover = Disposition.attached_pic
         streams = [s for s in container.streams.video if not s.disposition & cover]
         if not streams:
-            raise BadClip(file, "no-video-stream", "only sound, text or cover pictures")
+            raise BadClip(media.name, "no-video-stream", "only sound, text or cover pictures")
         stream = next((s for s in streams if s == container.streams.best("video")), streams[0])
         codec = stream.codec_context
         if codec is None:
-            raise BadClip(file, "unreadable", "no decoder for its video codec")
+            raise BadClip(media.name, "unreadable", "no decoder for its video codec")
         if not codec.height * codec.width:  # FFmpeg clears what passes max_pixels
             sized = container.format.name.startswith(SIZED)
             detail = f"its header gives no frame size, or one above {MAX_FRAME_PIXELS} pixels"
-            raise BadClip(file, "too-large" if sized else "unreadable", detail)
+            raise BadClip(media.name, "too-large" if sized else "unreadable", detail)
         codec = _with_alpha(stream) or codec
         codec.thread_count = 1  # parallelism is one reader per data worker
         codec.options = options
-        yield Source(file, container, stream, stop, codec)
+        yield Source(media, container, stream, stop, codec)
 
 
 def _with_alpha(stream: VideoStream) -> VideoCodecContext | None:

@@ -8,7 +8,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from vidcm.media.demux import BadClip
+from vidcm.media.media_file import BadClip
 
 # Encoders write 640:639 for a width rounded to 426; scaling that by a pixel would only blur.
 NEARLY_SQUARE = Fraction(1, 100)

@@ -9,7 +9,7 @@ import av
 from av import error
 from av.filter import Graph
 
-from vidcm.media.demux import BadClip
+from vidcm.media.media_file import BadClip
 from vidcm.media.timed import TimedFrame
 
 # One frame for each frame, so that times stay; frames that are not interlaced pass unchanged.

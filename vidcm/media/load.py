@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from vidcm.errors import UsageError
-from vidcm.media.demux import MAX_PIXELS, Timestamps, opened, regular_file
+from vidcm.media.demux import MAX_PIXELS, Timestamps, opened
 from vidcm.media.frame_files import frame_files, warn_of_gaps
+from vidcm.media.media_file import media_file
 from vidcm.media.pictures import check_header, is_pictures, read_picture
 from vidcm.media.read import VideoInfo, probe, read_frames
 from vidcm.media.timing import END_SLACK_SECONDS, SLACK_SECONDS
@@ -114,7 +115,7 @@ def load_every_frame(
 
 def _seconds_from(path: Path, start: float, count: int | None) -> np.ndarray:
     """Times of the first frames from a second on: float64 `(t,)`, strictly increasing."""
-    with opened(regular_file(path), time.monotonic() + SCAN_SECONDS) as source:
+    with opened(media_file(path), time.monotonic() + SCAN_SECONDS) as source:
         first = source.first_frame()
         stamps = Timestamps(source, first)
         found = (stamps.of_frame(frame) for frame in chain([first], source.frames()))
@@ -183,7 +184,7 @@ def frames_in_memory(path: Path, max_pixels: int = MAX_PIXELS) -> float:
 
 
 def _rate(path: Path) -> float:
-    with opened(regular_file(path), time.monotonic() + 30) as source:
+    with opened(media_file(path), time.monotonic() + 30) as source:
         return float(source.stream.average_rate or source.stream.guessed_rate or 0)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from vidcm.media.demux import BadClip, regular_file
+from vidcm.media.media_file import BadClip, media_file
 from vidcm.media.transforms import composite
 
 SUFFIXES = frozenset(
@@ -58,13 +58,13 @@ def decode_picture(blob: bytes) -> np.ndarray:
 
 def picture_size(path: Path) -> tuple[int, int]:
     """Height and width of a picture, upright, by its header. Raises BadClip."""
-    file = regular_file(path)
+    file = media_file(path)
     try:
-        with _opened(file) as image:
+        with _opened(file.path if file.whole else BytesIO(file.read())) as image:
             turned = image.getexif().get(ORIENTATION, 1) >= 5
             return (image.width, image.height) if turned else (image.height, image.width)
     except ERRORS as error:
-        raise BadClip(file, "unreadable", f"not read as a picture: {error}") from None
+        raise BadClip(file.name, "unreadable", f"not read as a picture: {error}") from None
 
 
 def check_header(path: Path, count: int, max_pixels: int) -> None:
@@ -97,9 +97,9 @@ def read_picture(path: Path) -> np.ndarray:
     Raises:
         BadClip: missing, unreadable, or not a picture.
     """
-    file = regular_file(path)
+    file = media_file(path)
     try:
-        picture = decode_picture(Path(file).read_bytes())
+        picture = decode_picture(file.read())
         return composite(picture) if picture.shape[-1] == 4 else picture
     except (OSError, ValueError) as error:
-        raise BadClip(file, "unreadable", f"not read as a picture: {error}") from None
+        raise BadClip(file.name, "unreadable", f"not read as a picture: {error}") from None

@@ -22,18 +22,10 @@ from av.error import FFmpegError
 from vidcm.errors import UsageError
 from vidcm.media import hdr
 from vidcm.media.colour import is_plain, to_rgb
-from vidcm.media.demux import (
-    MAX_PIXELS,
-    BadClip,
-    Source,
-    Timestamps,
-    check_pixels,
-    opened,
-    regular_file,
-    why,
-)
+from vidcm.media.demux import MAX_PIXELS, Source, Timestamps, check_pixels, opened
 from vidcm.media.geometry import square, square_size, upright
 from vidcm.media.interlace import progressive
+from vidcm.media.media_file import BadClip, media_file, why
 from vidcm.media.timed import nearest_streaming, timed
 from vidcm.media.timing import nearest
 from vidcm.media.transforms import resize_crop
@@ -112,17 +104,17 @@ def read_frames(
         raise UsageError(f"times are {got}, expected a list of seconds from 0 on that never fall")
     if backend not in ("av", "decord"):
         raise UsageError(f"backend is {backend!r}, expected 'av' or 'decord'")
-    file, stop = regular_file(path), time.monotonic() + deadline
+    media, stop = media_file(path), time.monotonic() + deadline
     attempts = [partial(_read_av, may_seek=True), partial(_read_av, may_seek=False)]
     for attempt in [_read_decord] * (backend == "decord") + attempts:
-        with opened(file, stop) as source:
+        with opened(media, stop) as source:
             codec = source.stream.codec_context
             kept = 0 if size else len(wanted)  # a large frame of a video does not stay
-            check_pixels(file, codec.height, codec.width, kept, max_pixels)
+            check_pixels(media.name, codec.height, codec.width, kept, max_pixels)
             found = attempt(source, wanted, max_pixels, Fit(size, place))
         if found is not None:
             return found
-    raise BadClip(file, "decode-error", "it can neither be searched nor read from the start")
+    raise BadClip(media.name, "decode-error", "it can neither be searched nor read from the start")
 
 
 def probe(path: str | os.PathLike[str], *, deadline: float = 30.0) -> VideoInfo:
@@ -131,22 +123,22 @@ def probe(path: str | os.PathLike[str], *, deadline: float = 30.0) -> VideoInfo:
     Raises:
         BadClip: the file cannot be read.
     """
-    file, stop = regular_file(path), time.monotonic() + deadline
-    with opened(file, stop) as source:
+    media, stop = media_file(path), time.monotonic() + deadline
+    with opened(media, stop) as source:
         first = source.first_frame()
         stamps = Timestamps(source, first)
         size = square_size(first.height, first.width, source.stream.sample_aspect_ratio)
-        height, width = upright(file, first, np.empty((*size, 0))).shape[:2]
-        check_pixels(file, height, width, 1, MAX_PIXELS)
+        height, width = upright(media.name, first, np.empty((*size, 0))).shape[:2]
+        check_pixels(media.name, height, width, 1, MAX_PIXELS)
         last, hold, end = 0.0, 0.0, source.stream.duration
         if stamps.stamp and end:
             try:
                 source.seek(stamps.origin + end)
                 last, hold = stamps.of_last(source.packets())
             except FFmpegError as error:
-                log.debug("%s: cannot seek to its end (%s)", file, why(error))
+                log.debug("%s: cannot seek to its end (%s)", media.name, why(error))
     if not last > 0:  # nothing near the claimed end, as in a truncated file: scan it all
-        with opened(file, stop) as source:
+        with opened(media, stop) as source:
             last, hold = stamps.of_last(source.packets())
     return VideoInfo(height, width, last + hold, hold, first.color_trc in (hdr.PQ, hdr.HLG))
 
@@ -233,13 +225,15 @@ def _read_decord(source: Source, times: np.ndarray, max_pixels: int, fit: Fit) -
     first = source.first_frame()
     try:
         size = (first.height, first.width)
+        if not source.media.whole:
+            raise ValueError("a member of a tar")
         squeezed = square_size(*size, source.stream.sample_aspect_ratio) != size
         if len(source.container.streams.video) > 1 or first.rotation or squeezed:
             raise ValueError("several video streams, rotated, or pixels that are not square")
         if not is_plain(first):
             raise ValueError("interlaced, transparent, HDR, or HD without a colour matrix")
         check_pixels(source.file, first.height, first.width, len(times), max_pixels)
-        reader = decord.VideoReader(source.file, num_threads=1)
+        reader = decord.VideoReader(source.media.path, num_threads=1)
         spans = reader.get_frame_timestamp(np.arange(len(reader))).astype(np.float64)
         stamps, last = spans[:, 0] - spans[0, 0], spans[-1, 1] - spans[-1, 0]
         if (np.diff(stamps) <= 0).any():  # as in MPEG program streams

@@ -11,8 +11,9 @@ from av.error import FFmpegError
 
 from vidcm.errors import VidcmError
 from vidcm.files import replacing
-from vidcm.media.demux import Timestamps, opened, regular_file
+from vidcm.media.demux import Timestamps, opened
 from vidcm.media.encoders import ENCODINGS
+from vidcm.media.media_file import media_file
 from vidcm.media.pictures import is_pictures
 
 SECONDS = 30.0  # deadline of reading, as for frames
@@ -54,7 +55,7 @@ def pass_sound(sources: Sequence[Path], result: Path, in_time: bool, start: floa
 
 def has_sound(source: Path) -> bool:
     """Whether a video has sound. Raises BadClip if the file is not a video."""
-    with opened(regular_file(source), time.monotonic() + SECONDS) as video:
+    with opened(media_file(source), time.monotonic() + SECONDS) as video:
         return bool(video.container.streams.audio)
 
 
@@ -78,7 +79,7 @@ def add_sound(video: Path, source: Path, start: float = 0.0) -> None:
     try:
         with (
             replacing(video) as part,
-            opened(regular_file(source), stop) as sound,
+            opened(media_file(source), stop) as sound,
             av.open(f"file:{video}") as pictures,
             av.open(f"file:{part}", "w", kind[1:], options) as out,
         ):
@@ -89,7 +90,7 @@ def add_sound(video: Path, source: Path, start: float = 0.0) -> None:
 
 def _origin(source: Path, stop: float) -> float:
     """Second of the first frame by the timestamps of the file."""
-    with opened(regular_file(source), stop) as video:
+    with opened(media_file(source), stop) as video:
         stamps = Timestamps(video, video.first_frame())
         return stamps.origin * stamps.tick
 

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import av
 import numpy as np
 
-from vidcm.media.demux import BadClip, Source, Timestamps
+from vidcm.media.demux import Source, Timestamps
+from vidcm.media.media_file import BadClip
 from vidcm.media.timing import END_SLACK_SECONDS, SLACK_SECONDS, hold_seconds
 
 

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from functools import partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -21,9 +22,10 @@ from typing import Any
 import numpy as np
 
 from vidcm.errors import UsageError, VidcmError
-from vidcm.media.demux import BadClip
 from vidcm.media.load import SourceClip, frames_in_memory, load_clip, load_every_frame
+from vidcm.media.media_file import BadClip
 from vidcm.media.read import MAX_PIXELS, Frames, VideoInfo, probe, read_frames
+from vidcm.media.shots import Shot, find_shots
 
 START_SECONDS = 120.0  # imports on a busy machine or a network disk
 GRACE_SECONDS = 1.0  # the deadline inside the worker gives the better message, so it comes first
@@ -31,7 +33,10 @@ BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[2]);"
     "from vidcm.media.worker import serve; serve(int(sys.argv[1]))"
 )
-CALLS = {f.__name__: f for f in (probe, read_frames, load_clip, load_every_frame, frames_in_memory)}
+CALLS: dict[str, Callable[..., Any]] = {
+    f.__name__: f
+    for f in (probe, read_frames, find_shots, load_clip, load_every_frame, frames_in_memory)
+}
 
 
 class ReaderProcess:
@@ -72,6 +77,7 @@ class ReaderProcess:
     ) -> Frames:
         """`read_frames(path, times)`, scaled and cropped in the worker."""
         options = {"backend": self.backend, "max_pixels": self.max_pixels}
+        options = {"backend": self.backend, "max_pixels": self.max_pixels}
         options |= {"size": size, "place": place, "deadline": self.deadline}
         found: Frames = self._call("read_frames", path, np.asarray(times), **options)
         self.fallbacks += found.backend != self.backend
@@ -80,6 +86,14 @@ class ReaderProcess:
     def probe(self, path: str | os.PathLike[str]) -> VideoInfo:
         """`probe(path)`."""
         return self._call("probe", path, deadline=self.deadline)
+
+    def shots(
+        self, path: str | os.PathLike[str], threshold: float, parts: float = 1.0
+    ) -> list[Shot]:
+        """`find_shots(path, threshold)`, with the deadline of so many calls."""
+        deadline = self.deadline * parts
+        options = {"threshold": threshold, "deadline": deadline}
+        return self._call("find_shots", path, kill_after=deadline, **options)
 
     def load_clip(
         self, path: Path, fps: float, max_frames: int | None = None, start: float = 0.0
@@ -123,8 +137,16 @@ class ReaderProcess:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_worker": None, "_link": None}
 
-    def _call(self, name: str, path: str | os.PathLike[str], *values: Any, **options: Any) -> Any:
-        request = (name, (path, *values), options, self.deadline)
+    def _call(
+        self,
+        name: str,
+        path: str | os.PathLike[str],
+        *values: Any,
+        kill_after: float | None = None,
+        **options: Any,
+    ) -> Any:
+        deadline = self.deadline if kill_after is None else kill_after
+        request = (name, (path, *values), options, deadline)
         link = self._started()
         try:
             link.send(request)
@@ -132,9 +154,9 @@ class ReaderProcess:
             link = self._restarted()
             link.send(request)
         try:
-            if not link.poll(self.deadline + GRACE_SECONDS):
+            if not link.poll(deadline + GRACE_SECONDS):
                 self._restarted()
-                detail = f"the decoder hung for {self.deadline:g} s and was killed"
+                detail = f"the decoder hung for {deadline:g} s and was killed"
                 raise BadClip(os.fspath(path), "timeout", detail)
             answer = link.recv()
             if isinstance(answer, Exception):

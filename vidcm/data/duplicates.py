@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vidcm.data.shards import Shard, write_shard
-from vidcm.files import write_text
+from vidcm.files import file_hash, write_text
 
 REASON = "near-duplicate"
 
@@ -74,7 +74,7 @@ def drop_duplicates(folder: Path, records: Mapping[str, dict[str, Any]], distanc
             if len(before.latents) == len(numbers):
                 captions = [before.captions(row) for row in kept]
                 write_shard(file, before.latents[kept], captions)
-            record["bytes"] = file.stat().st_size
+            record |= {"bytes": file.stat().st_size, "sha256": file_hash(file)}
         dropped = {names[n]: names[near[n]] for n in numbers if n in near}
         record["duplicates"] = record.get("duplicates", {}) | dropped
         record["left_out"] |= dict.fromkeys(dropped, REASON)

@@ -24,7 +24,7 @@ from vidcm.data.duplicates import drop_duplicates
 from vidcm.data.latents import write_index
 from vidcm.data.shards import write_shard
 from vidcm.errors import UsageError, VidcmError
-from vidcm.files import replacing, write_text
+from vidcm.files import file_hash, replacing, write_text
 
 PLAN = "plan.json"
 
@@ -215,7 +215,11 @@ def _encode_shard(
         file = partial / f"{name}.safetensors"
         every = torch.cat(latents)
         write_shard(file, every, captions)
-        record |= {"shape": list(every.shape[1:]), "bytes": file.stat().st_size}
+        record |= {
+            "shape": list(every.shape[1:]),
+            "bytes": file.stat().st_size,
+            "sha256": file_hash(file),
+        }
     write_text(partial / f"{name}.json", json.dumps(record))
 
 
@@ -240,7 +244,7 @@ def _finish(
             raise VidcmError(f"no clip is left to encode, so {output} is not written")
         reasons = dict(Counter(why for r in records.values() for why in r["left_out"].values()))
         shards = [
-            {"name": f"{n}.safetensors", **{k: r[k] for k in ("clips", "shape", "bytes")}}
+            {"name": f"{n}.safetensors", **{k: r[k] for k in ("clips", "shape", "bytes", "sha256")}}
             for n, r in full.items()
         ]
         write_index(partial, shards, codec, {**source.facts, "left_out": reasons})

@@ -12,33 +12,33 @@ import torch
 
 from vidcm.data.batch import Batch
 from vidcm.data.order import Order, one_shape
+from vidcm.data.shard_folder import ShardFolder, shard_folder
 from vidcm.data.shards import Shard
 from vidcm.errors import UsageError, VidcmError
 from vidcm.files import write_text
 from vidcm.rng import mix
 
 INDEX = "index.json"
-OPEN_SHARDS = 512  # mapped at once
+CACHE_GB = 20.0
 
 
-def read_index(path: str | Path) -> dict[str, Any]:
+def read_index(folder: ShardFolder) -> dict[str, Any]:
     """The index of a latent cache.
 
     Raises:
         UsageError: The folder is no latent cache.
         VidcmError: The index is damaged.
     """
-    path = Path(path)
     try:
-        index = json.loads((path / INDEX).read_text("utf-8"))
+        index = json.loads(folder.index(INDEX))
         for shard in index["shards"]:
             shard |= {key: shard[key] for key in ("name", "clips", "shape", "bytes")}
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UsageError(
-            f"{path} holds no latents ({INDEX} is missing); make them with vidcm encode"
+            f"{folder} holds no latents ({INDEX} is missing); make them with vidcm encode"
         ) from None
     except (ValueError, KeyError, TypeError):
-        raise VidcmError(f"{path / INDEX} is damaged; encode again") from None
+        raise VidcmError(f"{folder}/{INDEX} is damaged; encode again") from None
     return index
 
 
@@ -47,7 +47,7 @@ def write_index(folder: Path, shards: Sequence[Mapping], codec: str, about: Mapp
 
     Args:
         folder: Of the shards.
-        shards: `name`, `clips`, `shape` and `bytes` of each.
+        shards: `name`, `clips`, `shape`, `bytes` and `sha256` of each.
         codec: sha256 of the codec's weights.
         about: Further facts.
     """
@@ -56,10 +56,11 @@ def write_index(folder: Path, shards: Sequence[Mapping], codec: str, about: Mapp
     write_text(folder / INDEX, json.dumps(index, indent=1))
 
 
-def stored_captions(path: str | Path) -> Iterator[str]:
+def stored_captions(path: str | Path, cache_gb: float = CACHE_GB) -> Iterator[str]:
     """Yield every caption of a latent cache, without loading its latents."""
-    for entry in read_index(path)["shards"]:
-        shard = Shard(Path(path) / entry["name"])
+    folder = shard_folder(path, cache_gb)
+    for entry in read_index(folder)["shards"]:
+        shard = folder.open(entry)
         for row in range(entry["clips"]):
             yield from shard.captions(row)
 
@@ -71,28 +72,30 @@ class LatentShards:
     Shards are mapped and not loaded, so memory does not grow with the cache.
 
     Args:
-        path: Folder of the cache.
+        path: Folder of the cache, or a URL that fsspec reads, such as s3://bucket/latents. Remote
+            shards are copied as they are needed, and checked against the hashes of the index.
         batch_size: Positions of a training step, which have the same shape.
+        cache_gb: Bound of the local copies of remote shards, in GB.
 
     Raises:
         UsageError: The folder is not a latent cache.
         VidcmError: The cache is damaged.
     """
 
-    def __init__(self, path: str | Path, batch_size: int = 1):
-        self.path, self.index = Path(path), read_index(path)
+    def __init__(self, path: str | Path, batch_size: int = 1, cache_gb: float = CACHE_GB):
+        self.folder = shard_folder(path, cache_gb)
+        self.index = read_index(self.folder)
         by_shape: dict[tuple[int, ...], list[dict]] = {}
         for entry in self.index["shards"]:
-            file = self.path / entry["name"]
-            if not file.is_file() or file.stat().st_size != entry["bytes"]:
-                raise VidcmError(f"{file} is missing or damaged; encode again")
+            self.folder.check(entry)
             by_shape.setdefault(tuple(entry["shape"]), []).append(entry)
         if not by_shape:
             raise UsageError(f"{path} holds no clips; encode some")
         self.shapes = list(by_shape)
-        self._files = [[self.path / e["name"] for e in entries] for entries in by_shape.values()]
+        self._entries = list(by_shape.values())
         self._ends = [list(accumulate(e["clips"] for e in es)) for es in by_shape.values()]
-        self._open = lru_cache(maxsize=OPEN_SHARDS)(Shard)
+        largest = max(entry["bytes"] for entry in self.index["shards"])
+        self._open = lru_cache(self.folder.most_open(largest))(self._opened)
         self.order = Order([ends[-1] for ends in self._ends], batch_size)
 
     def __len__(self) -> int:
@@ -102,7 +105,7 @@ class LatentShards:
         """Raise UsageError for latents of another codec than that with this hash."""
         if self.index["codec"] != fingerprint:
             raise UsageError(
-                f"the latents in {self.path} were made by codec {self.index['codec'][:12]}, not "
+                f"the latents in {self.folder} were made by codec {self.index['codec'][:12]}, not "
                 f"{fingerprint[:12]}; encode again or name the codec they were made with"
             )
 
@@ -134,7 +137,10 @@ class LatentShards:
         """The shard of a clip, and the clip's row in it."""
         ends = self._ends[shape]
         place = bisect_right(ends, row)
-        return self._open(self._files[shape][place]), row - (ends[place - 1] if place else 0)
+        return self._open(shape, place), row - (ends[place - 1] if place else 0)
+
+    def _opened(self, shape: int, place: int) -> Shard:
+        return self.folder.open(self._entries[shape][place])
 
     def batch(self, seed: int, positions: Iterable[int]) -> Batch:
         """Clips at positions of the endless sequence of shuffled epochs.

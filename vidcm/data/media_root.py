@@ -13,7 +13,7 @@ from typing import Protocol
 
 from vidcm.data.remote import RemoteFolder, is_remote
 from vidcm.errors import UsageError
-from vidcm.media.media_file import TAR, BadClip, media_file, tar_index, why
+from vidcm.media.media_file import TAR, BadClip, media_file, member, tar_index, why
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,11 @@ def media_root(root: str | Path, follow_symlinks: bool, cache_gb: float) -> Medi
         UsageError: it is none.
     """
     if is_remote(root):
-        return RemoteRoot(RemoteFolder(str(root), cache_gb))
+        url = str(root).rstrip("/")
+        if url.lower().endswith(TAR):
+            folder, _, tar = url.rpartition("/")
+            return RemoteRoot(RemoteFolder(folder, cache_gb), tar)
+        return RemoteRoot(RemoteFolder(url, cache_gb))
     return LocalRoot(Path(root), follow_symlinks)
 
 
@@ -113,7 +117,7 @@ class LocalRoot:
 
     def is_file(self, name: str) -> bool:
         path = self.root / name
-        return path.is_file() or any(_is_tar(p) for p in path.parents if p.is_file())
+        return path.is_file() or member(path) is not None
 
     def read(self, names: Iterable[str], count: int | None = None) -> dict[str, bytes]:
         found = {}
@@ -140,29 +144,36 @@ class LocalRoot:
 
 
 class RemoteRoot:
-    """Files below a URL, copied to a bounded cache as they are read."""
+    """Files below a URL, copied to a bounded cache as they are read.
 
-    def __init__(self, folder: RemoteFolder) -> None:
-        self.folder = folder
+    Args:
+        folder: of the files.
+        only: a tar in it, to read nothing else.
+    """
+
+    def __init__(self, folder: RemoteFolder, only: str = "") -> None:
+        self.folder, self.only = folder, only
+        self._found: set[str] = set()
 
     def __str__(self) -> str:
-        return self.folder.url
+        return f"{self.folder.url}/{self.only}" if self.only else self.folder.url
 
     def names(self) -> Iterator[str]:
-        for name in self.folder.names():
+        for name in [self.only] if self.only else self.folder.names():
             if any(part.startswith(".") for part in name.split("/")):
                 continue
+            below = [name]
             if name.lower().endswith(TAR):
                 with self.folder.local(name) as path:
-                    yield from members(path, f"{name}/")
-            else:
-                yield name
+                    below = list(members(path, f"{name}/"))
+            self._found.update(below)
+            yield from below
 
     def check(self, name: str) -> None:
         """Everything below the URL may be read."""
 
     def is_file(self, name: str) -> bool:
-        return name.partition(TAR + "/")[0] + TAR in self.folder or name in self.folder
+        return name in self._found
 
     def read(self, names: Iterable[str], count: int | None = None) -> dict[str, bytes]:
         names = list(names)

@@ -57,12 +57,14 @@ class RemoteFolder:
             raise UsageError(f"{url} is no address that fsspec reads: {error}") from None
         self._infos: dict[str, dict[str, Any]] = {}
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._infos
-
     def names(self) -> list[str]:
         """Names of all files, sorted. Raises VidcmError."""
-        found = self._tried(self.url, lambda: self._fs.find(self._root, detail=True))
+
+        def find() -> dict[str, dict[str, Any]]:
+            self._fs.ls(self._root, detail=False)  # `find` takes what it cannot reach for empty
+            return self._fs.find(self._root, detail=True)
+
+        found = self._tried(self.url, find)
         start = self._root.rstrip("/") + "/"
         below = {path: info for path, info in found.items() if path.startswith(start)}
         self._infos = {path.removeprefix(start): info for path, info in below.items()}

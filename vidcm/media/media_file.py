@@ -122,16 +122,27 @@ def _located(name: str) -> MediaFile:
     try:
         status = os.stat(name)
     except NotADirectoryError:
-        tar = next((p for p in Path(name).parents if p.is_file()), None)
-        if tar is None or tar.suffix.lower() != TAR:
+        found = member(Path(name))
+        if found is None:
             raise
-        range_of = tar_index(tar).ranges.get(Path(name).relative_to(tar).as_posix())
-        if range_of is None:
-            raise
-        return MediaFile(name, str(tar), *range_of, whole=False)
+        return MediaFile(name, str(found[0]), *found[1], whole=False)
     if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait for a writer
         raise BadClip(name, "not-a-file", "a folder, pipe or device, expected a regular file")
     return MediaFile(name, name, 0, status.st_size, whole=True)
+
+
+def member(path: Path) -> tuple[Path, tuple[int, int]] | None:
+    """The tar of a member, and its first byte and size; None if there is no such member.
+
+    Raises:
+        ValueError: what should be a tar is none.
+        OSError: it cannot be read.
+    """
+    tar = next((parent for parent in path.parents if parent.is_file()), None)
+    if tar is None or tar.suffix.lower() != TAR:
+        return None
+    found = tar_index(tar).ranges.get(path.relative_to(tar).as_posix())
+    return None if found is None else (tar, found)
 
 
 class TarIndex(NamedTuple):

@@ -78,6 +78,7 @@ def test_files_are_probed_once_whoever_asks(root, probed, capsys):
 def test_a_file_that_changed_is_probed_again(root, probed):
     folder(root)
     before = (root / "0.mp4").stat()
+    (root / "0.mp4").unlink()
     write(root / "0.mp4", 41)
     os.utime(root / "0.mp4", ns=(before.st_atime_ns, before.st_mtime_ns))  # its size tells
     os.utime(root / "1.mp4", (1, 1))
@@ -126,14 +127,11 @@ def test_shapes_follow_the_videos():
     tall = [info(1080, 1920, 12.0) for _ in range(30)]
     rare = [info(500, 500, 5.0) for _ in range(2)]
     found = suggest_shapes([*wide, *tall, *rare], 8.0, 256 * 256)
-    assert (
-        found == {(25, 192, 344): 31, (81, 344, 192): 30, (45, 192, 344): 31}
-        or sum(found.values()) == 92
-    )
+    # Of the wide ones, 9 in 10 fill 29 frames and half of them 45; two squares get no shape.
+    assert found == {(45, 192, 344): 35, (81, 344, 192): 30, (29, 192, 344): 27}
     for (frames, height, width), count in found.items():
         assert frames % 4 == 1 and frames <= 81 and height % 8 == width % 8 == 0 and count > 0
         assert 0.9 < height * width / 256**2 < 1.1
-    assert all(max(w / h, h / w) > 1.5 for _, h, w in found)  # none for two square videos in 92
 
 
 def test_the_suggestion_can_be_copied_into_a_config(root, capsys):

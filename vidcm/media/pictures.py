@@ -72,15 +72,15 @@ def check_header(path: Path, count: int, max_pixels: int) -> None:
 
     Nothing is decoded (`picture_size` does decode some kinds, to find their orientation).
     """
-    file = regular_file(path)
+    file = media_file(path)
     try:
-        with _opened(file) as image:
+        with _opened(file.path if file.whole else BytesIO(file.read())) as image:
             width, height = image.size
     except ERRORS as error:
-        raise BadClip(file, "unreadable", f"not read as a picture: {error}") from None
+        raise BadClip(file.name, "unreadable", f"not read as a picture: {error}") from None
     if count * height * width > max_pixels:
         size = f"{count} picture(s) of {width}x{height}, at most {max_pixels} pixels"
-        raise BadClip(file, "too-large", f"{size}; make them smaller")
+        raise BadClip(file.name, "too-large", f"{size}; make them smaller")
 
 
 def _opened(file: str | BytesIO) -> Image.Image:

@@ -19,7 +19,7 @@ from vidcm.cli import COMMANDS, argument_types, common, main, options
 from vidcm.errors import UsageError, VidcmError
 
 REPO = Path(vidcm.__file__).parents[1]
-HEAVY = ("torch", "numpy", "av", "deepspeed", "decord", "einops", "PIL", "matplotlib")
+HEAVY = ("torch", "numpy", "av", "deepspeed", "einops", "PIL", "matplotlib")
 
 
 def python(code: str, **options) -> subprocess.CompletedProcess[str]:

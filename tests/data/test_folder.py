@@ -256,7 +256,6 @@ def test_wrong_options_and_folders(tmp_path, video):
     assert "size is (0, 29)" in refused(tmp_path, size=(0, 29))
     assert "fps is -1" in refused(tmp_path, fps=-1)
     assert "'error', 'empty' or 'skip'" in refused(tmp_path, missing_captions="none")
-    assert "'av' or 'decord'" in refused(tmp_path, backend="cv2")
     assert "0 to 1" in refused(tmp_path, max_bad_fraction=2)
     assert "deadline is 0" in refused(tmp_path, deadline=0)
 

@@ -49,7 +49,6 @@ class VideoFolder:
         fps: frames per second of clips, whatever the rate of the video.
         missing_captions: policy for videos without a caption: "error", "empty" (an empty caption,
             which is unconditional) or "skip".
-        backend: decoder, "av" or "decord".
         deadline: seconds to decode one clip.
         max_bad_fraction: share of videos, 0 to 1, that may be quarantined; the next one raises.
         follow_symlinks: also take links that lead out of `root`.
@@ -70,7 +69,6 @@ class VideoFolder:
         batch_size: int = 1,
         fps: float = 16.0,
         missing_captions: str = "error",
-        backend: str = "av",
         deadline: float = 30.0,
         max_bad_fraction: float = 0.01,
         follow_symlinks: bool = False,
@@ -83,15 +81,13 @@ class VideoFolder:
             raise UsageError(
                 f"missing_captions is {missing_captions!r}, expected 'error', 'empty' or 'skip'"
             )
-        if backend not in ("av", "decord"):
-            raise UsageError(f"backend is {backend!r}, expected 'av' or 'decord'")
         if not 0 <= max_bad_fraction <= 1:
             raise UsageError(f"max_bad_fraction is {max_bad_fraction}, expected 0 to 1")
         self.root, self.fps = media_root(root, follow_symlinks, cache_gb), fps
         self.shapes = checked_shapes((num_frames, size[0], size[1]), buckets, fps)
         self.max_bad_fraction = max_bad_fraction
         self.quarantine: dict[str, str] = {}
-        self._readers = ReaderPool(backend=backend, deadline=deadline)
+        self._readers = ReaderPool(deadline=deadline)
         self._shape_of: dict[int, Shape] = {}
         one_frame = any(shape[0] == 1 for shape in self.shapes)
         media = list_media(self.root, one_frame)

@@ -13,12 +13,6 @@ HD_HEIGHT = 720  # from here on, players take the matrix of BT.709 where a file 
 UNSPECIFIED = 2  # matrix coefficients, Rec. ITU-T H.273 table 4
 
 
-def is_plain(frame: av.VideoFrame) -> bool:
-    """Whether any decoder's own RGB is right: nothing here is to be done."""
-    special = hdr.needs_conversion(frame) or _has_alpha(frame) or frame.interlaced_frame
-    return not special and _matrix(frame) is None
-
-
 def to_rgb(frame: av.VideoFrame, side: int = 0) -> np.ndarray:
     """Convert a progressive frame to RGB of SDR, transparent parts on `BACKGROUND`.
 

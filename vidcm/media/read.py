@@ -12,7 +12,6 @@ import logging
 import os
 import time
 from collections.abc import Sequence
-from functools import partial
 from typing import NamedTuple
 
 import av
@@ -21,13 +20,12 @@ from av.error import FFmpegError
 
 from vidcm.errors import UsageError
 from vidcm.media import hdr
-from vidcm.media.colour import is_plain, to_rgb
+from vidcm.media.colour import to_rgb
 from vidcm.media.demux import MAX_PIXELS, Source, Timestamps, check_pixels, opened
 from vidcm.media.geometry import square, square_size, upright
 from vidcm.media.interlace import progressive
 from vidcm.media.media_file import BadClip, media_file, why
 from vidcm.media.timed import nearest_streaming, timed
-from vidcm.media.timing import nearest
 from vidcm.media.transforms import resize_crop
 
 __all__ = ["MAX_PIXELS", "BadClip", "Frames", "VideoInfo", "probe", "read_frames"]
@@ -35,7 +33,6 @@ __all__ = ["MAX_PIXELS", "BadClip", "Frames", "VideoInfo", "probe", "read_frames
 log = logging.getLogger(__name__)
 
 SEEK_SECONDS = 2.0  # decoding less than this is cheaper and more reliable than seeking
-_seen_fallback = False
 
 
 class Frames(NamedTuple):
@@ -44,12 +41,10 @@ class Frames(NamedTuple):
     Attributes:
         frames: uint8 RGB `(t h w c)`.
         seconds: float64 `(t,)`, their times from the first frame of the file.
-        backend: the decoder, "av" or "decord".
     """
 
     frames: np.ndarray
     seconds: np.ndarray
-    backend: str
 
 
 class VideoInfo(NamedTuple):
@@ -74,7 +69,6 @@ def read_frames(
     path: str | os.PathLike[str],
     times: Sequence[float] | np.ndarray,
     *,
-    backend: str = "av",
     deadline: float = 30.0,
     max_pixels: int = MAX_PIXELS,
     size: tuple[int, int] | None = None,
@@ -85,7 +79,6 @@ def read_frames(
     Args:
         path: the file.
         times: seconds from the first frame, not decreasing.
-        backend: "av" or "decord", which falls back to PyAV for files that it cannot read.
         deadline: seconds after which decoding stops between two packets; `ReaderProcess` also
             stops decoders that hang.
         max_pixels: limit of frames x height x width of what is returned.
@@ -102,16 +95,13 @@ def read_frames(
     if not rising or wanted[0] < 0 or (np.diff(wanted) < 0).any():
         got = f"{wanted.ravel()[:9].tolist()} (shape {wanted.shape})"
         raise UsageError(f"times are {got}, expected a list of seconds from 0 on that never fall")
-    if backend not in ("av", "decord"):
-        raise UsageError(f"backend is {backend!r}, expected 'av' or 'decord'")
     media, stop = media_file(path), time.monotonic() + deadline
-    attempts = [partial(_read_av, may_seek=True), partial(_read_av, may_seek=False)]
-    for attempt in [_read_decord] * (backend == "decord") + attempts:
+    for may_seek in (True, False):
         with opened(media, stop) as source:
             codec = source.stream.codec_context
             kept = 0 if size else len(wanted)  # a large frame of a video does not stay
             check_pixels(media.name, codec.height, codec.width, kept, max_pixels)
-            found = attempt(source, wanted, max_pixels, Fit(size, place))
+            found = _read(source, wanted, max_pixels, Fit(size, place), may_seek)
         if found is not None:
             return found
     raise BadClip(media.name, "decode-error", "it can neither be searched nor read from the start")
@@ -154,7 +144,7 @@ class Fit(NamedTuple):
         return frames if self.size is None else resize_crop(frames, self.size, self.place)
 
 
-def _read_av(
+def _read(
     source: Source, times: np.ndarray, max_pixels: int, fit: Fit, may_seek: bool
 ) -> Frames | None:
     """The frames, or None if the seek failed or landed after the first time."""
@@ -194,7 +184,7 @@ def _read_av(
             raise BadClip(source.file, "decode-error", f"the frame size changes at {now:.3f} s")
         pixels[i], chosen = fitted, frame
     assert pixels is not None
-    return Frames(pixels, seconds, "av")
+    return Frames(pixels, seconds)
 
 
 def _rgb(source: Source, frame: av.VideoFrame, side: int) -> np.ndarray:
@@ -209,42 +199,3 @@ def _rgb(source: Source, frame: av.VideoFrame, side: int) -> np.ndarray:
         detail = f"no RGB from {frame.format.name} ({why(error)})"
         raise BadClip(file, "decode-error", detail) from None
     return upright(file, frame, square(pixels, aspect))
-
-
-def _read_decord(source: Source, times: np.ndarray, max_pixels: int, fit: Fit) -> Frames | None:
-    """The frames, or None for files that decord cannot read or reads differently from PyAV.
-
-    These are other codecs, several video streams, rotated pictures and damage; the first is logged.
-    """
-    global _seen_fallback
-    try:
-        import decord
-    except ImportError:
-        fix = "pip install -e '.[decord]', or choose backend av"
-        raise UsageError(f"backend decord needs the package decord, not installed; {fix}") from None
-    first = source.first_frame()
-    try:
-        size = (first.height, first.width)
-        if not source.media.whole:
-            raise ValueError("a member of a tar")
-        squeezed = square_size(*size, source.stream.sample_aspect_ratio) != size
-        if len(source.container.streams.video) > 1 or first.rotation or squeezed:
-            raise ValueError("several video streams, rotated, or pixels that are not square")
-        if not is_plain(first):
-            raise ValueError("interlaced, transparent, HDR, or HD without a colour matrix")
-        check_pixels(source.file, first.height, first.width, len(times), max_pixels)
-        reader = decord.VideoReader(source.media.path, num_threads=1)
-        spans = reader.get_frame_timestamp(np.arange(len(reader))).astype(np.float64)
-        stamps, last = spans[:, 0] - spans[0, 0], spans[-1, 1] - spans[-1, 0]
-        if (np.diff(stamps) <= 0).any():  # as in MPEG program streams
-            raise ValueError("it gives several frames one timestamp")
-        index = nearest(stamps, times, last)
-        return Frames(fit(reader.get_batch(index).asnumpy()), stamps[index], "decord")
-    except Exception as error:  # decord raises whatever its C++ side throws
-        if not _seen_fallback:
-            reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-            log.warning(
-                "decord cannot read %s (%s); using PyAV for such files", source.file, reason[0]
-            )
-            _seen_fallback = True
-        return None

@@ -47,22 +47,18 @@ class ReaderProcess:
     its own worker.
 
     Args:
-        backend: decoder, "av" or "decord".
         deadline: seconds of one call.
         max_pixels: limit of frames x height x width of one call.
 
     Attributes:
         restarts: number of workers replaced.
-        fallbacks: number of reads that decord left to PyAV.
     """
 
-    def __init__(
-        self, *, backend: str = "av", deadline: float = 30.0, max_pixels: int = MAX_PIXELS
-    ) -> None:
+    def __init__(self, *, deadline: float = 30.0, max_pixels: int = MAX_PIXELS) -> None:
         if not deadline > 0:
             raise UsageError(f"deadline is {deadline}, expected seconds above 0")
-        self.backend, self.deadline, self.max_pixels = backend, deadline, max_pixels
-        self.restarts = self.fallbacks = 0
+        self.deadline, self.max_pixels = deadline, max_pixels
+        self.restarts = 0
         self._boot = BOOT
         self._worker: subprocess.Popen[bytes] | None = None
         self._link: Connection | None = None
@@ -76,12 +72,9 @@ class ReaderProcess:
         place: tuple[float, float] | None = None,
     ) -> Frames:
         """`read_frames(path, times)`, scaled and cropped in the worker."""
-        options = {"backend": self.backend, "max_pixels": self.max_pixels}
-        options = {"backend": self.backend, "max_pixels": self.max_pixels}
-        options |= {"size": size, "place": place, "deadline": self.deadline}
-        found: Frames = self._call("read_frames", path, np.asarray(times), **options)
-        self.fallbacks += found.backend != self.backend
-        return found
+        options = {"max_pixels": self.max_pixels, "size": size, "place": place}
+        options["deadline"] = self.deadline
+        return self._call("read_frames", path, np.asarray(times), **options)
 
     def probe(self, path: str | os.PathLike[str]) -> VideoInfo:
         """`probe(path)`."""
@@ -163,10 +156,10 @@ class ReaderProcess:
                 raise answer
             if name != "read_frames":
                 return answer
-            shape, seconds, backend = answer
+            shape, seconds = answer
             frames = np.empty(shape, np.uint8)
             link.recv_bytes_into(frames.reshape(-1).data)
-            return Frames(frames, seconds, backend)
+            return Frames(frames, seconds)
         except (EOFError, ConnectionError):
             code = self._worker.wait() if self._worker else None
             self._restarted()
@@ -246,7 +239,7 @@ def serve(descriptor: int) -> None:
         else:
             if isinstance(answer, Frames):
                 frames = np.ascontiguousarray(answer.frames)
-                link.send((frames.shape, answer.seconds, answer.backend))
+                link.send((frames.shape, answer.seconds))
                 link.send_bytes(frames.reshape(-1).data)
             else:
                 link.send(answer)

@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+from vidcm.cli import benchmark_data
 from vidcm.cli.argument_types import existing_file, integer, positive_int
 from vidcm.cli.common import Parser, run
 from vidcm.cli.options import add_checkpoint, add_device, add_seed, check_writable
@@ -26,7 +27,9 @@ def parser() -> Parser:
         "  vidcm benchmark --rows teacher-8,student-1 --repeats 20 --threads 1\n"
         "  vidcm benchmark --table bench.json --into README.md\n"
         "  vidcm benchmark --compare old.json new.json   (exit code 1 when slower)\n"
-        "  vidcm benchmark --serve --output serve.json   (vidcm serve under load)",
+        "  vidcm benchmark --serve --output serve.json   (vidcm serve under load)\n"
+        "  vidcm benchmark data --help    (decoding, loader threads and shards)\n"
+        "  vidcm benchmark media --help   (frames against those of ffmpeg)",
     )
     how = p.add_argument_group("what to measure")
     add_checkpoint(how)
@@ -71,6 +74,11 @@ def parser() -> Parser:
 
 
 def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["data"]:
+        return benchmark_data.data(argv[1:])
+    if argv[:1] == ["media"]:
+        return benchmark_data.media(argv[1:])
     return run(_benchmark, parser().parse_args(argv))
 
 

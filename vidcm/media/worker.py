@@ -104,6 +104,21 @@ class ReaderProcess:
         """`frames_in_memory(path)`."""
         return self._call("frames_in_memory", path, self.max_pixels)
 
+    def peak_memory(self) -> int:
+        """Most bytes of memory that the worker used, as Linux counts them; 0 without a worker."""
+        if self._worker is None:
+            return 0
+        with open(f"/proc/{self._worker.pid}/status") as status:
+            fields = dict(line.split(":", 1) for line in status)
+        return int(fields["VmHWM"].split()[0]) * 1024
+
+    def forget_peak_memory(self) -> None:
+        """Begin to measure it anew, from what is in use now."""
+        self._started()
+        assert self._worker is not None
+        with open(f"/proc/{self._worker.pid}/clear_refs", "w") as clear:
+            clear.write("5")
+
     def close(self) -> None:
         """Stop the worker; a later call starts another."""
         worker, link, owner = self._worker, self._link, self._owner

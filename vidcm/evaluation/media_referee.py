@@ -19,6 +19,7 @@ import numpy as np
 from vidcm.errors import UsageError
 from vidcm.evaluation.environment import environment
 from vidcm.evaluation.markdown import grid, measured_on
+from vidcm.media.colour import HD_HEIGHT, UNSPECIFIED
 from vidcm.media.media_file import BadClip
 from vidcm.media.timing import nearest
 from vidcm.media.worker import ReaderProcess
@@ -110,10 +111,21 @@ def _judged(path: Path, reader: ReaderProcess) -> dict[str, Any]:
 def _decoded(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
     """Seconds from the first frame, and frames float `(t h w 3)`, by ffmpeg; None without any."""
     with tempfile.NamedTemporaryFile(suffix=".nut") as raw:
-        scale = f"scale=iw*sar:ih,setsar=1,scale={SIDE}:{SIDE}:flags=area"
-        scale += f":force_original_aspect_ratio=increase,crop={SIDE}:{SIDE}"
+        filters = (  # on black where transparent, in square pixels, cropped to the size
+            f"{_matrix(path)}format=gbrap,premultiply=inplace=1,scale=iw*sar:ih,setsar=1,scale={SIDE}:{SIDE}:"
+            f"flags=bilinear:force_original_aspect_ratio=increase,crop={SIDE}:{SIDE}"
+        )
         command = [*PROGRAM, "-i", f"file:{path}", "-an", "-sn", "-dn", "-t", str(SECONDS + 1)]
-        command += ["-vf", scale, "-fps_mode", "passthrough", "-pix_fmt", "rgb24"]
+        command += [
+            "-vf",
+            filters,
+            "-fps_mode",
+            "passthrough",
+            "-enc_time_base",
+            "-1",
+            "-pix_fmt",
+            "rgb24",
+        ]
         command += ["-c:v", "rawvideo", "-f", "nut", "-y", raw.name]
         subprocess.run(command, capture_output=True)
         stamps, pictures = [], []
@@ -129,6 +141,17 @@ def _decoded(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
     seconds = np.array(stamps) - stamps[0]
     keep = np.concatenate([[True], np.diff(seconds) > 0])
     return seconds[keep], np.stack(pictures)[keep]
+
+
+def _matrix(path: Path) -> str:
+    """A filter that takes HD without a colour matrix as players do, where FFmpeg takes BT.601."""
+    try:
+        with av.open(path) as video:
+            codec = video.streams.video[0].codec_context
+            untagged = codec.colorspace == UNSPECIFIED and codec.height >= HD_HEIGHT
+    except (av.error.FFmpegError, IndexError, AttributeError):
+        return ""
+    return "scale=in_color_matrix=bt709," if untagged else ""
 
 
 def media_table(results: dict[str, Any]) -> str:

@@ -291,3 +291,46 @@ def test_a_scan_reports_what_encode_would_leave_out(codec, videos, tmp_path, cap
     ):
         assert encode.main([*command, *options]) == 2
         assert message in capsys.readouterr().err
+
+
+HUGE = """
+import json, resource, sys, time
+from vidcm.data.latents import LatentShards
+began = time.perf_counter()
+data = LatentShards(sys.argv[1], batch_size=64)
+opened = time.perf_counter() - began
+assert len(data) == 100_000_000
+took, rows = [], []
+for k in range(2000):
+    position = k * 104_729 * 65_537
+    began = time.perf_counter()
+    shape, row = data.order.at(5, position)
+    entry, row = data.place(shape, row)
+    took.append(time.perf_counter() - began)
+    assert 0 <= row < entry["clips"]
+memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+print(json.dumps({"opened": opened, "at": sorted(took)[1000], "memory": memory}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shapes", [1, 5])
+def test_a_hundred_million_clips(tmp_path, shapes):
+    """An index of as many synthetic entries, with empty files, opens in 5 s and 1 GB; 1 ms a position."""
+    clips, count = 10_000, 10_000
+    entries = []
+    for k in range(count):
+        name = f"shard-{k:06d}.safetensors"
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(4096)
+        shape = [192, 3, 8, 8 + k * shapes // count]
+        entries.append(
+            {"name": name, "clips": clips, "shape": shape, "bytes": 4096, "sha256": "0" * 64}
+        )
+    index = {"codec": "c", "clips": clips * count, "shards": entries}
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    done = subprocess.run(
+        [sys.executable, "-c", HUGE, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    found = json.loads(done.stdout)
+    assert found["opened"] < 5 and found["memory"] < 1e9 and found["at"] < 1e-3, found

@@ -133,14 +133,23 @@ class LatentShards:
         choices = self.captions(shape, row)
         return choices[mix(seed, position, 1) % len(choices)]
 
+    def place(self, shape: int, row: int) -> tuple[dict[str, Any], int]:
+        """The index entry of the shard of a clip, and the clip's row in it."""
+        number, row = self._place(shape, row)
+        return self._entries[shape][number], row
+
+    def _place(self, shape: int, row: int) -> tuple[int, int]:
+        ends = self._ends[shape]
+        number = bisect_right(ends, row)
+        return number, row - (ends[number - 1] if number else 0)
+
     def _shard(self, shape: int, row: int) -> tuple[Shard, int]:
         """The shard of a clip, and the clip's row in it."""
-        ends = self._ends[shape]
-        place = bisect_right(ends, row)
-        return self._open(shape, place), row - (ends[place - 1] if place else 0)
+        number, row = self._place(shape, row)
+        return self._open(shape, number), row
 
-    def _opened(self, shape: int, place: int) -> Shard:
-        return self.folder.open(self._entries[shape][place])
+    def _opened(self, shape: int, number: int) -> Shard:
+        return self.folder.open(self._entries[shape][number])
 
     def batch(self, seed: int, positions: Iterable[int]) -> Batch:
         """Clips at positions of the endless sequence of shuffled epochs.

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(not shutil.which("ffmpeg"), reason="ffmpeg is no
 def clips(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("clips")
     rng = np.random.default_rng(0)
-    pictures = rng.integers(0, 256, (25, 4, 5, 3), dtype=np.uint8)
+    pictures = rng.integers(0, 256, (25, 4, 5, 1), dtype=np.uint8).repeat(3, -1)
     write_clip(pictures.repeat(16, 1).repeat(16, 2), folder / "a.mp4", fps=8)
     (folder / "b.mp4").write_bytes(b"no video")
     return folder

@@ -6,13 +6,14 @@ import random
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 import torch
+from av.video.stream import VideoStream
 
 from vidcm.data.encoding import Clips, encode_cache
 from vidcm.data.folder import VideoFolder
@@ -36,11 +37,10 @@ Read = Callable[[Path], object]
 class LatentClips:
     """Random latents as a source of a cache."""
 
-    facts: dict[str, Any] = {"data": "random"}
-    duplicate_bits = None
-
     def __init__(self, count: int) -> None:
+        self.facts: Mapping[str, Any] = {"data": "random"}
         self.counts: Sequence[int] = [count]
+        self.duplicate_bits: int | None = None
 
     def read(self, numbers: range) -> Clips:
         """As in `Source`."""
@@ -88,10 +88,10 @@ def _decoding(root: Path, repeats: int) -> dict[str, Any]:
 
     def bare(path: Path) -> object:
         with av.open(path) as video:
-            stream = video.streams.best("video")
-            assert stream is not None
+            best = video.streams.best("video")
+            assert isinstance(best, VideoStream)
             frames, first = [], None
-            for frame in video.decode(stream):
+            for frame in video.decode(best):
                 first = frame.time if first is None else first
                 frames.append(frame.to_ndarray(format="rgb24"))
                 if frame.time is None or first is None or frame.time - first > times[-1]:
@@ -189,7 +189,7 @@ def _shards(repeats: int, clips: int) -> dict[str, Any]:
 
         readers: dict[str, Callable[[], int]] = {"the same files, whole": plain, "vidcm": ours}
         try:
-            import webdataset
+            from webdataset.compat import WebDataset
         except ImportError:
             pass
         else:
@@ -197,7 +197,7 @@ def _shards(repeats: int, clips: int) -> dict[str, Any]:
             _write_tar(tar, data)
 
             def theirs() -> int:
-                rows = webdataset.WebDataset(str(tar), shardshuffle=False).shuffle(1000).decode()
+                rows: Any = WebDataset(str(tar), shardshuffle=False).shuffle(1000).decode()
                 return sum(row["npy"].nbytes for row in rows)
 
             readers["webdataset"] = theirs

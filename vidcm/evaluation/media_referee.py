@@ -15,6 +15,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.error import FFmpegError
 
 from vidcm.errors import UsageError
 from vidcm.evaluation.environment import environment
@@ -112,20 +113,13 @@ def _decoded(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
     """Seconds from the first frame, and frames float `(t h w 3)`, by ffmpeg; None without any."""
     with tempfile.NamedTemporaryFile(suffix=".nut") as raw:
         filters = (  # on black where transparent, in square pixels, cropped to the size
-            f"{_matrix(path)}format=gbrap,premultiply=inplace=1,scale=iw*sar:ih,setsar=1,scale={SIDE}:{SIDE}:"
-            f"flags=bilinear:force_original_aspect_ratio=increase,crop={SIDE}:{SIDE}"
+            f"{_matrix(path)}format=rgba,format=gbrap,premultiply=inplace=1,format=rgb24,"
+            f"scale=iw*sar:ih,setsar=1,scale={SIDE}:{SIDE}:flags=bilinear:"
+            f"force_original_aspect_ratio=increase,crop={SIDE}:{SIDE}"
         )
         command = [*PROGRAM, "-i", f"file:{path}", "-an", "-sn", "-dn", "-t", str(SECONDS + 1)]
-        command += [
-            "-vf",
-            filters,
-            "-fps_mode",
-            "passthrough",
-            "-enc_time_base",
-            "-1",
-            "-pix_fmt",
-            "rgb24",
-        ]
+        command += ["-vf", filters, "-fps_mode", "passthrough", "-enc_time_base", "-1"]
+        command += ["-pix_fmt", "rgb24"]
         command += ["-c:v", "rawvideo", "-f", "nut", "-y", raw.name]
         subprocess.run(command, capture_output=True)
         stamps, pictures = [], []
@@ -134,7 +128,7 @@ def _decoded(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
                 for frame in video.decode(video=0):
                     stamps.append(frame.time or 0.0)
                     pictures.append(frame.to_ndarray(format="rgb24").astype(np.float32))
-        except (av.error.FFmpegError, IndexError):
+        except (FFmpegError, IndexError):
             pass
     if not stamps:
         return None
@@ -144,12 +138,12 @@ def _decoded(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def _matrix(path: Path) -> str:
-    """A filter that takes HD without a colour matrix as players do, where FFmpeg takes BT.601."""
+    """A filter: HD without a colour matrix is BT.709 as in players, not BT.601."""
     try:
         with av.open(path) as video:
-            codec = video.streams.video[0].codec_context
-            untagged = codec.colorspace == UNSPECIFIED and codec.height >= HD_HEIGHT
-    except (av.error.FFmpegError, IndexError, AttributeError):
+            frame = next(video.decode(video=0))
+            untagged = frame.colorspace == UNSPECIFIED and frame.height >= HD_HEIGHT
+    except (FFmpegError, IndexError, AttributeError, StopIteration):
         return ""
     return "scale=in_color_matrix=bt709," if untagged else ""
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,9 @@ def clips(tmp_path_factory) -> Path:
 
 
 def verdicts(clips: Path) -> dict[str, str]:
-    rows = judge_media(sorted(clips.iterdir()), 30.0, lambda name: None)["rows"]
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder, "media.json")
+        rows = judge_media(sorted(clips.iterdir()), 30.0, output, lambda name: None)["rows"]
     return {name: row["verdict"] for name, row in rows.items()}
 
 
@@ -65,10 +68,11 @@ def test_command(clips, tmp_path, capsys, monkeypatch):
     assert benchmark.main(words) == 0
     assert json.loads(output.read_text())["rows"]["a.mp4"]["memory"] < 500e6
     assert "| right | 1 |" in document.read_text()
-    assert benchmark.main(words) == 2
-    assert "give another --output, or --overwrite" in capsys.readouterr().err
+    before = output.read_bytes()
+    monkeypatch.setattr(media_referee, "_judged", lambda path, reader: pytest.fail("not again"))
+    assert benchmark.main(words) == 0 and output.read_bytes() == before
     monkeypatch.setenv("PATH", "/nowhere")
-    assert benchmark.main(["media", str(clips)]) == 2
+    assert benchmark.main(words) == 2
     assert "the referee is the program ffmpeg, not installed" in capsys.readouterr().err
 
 

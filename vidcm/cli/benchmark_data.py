@@ -3,19 +3,21 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from vidcm.cli.argument_types import existing_path, integer, number, positive_int
 from vidcm.cli.common import Parser, run
 from vidcm.cli.options import check_writable
 from vidcm.errors import UsageError
+from vidcm.evaluation.markdown import block, rewrite
+from vidcm.evaluation.results import to_plain
+from vidcm.files import write_text
 
 
-def _parser(name: str, description: str, example: str) -> Parser:
+def _parser(name: str, description: str, example: str, required: bool = False) -> Parser:
     p = Parser(f"benchmark {name}", description, f"example:\n  vidcm benchmark {name} {example}")
-    p.add_argument("--output", type=Path, metavar="JSON", help="keep every number here")
+    what = "keep every number here"
+    p.add_argument("--output", type=Path, metavar="JSON", required=required, help=what)
     p.add_argument("--overwrite", action="store_true", help="replace what --output names")
     p.add_argument("--into", type=Path, metavar="MD", help=f"fill the block {name} of this file")
     p.set_defaults(block=name)
@@ -40,8 +42,9 @@ def media_parser() -> Parser:
     p = _parser(
         "media",
         "Compare the frames of every file with those of the program ffmpeg. The exit code is 1\n"
-        "for a wrong frame, a hang or a crash.",
+        "for a wrong frame, a hang or a crash. A run that was stopped goes on when it is repeated.",
         "my_clips other_clips --output media.json",
+        required=True,
     )
     p.add_argument("folders", type=existing_path, nargs="+", help="of videos")
     p.add_argument("--deadline", type=number(0.1, 3600), default=60.0, help="seconds for a file")
@@ -61,9 +64,13 @@ def media(argv: list[str]) -> int:
 def _data(args: argparse.Namespace) -> int:
     from vidcm.evaluation.data_speed import data_table, measure_data
 
+    if args.output and args.output.exists() and not args.overwrite:
+        raise UsageError(f"{args.output} exists; give another --output, or --overwrite")
     _check(args)
-    results = measure_data(str(args.root), args.workers, args.repeats, args.clips)
-    _write(args, results, data_table)
+    results = to_plain(measure_data(str(args.root), args.workers, args.repeats, args.clips))
+    if args.output:
+        write_text(args.output, json.dumps(results, indent=1) + "\n")
+    _show(args, data_table(results))
     return 0
 
 
@@ -75,32 +82,23 @@ def _media(args: argparse.Namespace) -> int:
     _check(args)
     paths = sorted(path for folder in args.folders for path in folder.iterdir() if path.is_file())
     with tqdm(total=len(paths), unit="file", disable=not sys.stderr.isatty()) as bar:
-        results = judge_media(paths, args.deadline, lambda name: bar.update())
-    _write(args, results, media_table)
+        results = judge_media(
+            paths, args.deadline, args.output, lambda name: bar.update(), args.overwrite
+        )
+    _show(args, media_table(results))
     return int(any(row["verdict"] in ("wrong", "hang") for row in results["rows"].values()))
 
 
 def _check(args: argparse.Namespace) -> None:
     """Refuse outputs before minutes of measuring."""
-    from vidcm.evaluation.markdown import block
-
     if args.output:
-        if args.output.exists() and not args.overwrite:
-            raise UsageError(f"{args.output} exists; give another --output, or --overwrite")
         check_writable(args.output)
     if args.into:
         block(args.into, args.block)
 
 
-def _write(args: argparse.Namespace, results: dict, table: Callable[[dict[str, Any]], str]) -> None:
-    from vidcm.evaluation.markdown import rewrite
-    from vidcm.evaluation.results import to_plain
-    from vidcm.files import write_text
-
-    plain = to_plain(results)
-    if args.output:
-        write_text(args.output, json.dumps(plain, indent=1) + "\n")
+def _show(args: argparse.Namespace, table: str) -> None:
     if args.into:
-        rewrite(args.into, args.block, table(plain))
+        rewrite(args.into, args.block, table)
     else:
-        print(table(plain), end="")
+        print(table, end="")

@@ -20,6 +20,7 @@ from av.error import FFmpegError
 from vidcm.errors import UsageError
 from vidcm.evaluation.environment import environment
 from vidcm.evaluation.markdown import grid, measured_on
+from vidcm.evaluation.results import Results
 from vidcm.media.colour import HD_HEIGHT, UNSPECIFIED
 from vidcm.media.media_file import BadClip
 from vidcm.media.timing import nearest
@@ -42,36 +43,38 @@ VERDICTS = {
 
 
 def judge_media(
-    paths: Iterable[Path], deadline: float, progress: Callable[[str], object]
+    paths: Iterable[Path],
+    deadline: float,
+    output: Path,
+    progress: Callable[[str], object],
+    overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Results of every file.
+    """Results of every file, written as they are found; an interrupted run goes on.
 
     Args:
         paths: the files.
         deadline: seconds for one call of the reader.
+        output: results file.
         progress: called with the name of a file that is done.
+        overwrite: start anew where the file exists.
 
     Raises:
-        UsageError: ffmpeg is not installed.
+        UsageError: ffmpeg is not installed, or the file holds something else.
     """
     try:
         version = subprocess.run(["ffmpeg", "-version"], capture_output=True, text=True, check=True)
     except FileNotFoundError:
         raise UsageError("the referee is the program ffmpeg, not installed; install it") from None
-    rows = {}
-    with ReaderProcess(deadline=deadline) as reader:
-        for path in paths:
-            rows[path.name] = _judged(path, reader)
-            progress(path.name)
     protocol = {"side": SIDE, "seconds": SECONDS, "frames": COUNT, "deadline": deadline}
     protocol |= {"referee": version.stdout.splitlines()[0], "av": av.__version__}
-    return {
-        "kind": KIND,
-        "protocol": protocol,
-        "model": {},
-        "environments": [environment("cpu")],
-        "rows": rows,
-    }
+    facts = {"kind": KIND, "protocol": protocol, "model": {}}
+    results = Results(output, facts, environment("cpu"), overwrite=overwrite, sort_key=str)
+    with ReaderProcess(deadline=deadline) as reader:
+        for path in paths:
+            if not results.has(path.name):
+                results.add(path.name, row=_judged(path, reader))
+            progress(path.name)
+    return results.content()
 
 
 def _judged(path: Path, reader: ReaderProcess) -> dict[str, Any]:

@@ -14,8 +14,8 @@ import torch
 
 from vidcm.errors import UsageError
 from vidcm.media.clips import Clock
-from vidcm.media.demux import BadClip
 from vidcm.media.encoders import enlarge, page
+from vidcm.media.media_file import BadClip
 from vidcm.media.png import encode_png
 from vidcm.media.write import write_clip
 from vidcm.serve.checkpoints import Checkpoint, by_name, find

@@ -191,7 +191,7 @@ def test_names_of_texts_are_compared_in_one_form(tmp_path, video, caplog):
     (tmp_path / "x.y.txt").write_text("exact")
     data = VideoFolder(tmp_path, **SHAPE)
     assert captions_of(data) == dict(zip(names, ["one", "two\nlines", "exact"], strict=True))
-    assert "1 .txt files have several lines, all of them one caption: 'b.txt'" in caplog.text
+    assert "1 .txt files have several lines, all of them one caption: 'b.Txt'" in caplog.text
 
 
 def test_parquet(tmp_path, video):

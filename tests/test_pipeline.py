@@ -342,6 +342,7 @@ def test_settings_that_are_damaged(copy, text, message):
         ("fps", 10**400, "fps: 1000.* is not a finite number"),
         ("trained_shapes", [[0, 16, 24]], "num_frames is 0"),
         ("teacher.shift", 0, "teacher.shift is 0"),
+        ("student.shift", -1, "student.shift is -1"),
         ("teacher.num_inference_steps", 10**9, "teacher.num_inference_steps is 1000000000"),
         ("student.guidance_scale", -5, "student.guidance_scale is -5"),
         ("student.guidance_range", [3, 1], "student.guidance_range is 3, 1"),

@@ -12,6 +12,8 @@ from vidcm.conditioning.prompts import words_of
 from vidcm.data.latents import INDEX, stored_captions
 from vidcm.diffusion.denoiser import Denoiser
 from vidcm.errors import UsageError
+from vidcm.families.denoiser import scheduler_config
+from vidcm.families.schedule import resolution_shift
 from vidcm.files import replacing
 from vidcm.pipeline import VideoPipeline
 from vidcm.registry import lookup
@@ -26,8 +28,14 @@ MOST_WORDS = 20_000
 
 
 def student_facts(student: str | Path | None) -> dict[str, Any]:
-    """Return the settings of a student that its training determined, from its model folder."""
-    facts = {} if student is None else read_card(student)["metadata"].get("student", {})
+    """Return the settings of a student that its training determined, from its model folder.
+
+    A public student without times of its own has those of its pipeline's scheduler.
+    """
+    card: dict[str, Any] = {"spec": {}, "metadata": {}} if student is None else read_card(student)
+    facts, base = card["metadata"].get("student", {}), card["spec"].get("base")
+    if base and not facts.keys() & {"timesteps", "lowest_sigma", "shift"}:
+        facts = {**facts, "shift": resolution_shift(scheduler_config(base))}
     low, high = facts.get("guidance_range", (1.0, 5.0))
     return {"sampler": "consistency", **facts, "guidance_range": (low, high)}
 

@@ -27,7 +27,19 @@ from vidcm.errors import UsageError
 from vidcm.media.pixels import to_frames
 from vidcm.media.sizes import check_size
 from vidcm.rng import Noise
-from vidcm.settings import MAX_GUIDANCE, MAX_STEPS, PipelineSettings
+from vidcm.settings import MAX_GUIDANCE, MAX_STEPS, PipelineSettings, StudentSettings
+
+
+def few_step_times(student: StudentSettings, steps: int, first: float) -> list[float]:
+    """Rectified-flow times of a student's steps, descending.
+
+    Args:
+        student: Its settings.
+        steps: Number of evaluations.
+        first: `first_time` of the denoiser.
+    """
+    own = student.lowest_sigma, student.shift
+    return student.timesteps or student_timesteps(steps, *own, first)
 
 
 @dataclass(frozen=True)
@@ -169,10 +181,8 @@ class Generation:
         steps, student = self.num_inference_steps, self.settings.student
         if self.role == "teacher":
             grid = shifted_timesteps(steps, by=self.settings.teacher.shift).tolist()
-        elif student.timesteps:
-            grid = student.timesteps
         else:
-            grid = student_timesteps(steps, student.lowest_sigma, student.shift)
+            grid = few_step_times(student, steps, self.model.first_time)
         if start < 1:
             grid = [start * t / grid[0] for t in grid]
         return to_path_time(self.model.path, grid).tolist()

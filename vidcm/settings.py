@@ -40,7 +40,8 @@ class StudentSettings:
         max_inference_steps: Beyond, more steps rarely help.
         sampler: "consistency" or "flow_map".
         lowest_sigma: sigma / alpha of the last step (default: `times.DEFAULT_LOWEST_SIGMA`).
-        shift: Resolution shift of equal steps, which replace these levels.
+        shift: Resolution shift of evenly spaced times from pure noise on, as public pipelines have
+            them; instead of `lowest_sigma`.
         phases: The only number of steps of a phased or progressive student.
         timesteps: Rectified-flow times of those steps, descending.
     """
@@ -170,11 +171,10 @@ class PipelineSettings:
             steps = own.num_inference_steps
             integer(f"{role}.num_inference_steps", steps, 1, MAX_STEPS)
             real_number(f"{role}.guidance_scale", own.guidance_scale, 0, MAX_GUIDANCE)
+            if own.shift is not None and not own.shift > 0:
+                raise UsageError(f"{role}.shift is {own.shift:g}; use a number above 0")
         if self.boundary_ratio is not None and not 0 < self.boundary_ratio < 1:
             raise UsageError(f"boundary_ratio is {self.boundary_ratio:g}; use a time in (0, 1)")
-        for role, shift in (("student", self.student.shift), ("teacher", self.teacher.shift)):
-            if shift is not None and not shift > 0:
-                raise UsageError(f"{role}.shift is {shift:g}; use a number above 0")
         student, (low, high) = self.student, self.student.guidance_range
         if not 0 <= low <= high:
             raise UsageError(f"student.guidance_range is {low:g}, {high:g}; use 0 <= low <= high")

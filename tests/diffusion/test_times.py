@@ -86,6 +86,10 @@ def test_the_last_level_is_the_checkpoint_s_for_any_number_of_steps(lowest):
         last = times.student_timesteps(steps, lowest)[-1]
         assert last / (1 - last) == pytest.approx(lowest)
     assert times.student_timesteps(1, lowest) == [times.T_START]
+    assert times.student_timesteps(3, lowest, first=1.0) == [
+        1.0,
+        *times.student_timesteps(3, lowest)[1:],
+    ]
     first, middle, last = times.student_timesteps(3, 1.99)
     assert middle / (1 - middle) == pytest.approx(19.9) and first == times.T_START
 

@@ -11,6 +11,7 @@ from vidcm.diffusion.base import Cond, DenoiserBase, Prediction
 from vidcm.diffusion.parameterization import Parameterization, VPrediction
 from vidcm.diffusion.paths import ProbPath, RectifiedFlow
 from vidcm.diffusion.shapes import like
+from vidcm.diffusion.times import T_START
 from vidcm.registry import build
 
 
@@ -34,9 +35,11 @@ class Denoiser(nn.Module, DenoiserBase):
 
     Attributes:
         shift: Resolution shift of the times that it is sampled at; None for vidcm's own.
+        first_time: Rectified-flow time that students start from.
     """
 
     shift: float | None = None
+    first_time: float = T_START
 
     def __init__(
         self,

@@ -51,19 +51,23 @@ def shifted_timesteps(steps: int, *, by: float = 1.0) -> Tensor:
 
 
 def student_timesteps(
-    steps: int, lowest_sigma: float | None = None, by: float | None = None
+    steps: int,
+    lowest_sigma: float | None = None,
+    by: float | None = None,
+    first: float = T_START,
 ) -> list[float]:
     """Times of a student's steps: levels sigma / alpha in geometric progression.
 
     Args:
         steps: Number of evaluations.
-        lowest_sigma: sigma / alpha of the last one (default: `DEFAULT_LOWEST_SIGMA`). The first is
-            that of `T_START`, for any number of steps.
+        lowest_sigma: sigma / alpha of the last one (default: `DEFAULT_LOWEST_SIGMA`). The
+            progression begins at that of `T_START`, for any number of steps.
         by: Take the times of `shifted_timesteps` instead, which few-step schedulers of public
             models have: equal steps from 1, shifted.
+        first: Where the first step is taken, at or above T_START.
 
     Returns:
-        `steps` descending rectified-flow times; one step is at T_START alone.
+        `steps` descending rectified-flow times; one step is at `first` alone.
 
     Raises:
         UsageError: Below one step, or a lowest level that is not between 0 and the first.
@@ -79,4 +83,4 @@ def student_timesteps(
             f"lowest_sigma is {lowest_sigma:g}; use a level above 0 and below {highest:.0f}"
         )
     ratios = [(lowest_sigma / highest) ** (i / (steps - 1)) for i in range(1, steps)]
-    return [T_START, *(highest * r / (1 + highest * r) for r in ratios)]
+    return [first, *(highest * r / (1 + highest * r) for r in ratios)]

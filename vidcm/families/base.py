@@ -14,6 +14,7 @@ from torch import Tensor
 from vidcm.diffusion.base import Cond
 from vidcm.diffusion.parameterization import FlowClock, FlowPrediction, Parameterization
 from vidcm.errors import UsageError
+from vidcm.families.schedule import resolution_shift
 from vidcm.registry import TABLE, lookup
 from vidcm.schema import suggest
 
@@ -63,7 +64,7 @@ class Family(ABC):
 
     def shift(self, scheduler: dict[str, Any]) -> float:
         """Resolution shift of the scheduler's times."""
-        return float(scheduler.get("flow_shift") or scheduler.get("shift") or 1.0)
+        return resolution_shift(scheduler)
 
     def patch_size(self, config: dict[str, Any]) -> tuple[int, int, int]:
         """Latents `(t, h, w)` of a token."""

@@ -75,6 +75,8 @@ class PublicDenoiser(Denoiser):
         guidance_scale: Of a student; None for a teacher.
     """
 
+    first_time = 1.0  # pure noise, which the pipelines of all families start from
+
     def __init__(
         self,
         transformer: Any,
@@ -137,8 +139,8 @@ class PublicDenoiser(Denoiser):
         family = find_family(class_name)
         if root is not None:
             family = _sized(family, root)
-            if scheduler is None and (root / SCHEDULER).is_file():
-                scheduler = read_config(root / "scheduler", Path(SCHEDULER).name)
+            if scheduler is None:
+                scheduler = scheduler_config(root / TRANSFORMER)
         width = family.text_width(config)
         if conditioner is not None:
             text = build("conditioner", conditioner)
@@ -199,6 +201,12 @@ class PublicDenoiser(Denoiser):
             missing = self.text_length - tokens.shape[1]
             tokens, mask = F.pad(tokens, (0, 0, 0, missing)), F.pad(mask, (0, missing))
         return Cond(tokens, mask, guidance_scale)
+
+
+def scheduler_config(base: str | Path) -> dict[str, Any]:
+    """The `scheduler_config.json` of the pipeline that a folder `transformer` is part of, or {}."""
+    path = Path(base).parent / SCHEDULER
+    return read_config(path.parent, path.name) if path.is_file() else {}
 
 
 @cache

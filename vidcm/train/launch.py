@@ -92,7 +92,8 @@ def student_facts(task: Task) -> dict[str, Any]:
     if objective.sampling is None:
         return {}
     facts = {"guidance_range": objective.guidance_range, **objective.sampling}
-    if isinstance(model, Denoiser) and model.shift is not None:
+    own_times = facts.keys() & {"timesteps", "lowest_sigma"}
+    if isinstance(model, Denoiser) and model.shift is not None and not own_times:
         facts["shift"] = model.shift
     return {"student": facts}
 

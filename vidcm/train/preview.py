@@ -134,7 +134,7 @@ class Preview:
             parts.append((cond, noise, rng))
         for steps in [sampling["phases"]] if "phases" in sampling else STUDENT_STEPS:
             timesteps = sampling.get("timesteps") or student_timesteps(
-                steps, sampling.get("lowest_sigma"), student.shift
+                steps, sampling.get("lowest_sigma"), student.shift, student.first_time
             )
             times = to_path_time(student.path, timesteps).tolist()
             clips = []

@@ -31,6 +31,9 @@ os.environ.update(
     no_proxy="localhost,127.0.0.1",
     HF_HUB_OFFLINE="1",
 )
+# Code that comes with a model folder is copied there before it runs; each process has its own.
+_modules = tempfile.TemporaryDirectory(prefix="vidcm-modules-")
+os.environ["HF_MODULES_CACHE"] = _modules.name
 
 # A suite started in the background of a script ignores Ctrl-C, and so would what it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -34,11 +34,11 @@ def tokenizer() -> Any:
     )
 
 
-def text_encoder(kind: str) -> Any:
+def text_encoder(kind: str, width: int = TEXT) -> Any:
     import transformers
 
     config = getattr(transformers, f"{kind}Config")(
-        vocab_size=64, d_model=TEXT, d_kv=8, d_ff=37, num_layers=2, num_heads=4
+        vocab_size=64, d_model=width, d_kv=8, d_ff=37, num_layers=2, num_heads=4
     )
     return getattr(transformers, f"{kind}EncoderModel")(config).eval()
 
@@ -77,14 +77,15 @@ def wan_codec(channels: int = 16, **options: Any) -> Any:
     )
 
 
-def wan() -> Any:
+def wan(**options: Any) -> Any:
     from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
 
+    config = WAN | options
     return WanPipeline(
-        transformer=WanTransformer3DModel(**WAN),
+        transformer=WanTransformer3DModel(**config),
         vae=wan_codec(),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        text_encoder=text_encoder("UMT5"),
+        text_encoder=text_encoder("UMT5", config["text_dim"]),
         tokenizer=tokenizer(),
     )
 
@@ -231,6 +232,8 @@ def cogvideox(rotary: bool = False) -> Any:
 
 FAMILIES: dict[str, Callable[[], Any]] = {
     "wan": wan,
+    # With the widths that ComfyUI takes for granted.
+    "wan_comfy": lambda: wan(num_attention_heads=1, attention_head_dim=128, text_dim=4096),
     "wan_5b": wan_5b,
     "wan_experts": wan_experts,
     "anyflow": anyflow,
@@ -251,4 +254,21 @@ def save(name: str, folder: Path) -> Path:
             for parameter in part.parameters():
                 parameter.data += 0.05 * torch.randn_like(parameter)
         pipeline.save_pretrained(folder)
+    return folder
+
+
+def student(base: Path, folder: Path, by: float = 0.02, **facts: Any) -> Path:
+    """A student's model folder: the weights of a base, moved; `facts` of its training."""
+    from vidcm.families.denoiser import PublicDenoiser
+    from vidcm.store import read_card, read_weights, save_model
+
+    generator = torch.Generator().manual_seed(11)
+    spec = {**read_card(base)["spec"], "guidance_scale": 3.0}
+    assert PublicDenoiser.spec_is_student(spec)
+    weights = {
+        name: tensor + by * torch.randn(tensor.shape, generator=generator)
+        for name, tensor in read_weights(base).items()
+    }
+    own = {"guidance_range": [3.0, 3.0], "sampler": "consistency", **facts}
+    save_model(folder, spec, weights, metadata={"student": own, "step": 1})
     return folder

@@ -85,6 +85,13 @@ TABLE: dict[str, dict[str, str]] = {
         "lpc": "vidcm.lpc.features:LpcFeatures",
         "timm": "vidcm.metrics.features:TimmFeatures",
     },
+    "export_target": {
+        "diffusers": "vidcm.exports.diffusers_folder:DiffusersFolder",
+        "anyflow": "vidcm.exports.anyflow:AnyFlowFolder",
+        "comfy": "vidcm.exports.comfy:ComfyFile",
+        "lora": "vidcm.exports.lora:LoraUpdate",
+        "safetensors": "vidcm.exports.native:NativeFolder",
+    },
     "operator": {
         "pixels": "vidcm.editing.operators:Pixels",
         "luminance": "vidcm.editing.operators:Luminance",

@@ -60,10 +60,12 @@ def save_model(
         (part / "model.json").write_text(json.dumps(card, indent=1), "utf-8")
 
 
-def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+def save_tensors(
+    tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None
+) -> None:
     """Write a safetensors file with the usual permissions. Raises OSError if it cannot."""
     try:
-        save_file({name: v.contiguous() for name, v in tensors.items()}, path)
+        save_file({name: v.contiguous() for name, v in tensors.items()}, path, metadata)
     except SafetensorError as error:
         raise OSError(None, str(error)) from error
     path.chmod(0o644)  # safetensors writes for the owner alone

@@ -1,10 +1,17 @@
-"""`vidcm export`: runs to one pipeline folder that `generate` and `VideoPipeline` load."""
+"""`vidcm export`: runs to a pipeline folder that `generate` loads, or to what others load."""
 
 import argparse
 from pathlib import Path
 
 from vidcm.cli.argument_types import integer, number, output_folder, positive_int
 from vidcm.cli.common import Parser, run
+from vidcm.cli.export_public import (
+    OF_PIPELINES,
+    PIPELINE,
+    add_targets,
+    export_public,
+    verify_export,
+)
 from vidcm.cli.options import add_art, add_bucket, art_of, check_model_folder
 from vidcm.errors import UsageError
 from vidcm.limits import check_memory
@@ -21,12 +28,15 @@ def parser() -> argparse.ArgumentParser:
     p = Parser(
         "export",
         "Put codec, teacher and student together as a pipeline folder, weights in half precision\n"
-        "or less, and check it by loading it and generating a clip.",
+        "or less, and check it by loading it and generating a clip; or write a student of a\n"
+        "public model for another program.",
         "examples:\n"
         "  vidcm export --codec runs/lpc/codec/final --teacher runs/lpc/teacher/final \\\n"
         "    --student runs/lpc/student/final --output my-model\n"
         "  vidcm export --features runs/lpc/features/final --art layers.tar \\\n"
-        "    --output my-features",
+        "    --output my-features\n"
+        "  vidcm export --to diffusers --student runs/wan/student/final --output my-wan\n"
+        "  vidcm export --verify my-wan",
     )
     for model in MODELS:
         p.add_argument(f"--{model}", help=f"the {model}'s model folder")
@@ -46,9 +56,8 @@ def parser() -> argparse.ArgumentParser:
         "the network that the Fréchet distance sees clips with, its accuracy in its card",
     )
     add_art(p)
-    p.add_argument(
-        "--output", required=True, type=output_folder, help="the pipeline folder to write"
-    )
+    add_targets(p)
+    p.add_argument("--output", type=output_folder, help="the folder to write")
     p.add_argument("--frames", type=positive_int, default=9, help="frames per clip, 4k+1")
     p.add_argument("--height", type=positive_int, default=64)
     p.add_argument("--width", type=positive_int, default=64)
@@ -81,13 +90,14 @@ def parser() -> argparse.ArgumentParser:
         "--shift",
         type=number(0.01, 1e4),
         help="factor on sigma / alpha of the teacher's grid of times (default: 32); the larger, "
-        "the earlier its last step begins",
+        "the earlier its last step begins. With --to, of the student's (default: its own, or that "
+        "of its pipeline)",
     )
     p.add_argument(
         "--storage",
-        choices=("fp16", "int8"),
-        default="fp16",
-        help="of the weights; int8 halves teacher and student and leaves the codec in fp16",
+        choices=("fp32", "bf16", "fp16", "int8"),
+        help="of the weights (default: fp16, with --to bf16); int8 halves teacher and student and "
+        "leaves the codec in fp16. A pipeline folder is fp16 or int8",
     )
     p.add_argument(
         "--overwrite",
@@ -107,6 +117,15 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _export(args: argparse.Namespace) -> None:
+    if args.verify:
+        verify_export(args.verify)
+        return
+    if args.output is None:
+        raise UsageError("--output is missing; give the folder to write")
+    if args.to != PIPELINE:
+        default = parser().get_default
+        export_public(args, [n for n in OF_PIPELINES if getattr(args, n) != default(n)])
+        return
     output: Path = args.output
     if args.features:
         _export_features(args, output)
@@ -115,6 +134,9 @@ def _export(args: argparse.Namespace) -> None:
         raise UsageError(f"{output} holds files; give another --output, or --overwrite")
     if missing := [f"--{role}" for role in MODELS if getattr(args, role) is None]:
         raise UsageError(f"{', '.join(missing)} missing; give the model folders to put together")
+    storage = args.storage or "fp16"
+    if storage not in ("fp16", "int8"):
+        raise UsageError(f"--storage is {storage}; a pipeline folder is fp16 or int8")
     experts = [getattr(args, name) is not None for name in (*EXPERTS, "boundary")]
     if any(experts) and not all(experts):
         raise UsageError("--teacher-2, --student-2 and --boundary go together; give all three")
@@ -162,7 +184,7 @@ def _export(args: argparse.Namespace) -> None:
     settings.boundary_ratio = args.boundary
     models = {role: getattr(args, role) for role in roles}
     settings.check()
-    export(models, output, settings, storage=args.storage, overwrite=args.overwrite)
+    export(models, output, settings, storage=storage, overwrite=args.overwrite)
     size = sum(f.stat().st_size for f in output.rglob("*.safetensors")) / 2**20
     print(f"{output}: {size:.1f} MB of weights; it generated a test clip of {args.frames} frames")
 

@@ -6,6 +6,8 @@ codecs and text towers are diffusers' and transformers' own classes; nothing of 
 
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, ClassVar
 
@@ -109,6 +111,20 @@ def find_family(class_name: str) -> Family:
             f"vidcm has no family for diffusers' {class_name}{suggest(class_name, list(known))}"
         )
     return lookup("family", class_name)()
+
+
+@contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """No progress bars of diffusers and transformers inside the block."""
+    library_class("DiffusionPipeline")  # refuses where there is none
+    loggers = [import_module(f"{name}.utils.logging") for name in ("diffusers", "transformers")]
+    for logger in loggers:
+        logger.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.enable_progress_bar()
 
 
 def library_class(name: str, library: str = "diffusers") -> Any:

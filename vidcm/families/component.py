@@ -151,7 +151,7 @@ def check_complete(module: nn.Module, info: dict[str, Any], folder: Path) -> Non
     """Refuse a module that was loaded in part. Raises VidcmError."""
     meta = [name for name, p in module.named_parameters() if p.is_meta]
     for what, names in (
-        ("lacks", [*info.get("missing_keys", ()), *meta]),
+        ("lacks", {*info.get("missing_keys", ()), *meta}),
         ("has unknown tensors", info.get("unexpected_keys", ())),
         ("has tensors of other shapes", info.get("mismatched_keys", ())),
     ):

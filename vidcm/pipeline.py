@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -24,6 +25,8 @@ from vidcm.diffusion.denoiser import Denoiser
 from vidcm.diffusion.experts import Experts
 from vidcm.editing.edit import TaskSpec, edit
 from vidcm.errors import UsageError, VidcmError
+from vidcm.families.adapters import Adapter, load_adapted
+from vidcm.families.lora import LoraFile
 from vidcm.generation import Generation
 from vidcm.inputs import (
     check_clips,
@@ -41,6 +44,8 @@ from vidcm.rng import SampleRng
 from vidcm.runtime import fast_cpu, pick_device, pick_dtype
 from vidcm.settings import MAX_CLIPS, MAX_FPS, MAX_SECONDS, PipelineSettings, find_pipeline
 from vidcm.store import load_model, read_card
+
+MAX_LORA_SCALE = 100.0
 
 # Called after each step as (pipe, step from 0, time, {"latents": x}); returns {} or new latents.
 StepCallback = Callable[
@@ -70,6 +75,7 @@ class VideoPipeline:
         self.folder, self.settings, self.device, self.dtype = folder, settings, device, dtype
         self.codec: VideoCodec = load_model(self.part("codec"), VideoCodec, device)
         self._models: dict[str, Denoiser] = {}
+        self._adapters: list[Adapter] = []
 
     @classmethod
     @checked_names(SYNONYMS)
@@ -147,12 +153,35 @@ class VideoPipeline:
         return self._models[role]
 
     def _load(self, role: str, part: str) -> Denoiser:
-        folder, own = self.part(part), self.settings.student.guidance_scale
+        made = any(adapter.student is not None for adapter in self._adapters)
+        folder = self.part(part.replace("student", "teacher") if made else part)
         # a public transformer does not say what it was distilled at
-        public = role == "student" and "sha256" not in read_card(folder)
-        return load_model(
-            folder, Denoiser, self.device, **({"guidance_scale": own} if public else {})
-        )
+        public = role == "student" and (made or "sha256" not in read_card(folder))
+        options = {"guidance_scale": self.settings.student.guidance_scale} if public else {}
+        return load_adapted(folder, self._adapters, role, self.device, **options)
+
+    def load_lora_weights(self, path: str | os.PathLike[str], scale: float = 1.0) -> Self:
+        """Add low-rank updates to the weights of public models; returns the pipeline.
+
+        Updates that `vidcm export --to lora` made of a student make the teacher that student.
+        Others are added to teacher and student.
+
+        Args:
+            path: A .safetensors file, with layers named as ComfyUI or diffusers do.
+            scale: What the updates are multiplied with.
+
+        Raises:
+            UsageError: There is no such file, or (when the model is first used) it is for another
+                network.
+            VidcmError: It is damaged.
+        """
+        scale = real_number("scale", scale, -MAX_LORA_SCALE, MAX_LORA_SCALE)
+        adapter = Adapter(LoraFile.read(path_of("path", path)), scale)
+        if adapter.student is not None:
+            self.settings = replace(self.settings, student=adapter.student)
+        self._adapters.append(adapter)
+        self._models.clear()
+        return self
 
     def generation(
         self,

@@ -92,6 +92,14 @@ def existing_path(text: str) -> Path:
     return path
 
 
+def lora(text: str) -> tuple[Path, float]:
+    """An argparse type: the path of a LoRA file, and a scale after a colon (default: 1)."""
+    name, colon, scale = text.rpartition(":")
+    if not colon or Path(text).exists():
+        return existing_file(text), 1.0
+    return existing_file(name), number(-100, 100)(scale)
+
+
 def clip_output(text: str) -> str:
     """An argparse type: a name for clips, with an extension or with a final / for a folder."""
     if not text.endswith("/") and not Path(text).suffix:

@@ -70,6 +70,8 @@ def _edit(args: argparse.Namespace) -> None:
     from vidcm.pipeline import VideoPipeline
 
     pipe = VideoPipeline.from_pretrained(args.checkpoint, device=args.device)
+    for path, scale in args.lora:
+        pipe.load_lora_weights(path, scale)
     height, width = args.size or (None, None)
     role = "teacher" if args.teacher else "student"
     generation = pipe.generation(role, args.steps, args.guidance)

@@ -109,6 +109,8 @@ def _generate(args: argparse.Namespace) -> None:
     from vidcm.pipeline import VideoPipeline
 
     pipe = VideoPipeline.from_pretrained(args.checkpoint, device=args.device)
+    for path, scale in args.lora:
+        pipe.load_lora_weights(path, scale)
     role = "teacher" if args.teacher else "student"
     generation = pipe.generation(role, args.steps, args.guidance, args.solver)
     size = args.frames, height, width

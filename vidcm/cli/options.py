@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from vidcm.cli.argument_types import clip_output, device, integer, number, seed, sides
+from vidcm.cli.argument_types import clip_output, device, integer, lora, number, seed, sides
 from vidcm.errors import UsageError, VidcmError
 from vidcm.files import on_hub
 
@@ -46,6 +46,14 @@ def add_sampling(group: argparse._ActionsContainer) -> None:
     )
     group.add_argument(
         "--teacher", action="store_true", help="sample the many-step teacher instead of the student"
+    )
+    group.add_argument(
+        "--lora",
+        type=lora,
+        action="append",
+        default=[],
+        metavar="PATH[:SCALE]",
+        help="low-rank updates of a public model, as a .safetensors file; may be repeated",
     )
     add_checkpoint(group)
     add_device(group)

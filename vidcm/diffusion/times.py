@@ -51,10 +51,7 @@ def shifted_timesteps(steps: int, *, by: float = 1.0) -> Tensor:
 
 
 def student_timesteps(
-    steps: int,
-    lowest_sigma: float | None = None,
-    by: float | None = None,
-    first: float = T_START,
+    steps: int, lowest_sigma: float | None = None, by: float | None = None, first: float = T_START
 ) -> list[float]:
     """Times of a student's steps: levels sigma / alpha in geometric progression.
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from vidcm.codecs.base import VideoCodec
+from vidcm.diffusion import samplers
 from vidcm.errors import UsageError, VidcmError
 from vidcm.exports import scheduling_few_step
 from vidcm.exports.layout import layout_of
@@ -184,6 +185,36 @@ def test_shared_parts_are_links_and_nothing_is_pickled(public, student_of, tmp_p
         assert (tmp_path / "out" / name).samefile(base / name)
     index = json.loads((tmp_path / "out" / "model_index.json").read_text())
     assert index["tokenizer"] == json.loads((base / "model_index.json").read_text())["tokenizer"]
+
+
+def test_a_student_with_its_own_text_tower_comes_without_shared_parts(tmp_path):
+    """As one that was trained on latents of vidcm's own codec."""
+    import tiny
+    from diffusers import WanPipeline
+    from tiny_public import WAN
+
+    from vidcm.store import save_model
+
+    spec = {
+        "name": "public_denoiser",
+        "config": {**WAN, "_class_name": "WanTransformer3DModel"},
+        "conditioner": tiny.TEXT,
+        "guidance_scale": 2.0,
+    }
+    weights = tiny.shaken(build("model", spec)).state_dict()
+    metadata = {"student": {"sampler": "consistency", "shift": 4.0}}
+    save_model(tmp_path / "student", spec, weights, metadata=metadata)
+    student, out = load_student(tmp_path / "student", storage="fp32"), tmp_path / "out"
+    manifest = export_student(student, build("export_target", {"name": "diffusers"}), out)
+    assert manifest["absent"] == ["vae", "text_encoder", "tokenizer"]
+    absent = dict.fromkeys(manifest["absent"])
+    pipeline = WanPipeline.from_pretrained(out, trust_remote_code=True, **absent)
+    noise, cond = SampleRng(5, [0]).normal(16, 3, 4, 4), student.denoiser.encode([PROMPT])
+    call = {"num_inference_steps": 2, "guidance_scale": 1.0, "output_type": "latent"}
+    theirs = pipeline(prompt_embeds=cond.tokens, latents=noise, **call, **SIZE).frames
+    rng = SchedulerNoise(noise, layout_of(student.family))
+    ours = samplers.consistency(student.denoiser, noise, student.times(2), cond, rng)
+    assert (theirs - ours).abs().max() < 1e-4 * ours.abs().max()
 
 
 def test_verify_tells_what_changed(exported, tmp_path):

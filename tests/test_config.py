@@ -16,7 +16,7 @@ from vidcm.schema import from_dict
 from vidcm.yaml_file import parse_yaml
 
 REPO = Path(vidcm.__file__).parents[1]
-OTHER = ("comparison", "recipe")  # files of other commands
+OTHER = ("comparison", "recipe", "kubernetes")  # files of other commands
 SHIPPED = sorted(p for p in (REPO / "configs").rglob("*.yaml") if p.stem not in OTHER)
 LEAST = """
 model: {name: causal_vae, channels: 7}

@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from train.test_deepspeed import free_port
+from train.launches import free_port
 
 from vidcm.cli import COMMANDS
 from vidcm.media.write import write_clip

@@ -78,7 +78,7 @@ class LoraConfig:
 _AT_LEAST = {"num_workers": 0, "seed": 0} | dict.fromkeys(
     ("steps", "batch_size", "gradient_accumulation_steps", "keep_checkpoints", "max_skipped"), 1
 )
-_AT_LEAST |= dict.fromkeys(("log_every", "sample_every", "save_every"), 1)
+_AT_LEAST |= dict.fromkeys(("log_every", "sample_every", "save_every"), 1) | {"rank_timeout": 10}
 
 
 @dataclass
@@ -112,6 +112,7 @@ class TrainConfig:
         sample_every: Steps between previews.
         save_every: Steps between checkpoints.
         keep_checkpoints: How many of the newest stay.
+        rank_timeout: Seconds that ranks wait for one of them before the run ends and names it.
         preview_prompts: Of the previews; the first captions of the data by default.
     """
 
@@ -140,6 +141,7 @@ class TrainConfig:
     sample_every: int = 500
     save_every: int = 500
     keep_checkpoints: int = 2
+    rank_timeout: float = 1800.0
     preview_prompts: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:

@@ -3,13 +3,15 @@
 parity (on ranks): the same six steps at every ZeRO stage, once through, once resumed and once
 resumed at another stage, to `FOLDER/rank<N>.pt`. roles (on ranks): the like for three networks that
 take turns. held (on ranks): for a student and its copy. train (on ranks): a whole run through `launch`, as
-`tools/train.py` does it. killed: a run in one process that dies while it saves.
+`tools/train.py` does it, whose ranks wait 10 s for each other; failing: the same, and rank 1 cannot
+read step 7. killed: a run in one process that dies while it saves.
 """
 
 import os
 import signal
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterable
 from itertools import product
 from pathlib import Path
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 from vidcm.config import OptimizerConfig, TrainConfig
 from vidcm.data.batch import Batch
 from vidcm.data.loader import batches
+from vidcm.errors import VidcmError
 from vidcm.objectives.base import Loss, Objective, Role
 from vidcm.objectives.target_network import EmaTarget, FrozenTarget, TargetNetwork
 from vidcm.rng import SampleRng, mix
@@ -65,13 +68,17 @@ def regression(model: nn.Module, batch: Batch, progress: float, rng: SampleRng) 
 class Points:
     """Gaussian latents `(b 7 1 1 1)`; those at `bad` positions are not a number."""
 
-    def __init__(self, bad: Iterable[int] = (), delay: float = 0.0):
-        self.bad, self.delay = frozenset(bad), delay
+    def __init__(
+        self, bad: Iterable[int] = (), delay: float = 0.0, unreadable: int | None = None
+    ) -> None:
+        self.bad, self.delay, self.unreadable = frozenset(bad), delay, unreadable
 
     def batch(self, seed: int, positions: Iterable[int]) -> Batch:
         time.sleep(self.delay)
         drawn = []
         for p in positions:
+            if p == self.unreadable:
+                raise VidcmError("the disk of this rank is gone")
             generator = torch.Generator().manual_seed(mix(seed, p, 1))
             drawn.append(torch.randn(7, 1, 1, 1, generator=generator))
             if p in self.bad:
@@ -304,13 +311,19 @@ def target(folder: Path) -> None:
     dist.destroy_process_group()
 
 
-def train(folder: Path) -> int:
+def train(folder: Path, unreadable: int | None = None) -> int:
     """`launch`, with the toy task in the place of one from the registry; slow enough to stop."""
+    from vidcm.cli import common as command
     from vidcm.train import launch
 
-    launch.make_task = lambda *_: task(Points({BAD}, delay=0.05))
+    launch.make_task = lambda *_: task(Points({BAD}, delay=0.05, unreadable=unreadable))
     launch.save_model = lambda folder, *_, **__: folder.mkdir(parents=True)
-    return launch.launch(config(str(folder), zero=2, **LONG), "cpu")
+    chosen = config(str(folder), zero=2, rank_timeout=10, **LONG)
+    return command.run(lambda _: launch.launch(chosen, "cpu"), Namespace())
+
+
+def failing(folder: Path) -> int:
+    return train(folder, unreadable=8 * BATCH - 1)
 
 
 def killed(folder: Path) -> int:
@@ -338,5 +351,12 @@ SHORT: dict[str, Any] = dict(
 
 if __name__ == "__main__":
     names = [a for a in sys.argv[1:] if not a.startswith("--local_rank")]
-    modes = {"parity": parity, "roles": roles, "target": target, "train": train, "killed": killed}
+    modes = {
+        "parity": parity,
+        "roles": roles,
+        "target": target,
+        "train": train,
+        "failing": failing,
+        "killed": killed,
+    }
     sys.exit(modes[names[0]](Path(names[1])))

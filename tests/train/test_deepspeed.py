@@ -3,17 +3,14 @@
 import importlib.util
 import os
 import signal
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from train import ranks
+from train.launches import Launch, wait_for
 
 from vidcm.train import checkpoint, loop
 from vidcm.train.log import step_of
@@ -21,65 +18,9 @@ from vidcm.train.log import step_of
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None, reason="needs deepspeed: pip install -e .[train]"
 )
-REPO = Path(__file__).resolve().parents[2]
 FP32 = [(s, a, "fp32") for s in ranks.STAGES for a in ranks.ACCUMULATIONS]
 SHARDED = [(s, 1, "fp32") for s in ranks.STAGES]
 BF16 = [(s, 2, "bf16") for s in ranks.STAGES[1:]]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def wait_for(what: Callable[[], Any], seconds: float) -> bool:
-    end = time.monotonic() + seconds
-    while not (found := what()) and time.monotonic() < end:
-        time.sleep(0.1)
-    return bool(found)
-
-
-def alive(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-class Launch:
-    """`deepspeed --num_gpus 2 ranks.py ...` in a process group of its own."""
-
-    def __init__(self, mode: str, folder: Path):
-        self.log = folder.parent / f"{mode}.log"
-        runner = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "2"]
-        self.process = subprocess.Popen(
-            [*runner, "--master_port", str(free_port()), ranks.__file__, mode, str(folder)],
-            env={**os.environ, "PYTHONPATH": str(REPO), "DS_ACCELERATOR": "cpu"},
-            stdout=self.log.open("wb"),
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-
-    @property
-    def output(self) -> str:
-        return self.log.read_text("utf-8", errors="replace")
-
-    def done(self) -> bool:
-        """Whether launcher and ranks have all ended."""
-        return self.process.poll() is not None and not alive(self.process.pid)
-
-    def found(self, folder: Path) -> list[dict]:
-        """What each of two ranks wrote, once all have ended well."""
-        assert wait_for(self.done, 900), self.output
-        assert self.process.returncode == 0, self.output
-        return [torch.load(folder / f"rank{r}.pt", weights_only=True) for r in (0, 1)]
-
-    def kill(self) -> None:
-        if alive(self.process.pid):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
 
 
 @pytest.fixture(scope="module")

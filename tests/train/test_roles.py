@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 from train import ranks
-from train.test_deepspeed import Launch, assert_close, outcome
+from train.launches import Launch
+from train.test_deepspeed import assert_close, outcome
 
 from vidcm.data.batch import Batch
 from vidcm.errors import UsageError, VidcmError

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 from train import ranks
-from train.test_deepspeed import Launch, assert_close, outcome
+from train.launches import Launch
+from train.test_deepspeed import assert_close, outcome
 
 from vidcm.errors import UsageError
 from vidcm.objectives.base import STUDENT

@@ -17,6 +17,7 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
+from datetime import timedelta
 from importlib import import_module
 from io import StringIO
 from itertools import chain
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 from vidcm.config import TrainConfig
 from vidcm.data.batch import MicroBatch
 from vidcm.data.loader import positions
+from vidcm.errors import VidcmError
 from vidcm.train.engine import StepReport, TrainStep, frozen_hash, mean_logs
 from vidcm.train.optimizers import make_optimizer
 
@@ -49,11 +51,12 @@ class DeepSpeedEngine:
 
     Raises:
         UsageError: The global batch does not divide into ranks x gradient_accumulation_steps.
+        VidcmError: The ranks do not find each other.
     """
 
     def __init__(self, step: TrainStep, config: TrainConfig, averaged: bool = True):
         self.deepspeed = _import(step.device)
-        self.deepspeed.init_distributed(verbose=False)
+        _meet(self.deepspeed, config.rank_timeout)
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.device, self.decay = step.device, config.ema_decay
         self.clip = config.optimizer.max_grad_norm
@@ -262,6 +265,19 @@ def _import(device: torch.device) -> Any:
         # Else it compiles a shared-memory all-reduce for most of a minute; gloo does without.
         deepspeed.ops.__compatible_ops__ = {}
     return deepspeed
+
+
+def _meet(deepspeed: Any, timeout: float) -> None:
+    """Join the other ranks, once in a process; its collectives fail a minute after `timeout`."""
+    try:
+        deepspeed.init_distributed(verbose=False, timeout=timedelta(seconds=timeout + 60))
+    except dist.DistError as error:
+        address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise VidcmError(
+            f"rank {os.environ.get('RANK')} did not meet all {os.environ.get('WORLD_SIZE')} ranks "
+            f"at {address} ({type(error).__name__}: {' '.join(str(error).split())[:200]}); check "
+            "that every host was started, and that it reaches this address"
+        ) from None
 
 
 def _let_tangents_through(model: nn.Module) -> None:

@@ -20,6 +20,7 @@ from vidcm.train.engine import Engine, LocalEngine, TrainStep
 from vidcm.train.loop import Task, train
 from vidcm.train.roles import assemble
 from vidcm.train.tasks import make_task
+from vidcm.train.watchdog import WatchedEngine
 
 
 def launch(config: TrainConfig, device_name: str = "auto") -> int:
@@ -67,9 +68,11 @@ def launch(config: TrainConfig, device_name: str = "auto") -> int:
         metadata = {"config": to_dict(config), "step": step, **student_facts(task)}
         save_model(folder, exported_spec(config, task.objective), weights, metadata=metadata)
 
-    code = train(config, task, engine, export)
-    if distributed:
-        torch.distributed.destroy_process_group()
+    if not distributed:
+        return train(config, task, engine, export)
+    with WatchedEngine(engine, config.rank_timeout) as watched:
+        code = train(config, task, watched, export)
+    torch.distributed.destroy_process_group()
     return code
 
 

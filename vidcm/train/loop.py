@@ -273,7 +273,7 @@ def _give_up(config: TrainConfig, step: int, bad: int) -> None:
 # Keys that may change between the parts of a run without making it another run.
 _FREE = {
     *("output", "steps", "num_workers", "log_every", "sample_every", "save_every"),
-    *("keep_checkpoints", "preview_prompts"),
+    *("keep_checkpoints", "preview_prompts", "rank_timeout"),
     *("max_skipped", "zero", "gradient_accumulation_steps", "activation_checkpointing", "compile"),
 }
 

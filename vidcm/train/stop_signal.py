@@ -4,12 +4,15 @@ import signal
 import time
 from typing import Any
 
+CODES = {signal.SIGTERM: 143, signal.SIGUSR1: 143, signal.SIGINT: 130}
+
 
 class StopSignal:
-    """Turns SIGTERM and SIGINT into an exit code to stop with; a later signal kills.
+    """Turns SIGTERM, SIGUSR1 and SIGINT into an exit code to stop with; a later signal kills.
 
     A second one within `ECHO` seconds counts as the first: ranks get a signal from the terminal or
-    the scheduler, and again from their launcher.
+    the scheduler, and again from their launcher. SIGUSR1, which SLURM sends some time before
+    SIGTERM, never kills.
     """
 
     ECHO = 3.0
@@ -18,15 +21,17 @@ class StopSignal:
     def __enter__(self) -> "StopSignal":
         self._before: dict[int, Any] = {}
         self._since: float | None = None
-        for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        for number, code in CODES.items():
             handler = signal.signal(number, lambda n, _, code=code: self._request(n, code))
             self._before[number] = handler
         return self
 
     def _request(self, number: int, code: int) -> None:
         now = time.monotonic()
-        if self._since is None:
-            self.code, self._since = code, now
+        if number == signal.SIGUSR1:  # a warning, of which SIGTERM follows
+            self.code = self.code or code
+        elif self._since is None:
+            self.code, self._since = self.code or code, now
         elif now - self._since > self.ECHO:
             self.__exit__()
             signal.raise_signal(number)

@@ -573,7 +573,9 @@ def test_killable_reader_survives_hangs_and_crashes(steady, tmp_path):
         assert shown(reader.read(steady, [0.04]).frames) == [1]
 
         os.kill(reader._worker.pid, signal.SIGSTOP)
-        threading.Timer(0.2, os.kill, (reader._worker.pid, signal.SIGKILL)).start()
+        pid = reader._worker.pid
+        for late, number in ((0.2, signal.SIGSEGV), (0.25, signal.SIGCONT)):
+            threading.Timer(late, os.kill, (pid, number)).start()
         with pytest.raises(BadClip, match="decoder-crash"):
             reader.read(steady, [0.0])
         assert shown(reader.read(steady, [0.08]).frames) == [2]
@@ -583,6 +585,18 @@ def test_killable_reader_survives_hangs_and_crashes(steady, tmp_path):
         assert shown(reader.read(steady, [0.12]).frames) == [3] and reader.restarts == 3
         worker = reader._worker
     assert worker.poll() is not None
+
+
+def test_r03_a_worker_killed_from_outside_costs_no_clip(steady):
+    with ReaderProcess() as reader:
+        reader.probe(steady)
+        worker = reader._worker
+        worker.terminate()  # as DeepSpeed's launcher does, to every process below it
+        assert shown(reader.read(steady, [0.12]).frames) == [3] and reader.restarts == 0
+        killer = threading.Timer(0.3, lambda: os.kill(worker.pid, signal.SIGKILL))
+        os.kill(worker.pid, signal.SIGSTOP)
+        killer.start()
+        assert shown(reader.read(steady, [0.08]).frames) == [2] and reader.restarts == 1
 
 
 def test_a_reader_in_a_reference_cycle_is_collected_without_complaint(steady, monkeypatch):

@@ -29,6 +29,7 @@ from vidcm.media.shots import Shot, find_shots
 
 START_SECONDS = 120.0  # imports on a busy machine or a network disk
 GRACE_SECONDS = 1.0  # the deadline inside the worker gives the better message, so it comes first
+KILLED = (-signal.SIGKILL, -signal.SIGTERM)  # from outside, as for memory: no fault of the clip
 BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[2]);"
     "from vidcm.media.worker import serve; serve(int(sys.argv[1]))"
@@ -151,6 +152,7 @@ class ReaderProcess:
         path: str | os.PathLike[str],
         *values: Any,
         kill_after: float | None = None,
+        again: bool = True,
         **options: Any,
     ) -> Any:
         deadline = self.deadline if kill_after is None else kill_after
@@ -178,6 +180,9 @@ class ReaderProcess:
         except (EOFError, ConnectionError):
             code = self._worker.wait() if self._worker else None
             self._restarted()
+            if again and code in KILLED:
+                how = {"kill_after": kill_after, "again": False}
+                return self._call(name, path, *values, **how, **options)
             raise BadClip(
                 os.fspath(path), "decoder-crash", f"the decoder ended with code {code}"
             ) from None
@@ -236,7 +241,10 @@ def serve(descriptor: int) -> None:
     # The default action ends the process in the kernel, whatever thread holds the GIL: a worker
     # whose parent was killed cannot hang for ever.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    # The parent handles these, which terminals, schedulers and launchers send to every process: a
+    # run ends after its step, for which clips are still read.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     link.send("ready")
     while True:
         try:

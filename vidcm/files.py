@@ -12,6 +12,7 @@ from pathlib import Path
 from vidcm.errors import VidcmError
 
 HUB = "hf://"
+PREFIX = ".vidcm-"  # of the names of workspaces
 OLD = ".old"  # name of the replaced content inside the workspace
 
 
@@ -73,10 +74,10 @@ def file_hash(path: Path) -> str:
 def _workspace(target: Path) -> Iterator[Path]:
     """A locked folder beside `target`, removed afterwards unless it holds the only old content."""
     # Hashed, since the name of the target may already be as long as the file system allows.
-    prefix = f".vidcm-{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:12]}-"
+    prefix = f"{PREFIX}{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:12]}-"
     _recover(target, prefix)
     # It gets the name that `_recover` looks for only once it is locked.
-    workspace = Path(tempfile.mkdtemp(dir=target.parent, prefix=".vidcm-new-"))
+    workspace = Path(tempfile.mkdtemp(dir=target.parent, prefix=f"{PREFIX}new-"))
     lock = os.open(workspace, os.O_RDONLY)
     try:
         _lock(lock)

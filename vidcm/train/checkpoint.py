@@ -1,9 +1,14 @@
-"""Checkpoints: complete or absent, and hashed."""
+"""Checkpoints: complete or absent, and hashed.
+
+Files reach the disk before the folder gets its name, so that this holds after a power cut too.
+"""
 
 import fcntl
 import json
+import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +17,7 @@ from typing import Any
 import torch
 
 from vidcm.errors import UsageError, VidcmError
-from vidcm.files import file_hash, replacing
+from vidcm.files import PREFIX, file_hash, replacing
 from vidcm.store import FORMAT
 from vidcm.version import __version__
 
@@ -35,7 +40,13 @@ def claimed(run: Path) -> Iterator[None]:
         raise VidcmError(
             f"cannot make the folder {run} of output: {error.strerror}; choose another output"
         ) from None
-    with (run / ".lock").open("w") as file:
+    try:
+        file = (run / ".lock").open("w")
+    except OSError as error:
+        raise VidcmError(
+            f"cannot write to output {run}: {error.strerror}; choose another output"
+        ) from None
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -71,10 +82,34 @@ def save(run: Path, step: int, state: dict[str, Any], config: dict, *, keep: int
             "sha256": {"state.pt": file_hash(part / "state.pt")},
         }
         (part / "manifest.json").write_text(json.dumps(manifest, indent=1), "utf-8")
-    complete = sorted(p for p in folder.parent.iterdir() if _complete(p))
-    for old in complete[:-keep]:
-        shutil.rmtree(old)
+        for path in (part / "state.pt", part / "manifest.json", part):
+            _to_disk(path)
+    _to_disk(folder.parent)
+    _remove_old(folder, keep)
     return folder
+
+
+def _to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_old(newest: Path, keep: int) -> None:
+    """Keep `newest` and the `keep` - 1 before it. Later ones, which a resume passed over, stay.
+
+    What a killed process left half-written goes too; its step may never be saved again.
+    """
+    found = sorted(p for p in newest.parent.iterdir() if p.name <= newest.name)
+    steps = [p for p in found if _NAME.fullmatch(p.name)]
+    kept = [p for p in steps if _complete(p)][-keep:]
+    for old in [p for p in found if p.name.startswith(PREFIX) or p in steps and p not in kept]:
+        try:
+            shutil.rmtree(old)
+        except OSError as error:
+            print(f"warning: cannot delete {old}: {error.strerror}", file=sys.stderr)
 
 
 def newest(run: Path) -> Path | None:

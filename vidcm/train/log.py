@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from vidcm.errors import VidcmError
 from vidcm.files import write_text
 from vidcm.objectives.base import STUDENT
 from vidcm.train.engine import StepReport, mean_logs
@@ -66,12 +67,18 @@ class Log:
         return f"loss {means.get('loss', float('nan')):.4f}, {speed:.0f} clips/s"
 
     def extra(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Write a line of its own."""
+        """Write a line of its own. Raises VidcmError where the file system refuses."""
         if not self.enabled or not numbers:
             return
-        with self.path.open("a", encoding="utf-8") as file:
-            line = {"step": step, **{k: round(v, 6) for k, v in numbers.items()}}
-            file.write(json.dumps(line) + "\n")
+        line = {"step": step, **{k: round(v, 6) for k, v in numbers.items()}}
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise VidcmError(
+                f"cannot write {self.path}: {error.strerror}; when that is mended, the same "
+                "command resumes from the newest checkpoint"
+            ) from None
         if self.board:
             for name, value in numbers.items():
                 self.board.add_scalar(name, value, step)

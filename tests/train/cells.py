@@ -2,11 +2,13 @@
 low-rank updates, checkpointing, compilation.
 
 `cells.py MODE FOLDER`, run as one of several ranks, writes what it found to
-`FOLDER/MODE-rank<N>.pt`. MODE is eager or compiled. Cells are compiled once, not each: networks of
+`FOLDER/MODE-rank<N>.pt`. MODE is eager, compiled, or resumed: every objective from the half-way state
+of one process, and its own half-way state for one process to go on from. Cells are compiled once, not each: networks of
 one class share their graphs, of which there are few.
 """
 
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache
 from importlib import import_module
@@ -115,11 +117,11 @@ class Cell:
         others = [role.module for role in self.objective.roles.values()]
         self.networks: list[nn.Module] = [student, *others]
 
-    def run(self, *, again: bool) -> Steps:
+    def run(self, *, again: bool = False, halves: Iterable[int] = (0, 1)) -> Steps:
         """Two turns of every network, in the first and the second half of a run; again: the second
         ones with checkpointing."""
         found, period = [], self.objective.student_update_freq
-        for step in range(2 * period):
+        for step in (half * period + turn for half in halves for turn in range(period)):
             for network in self.networks:
                 if backbone := getattr(network, "backbone", None):
                     backbone.activation_checkpointing = again and step >= period
@@ -169,6 +171,32 @@ def on_rank(mode: str, folder: Path) -> None:
     dist.destroy_process_group()
 
 
+def resumed(folder: Path) -> None:
+    import torch.distributed as dist
+
+    import vidcm.train.deepspeed as ours
+    from vidcm.train.launch import start_on_ranks
+
+    ours.PERSISTENT = 1500
+    results = {}
+    for row, zero in product(ROWS, STAGES[1:]):
+        with suppress(UsageError):
+            config = settings(row, folder / "teacher", zero, False)
+            begun = Cell(config, start_on_ranks)
+            begun.run(halves=[0])
+            state = begun.engine.state()
+            if begun.engine.rank == 0:
+                torch.save(state, folder / f"{row}-{zero}.pt")
+            taken = Cell(config, start_on_ranks)
+            taken.engine.load(torch.load(folder / f"{row}.pt", weights_only=True))
+            results[row, zero] = taken.run(halves=[1]), taken.engine.weights(ema=True)
+    torch.save(results, folder / f"resumed-rank{dist.get_rank()}.pt")
+    dist.destroy_process_group()
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    on_rank(sys.argv[1], Path(sys.argv[2]))
+    if sys.argv[1] == "resumed":
+        resumed(Path(sys.argv[2]))
+    else:
+        on_rank(sys.argv[1], Path(sys.argv[2]))

@@ -16,7 +16,7 @@ import pytest
 import tiny
 import torch
 from train import cells
-from train.test_deepspeed import free_port
+from train.launches import free_port
 
 from vidcm.registry import TABLE
 from vidcm.train.engine import LocalEngine
@@ -140,6 +140,48 @@ def test_compiled_it_equals_one_process(
     compiled: list[dict], alone, folder: Path, row: str, zero: int
 ) -> None:
     assert_cells(compiled, alone, folder, row, zero, compile=True)
+
+
+@pytest.fixture(scope="module")
+def halves(folder: Path) -> dict[str, tuple]:
+    """Second half and average of each row in one process; its state half-way is left for ranks."""
+    found = {}
+    for row in cells.ROWS:
+        config = cells.settings(row, folder / "teacher", 0, False)
+        cell = cells.Cell(config, LocalEngine)
+        cell.run(halves=[0])
+        torch.save(cell.engine.state(), folder / f"{row}.pt")
+        found[row] = cell.run(halves=[1]), cell.engine.weights(ema=True)
+    return found
+
+
+@pytest.fixture(scope="module")
+def resumed(folder: Path, halves: dict[str, tuple]) -> list[dict]:
+    return on_two_ranks("resumed", folder, 1500)
+
+
+def assert_same_end(found: tuple, expected: tuple) -> None:
+    assert_same(found[0], expected[0])
+    for name, tensor in expected[1].items():
+        torch.testing.assert_close(found[1][name], tensor, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+@needs_deepspeed
+@pytest.mark.parametrize("row", cells.ROWS)
+@pytest.mark.parametrize("zero", cells.STAGES[1:])
+def test_p17_r09_resumes_with_another_number_of_ranks(
+    resumed: list[dict], halves: dict[str, tuple], folder: Path, row: str, zero: int
+) -> None:
+    """From one process to two ranks and back: losses, roles and the average."""
+    if cells.refusal(row, folder / "teacher", zero, False):
+        assert (row, zero) not in resumed[0]
+        return
+    assert_same_end(resumed[0][row, zero], halves[row])
+    assert resumed[1][row, zero][0] == resumed[0][row, zero][0]
+    back = cells.Cell(cells.settings(row, folder / "teacher", 0, False), LocalEngine)
+    back.engine.load(torch.load(folder / f"{row}-{zero}.pt", weights_only=True))
+    assert_same_end((back.run(halves=[1]), back.engine.weights(ema=True)), halves[row])
 
 
 # --- the table of the docs ------------------------------------------------------------------------

@@ -4,7 +4,7 @@ parity (on ranks): the same six steps at every ZeRO stage, once through, once re
 resumed at another stage, to `FOLDER/rank<N>.pt`. roles (on ranks): the like for three networks that
 take turns. held (on ranks): for a student and its copy. train (on ranks): a whole run through `launch`, as
 `tools/train.py` does it, whose ranks wait 10 s for each other; failing: the same, and rank 1 cannot
-read step 7. killed: a run in one process that dies while it saves.
+read step 7; short: the same, of 20 steps. killed: a run in one process that dies while it saves.
 """
 
 import os
@@ -311,19 +311,23 @@ def target(folder: Path) -> None:
     dist.destroy_process_group()
 
 
-def train(folder: Path, unreadable: int | None = None) -> int:
+def train(folder: Path, unreadable: int | None = None, **changes: Any) -> int:
     """`launch`, with the toy task in the place of one from the registry; slow enough to stop."""
     from vidcm.cli import common as command
     from vidcm.train import launch
 
     launch.make_task = lambda *_: task(Points({BAD}, delay=0.05, unreadable=unreadable))
     launch.save_model = lambda folder, *_, **__: folder.mkdir(parents=True)
-    chosen = config(str(folder), zero=2, rank_timeout=10, **LONG)
+    chosen = config(str(folder), zero=2, rank_timeout=10, **{**LONG, **changes})
     return command.run(lambda _: launch.launch(chosen, "cpu"), Namespace())
 
 
 def failing(folder: Path) -> int:
     return train(folder, unreadable=8 * BATCH - 1)
+
+
+def short(folder: Path) -> int:
+    return train(folder, **SHORT)
 
 
 def killed(folder: Path) -> int:
@@ -357,6 +361,7 @@ if __name__ == "__main__":
         "target": target,
         "train": train,
         "failing": failing,
+        "short": short,
         "killed": killed,
     }
     sys.exit(modes[names[0]](Path(names[1])))

@@ -31,15 +31,25 @@ def read_index(folder: ShardFolder) -> dict[str, Any]:
     """
     try:
         index = json.loads(folder.index(INDEX))
-        for shard in index["shards"]:
-            shard |= {key: shard[key] for key in ("name", "clips", "shape", "bytes")}
+        known = isinstance(index["codec"], str) and all(map(_is_entry, index["shards"]))
+        if not known:
+            raise TypeError
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(
             f"{folder} holds no latents ({INDEX} is missing); make them with vidcm encode"
         ) from None
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise VidcmError(f"{folder}/{INDEX} is damaged; encode again") from None
     return index
+
+
+def _is_entry(shard: Mapping[str, Any]) -> bool:
+    """Whether an entry of the index is one that `write_index` may have written."""
+    name, clips, shape = shard["name"], shard["clips"], shard["shape"]
+    numbers = [clips, shard["bytes"], *shape]
+    # A name leads to no other folder.
+    plain = isinstance(name, str) and Path(name).name == name and "\0" not in name
+    return plain and len(shape) == 4 and all(type(n) is int and n > 0 for n in numbers)
 
 
 def write_index(folder: Path, shards: Sequence[Mapping], codec: str, about: Mapping) -> None:
@@ -149,7 +159,15 @@ class LatentShards:
         return self._open(shape, number), row
 
     def _opened(self, shape: int, number: int) -> Shard:
-        return self.folder.open(self._entries[shape][number])
+        """A shard, whose latents must have the size that the index says."""
+        entry = self._entries[shape][number]
+        shard, size = self.folder.open(entry), (entry["clips"], *self.shapes[shape])
+        if tuple(shard.latents.shape) != size:
+            raise VidcmError(
+                f"{shard.path} holds latents of {tuple(shard.latents.shape)}, and the index says "
+                f"{size}; encode again"
+            )
+        return shard
 
     def batch(self, seed: int, positions: Iterable[int]) -> Batch:
         """Clips at positions of the endless sequence of shuffled epochs.

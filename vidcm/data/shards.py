@@ -50,6 +50,7 @@ class Shard:
     """
 
     def __init__(self, path: Path):
+        self.path = path
         try:
             with safe_open(str(path), "pt") as file:
                 self.latents: Tensor = file.get_tensor("latents")
@@ -62,8 +63,11 @@ class Shard:
             raise VidcmError(f"{path} has captions of other clips; encode again")
 
     def captions(self, row: int) -> list[str]:
-        """The captions of a clip."""
-        return [self._caption(i) for i in _span(self._caption_ends, row)]
+        """The captions of a clip. Raises VidcmError where the shard is damaged."""
+        try:
+            return [self._caption(i) for i in _span(self._caption_ends, row)]
+        except (IndexError, ValueError, RuntimeError):
+            raise VidcmError(f"{self.path} has damaged captions; encode again") from None
 
     def _caption(self, i: int) -> str:
         span = _span(self._text_ends, i)

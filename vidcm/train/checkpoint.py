@@ -148,7 +148,11 @@ def _complete(folder: Path) -> bool:
 
 def _intact(folder: Path) -> bool:
     try:
-        hashes = json.loads((folder / "manifest.json").read_text("utf-8"))["sha256"]
-        return all(file_hash(folder / name) == digest for name, digest in hashes.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+        if folder_of(Path(), manifest["step"]).name != folder.name:
+            return False
+        if not isinstance(manifest["config"], dict):
+            return False
+        return file_hash(folder / "state.pt") == manifest["sha256"]["state.pt"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False

@@ -91,6 +91,7 @@ def to_plain(value):
     ],
 )  # fmt: skip
 def test_numbers_are_numbers(text, value):
+    """Cases: K09."""
     if text == "-":
         assert parse_yaml(text, "x") == [None]
         return
@@ -189,6 +190,7 @@ def test_overrides(file, overrides, name, value):
     ],
 )
 def test_bad_overrides_are_named(file, override, message):
+    """Cases: K01, K02."""
     import re
 
     assert re.search(message, refused(file, override))
@@ -216,6 +218,7 @@ def test_bad_overrides_are_named(file, override, message):
     ],
 )  # fmt: skip
 def test_broken_files_are_named(tmp_path, text, message):
+    """Cases: K03, K04, K05, K06, K08."""
     path = tmp_path / "broken.yaml"
     path.write_text(text)
     found = refused(path)
@@ -223,6 +226,7 @@ def test_broken_files_are_named(tmp_path, text, message):
 
 
 def test_an_alias_bomb_costs_nothing(tmp_path):
+    """Cases: K07."""
     lines = ["a0: &a0 [x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 40)]
     path = tmp_path / "bomb.yaml"
@@ -255,6 +259,7 @@ def derived(file: Path) -> Path:
 
 
 def test_a_config_builds_on_its_base(derived):
+    """Cases: K11."""
     found = load(derived, ["model.channels=11"])
     assert found.model == {"name": "causal_vae", "channels": 11, "widths": [3, 5, 7]}
     assert (found.optimizer.lr, found.optimizer.betas) == (2e-3, (0.8, 0.9))
@@ -279,6 +284,7 @@ def test_a_group_of_another_name_replaces_that_of_the_base(derived):
     ],
 )
 def test_bases_that_are_none(derived, base, message):
+    """Cases: K10."""
     import re
 
     above = derived.parent.parent / "a.yaml"
@@ -288,6 +294,7 @@ def test_bases_that_are_none(derived, base, message):
 
 
 def test_home_is_expanded_everywhere_and_once(file, monkeypatch):
+    """Cases: K11."""
     monkeypatch.setenv("HOME", "/home/me")
     words = ["output=~/runs", "data.path=~/x", "codec=~/c", "model.widths=[~/y, a~b]"]
     found = load(file, words)

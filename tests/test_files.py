@@ -27,6 +27,7 @@ def write(path: Path, text: str, *, folder: bool) -> None:
 
 @pytest.mark.parametrize("folder", [False, True])
 def test_written_replaced_and_written_through_links(tmp_path: Path, folder: bool) -> None:
+    """Cases: P11."""
     path = tmp_path / "deep" / "er" / "name.txt"
     for text in ("old", "new"):
         write(path, text, folder=folder)
@@ -153,6 +154,7 @@ def test_a_write_in_progress_is_not_cleaned_up(tmp_path: Path) -> None:
 
 
 def test_the_usual_permissions_and_the_longest_name(tmp_path: Path) -> None:
+    """Cases: P11."""
     (tmp_path / "usual").touch()
     (tmp_path / "usual.d").mkdir()
     write(tmp_path / "a", "x", folder=False)

@@ -209,7 +209,7 @@ def read_cache(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["bytes", "values"])
-def test_s04_an_index_of_anything(cache: Path, how: str) -> None:
+def test_s05_an_index_of_anything(cache: Path, how: str) -> None:
     path = cache / "index.json"
     whole = path.read_text()
 

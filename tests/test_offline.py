@@ -8,6 +8,7 @@ import pytest
 
 @pytest.mark.parametrize("address", [("192.0.2.1", 80), ("2001:db8::1", 80), ("example.org", 80)])
 def test_connections_that_leave_the_machine_are_refused(address):
+    """Cases: R14."""
     family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
     with socket.socket(family) as client, pytest.raises(RuntimeError, match="tried to reach"):
         client.connect(address)

@@ -58,6 +58,7 @@ def test_a_clip(pipe):
 
 
 def test_the_same_seed_is_the_same_clip_whatever_the_batch(pipe):
+    """Cases: R12."""
     together = pipe([PROMPT, "an orc"], num_videos_per_prompt=2, seed=5)
     assert together.seeds == [5, 6, 7, 8]
     assert together.prompts == [PROMPT, PROMPT, "an orc", "an orc"]

@@ -107,6 +107,7 @@ def test_saving_again_replaces_the_whole_folder(folder):
 
 
 def test_a_truncated_file(folder):
+    """Cases: P01."""
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     error = refused(folder)
@@ -114,6 +115,7 @@ def test_a_truncated_file(folder):
 
 
 def test_a_flipped_bit(folder):
+    """Cases: P03."""
     path = folder / "model.safetensors"
     data = bytearray(path.read_bytes())
     data[-7] ^= 1
@@ -122,6 +124,7 @@ def test_a_flipped_bit(folder):
 
 
 def test_a_missing_file_and_a_missing_folder(folder, tmp_path):
+    """Cases: P02, P19."""
     error = refused(tmp_path / "none")
     assert "is not a model folder (no model.json)" in str(error) and error.exit_code == 2
     (folder / "model.safetensors").unlink()
@@ -132,6 +135,7 @@ def test_a_missing_file_and_a_missing_folder(folder, tmp_path):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_tensor_that_is_not_finite(folder, value):
+    """Cases: P04."""
     weights = read_weights(folder)
     name = "backbone.embed.weight"
     weights[name][0, 0] = value
@@ -150,11 +154,13 @@ def test_a_tensor_that_is_not_finite(folder, value):
     ],
 )
 def test_a_damaged_card(folder, content, message):
+    """Cases: P14."""
     (folder / "model.json").write_bytes(content.encode("latin-1"))
     assert message in str(refused(folder))
 
 
 def test_a_newer_format_asks_to_upgrade(folder):
+    """Cases: P16."""
     edit(folder, format=FORMAT + 1, vidcm="99.0")
     assert "written by vidcm 99.0, newer than" in str(refused(folder))
     edit(folder, format="two")
@@ -162,11 +168,13 @@ def test_a_newer_format_asks_to_upgrade(folder):
 
 
 def test_another_kind_is_refused(folder):
+    """Cases: P13."""
     error = refused(folder, CausalVAE)
     assert "holds a Denoiser; expected a CausalVAE" in str(error) and error.exit_code == 2
 
 
 def test_weights_that_do_not_fit_are_listed(folder):
+    """Cases: P12."""
     edit(folder, spec=tiny.denoiser(num_layers=3))
     message = str(refused(folder))
     assert "do not fit the model" in message and "is missing" in message and "more" in message

@@ -106,6 +106,7 @@ def test_each_tool_is_its_command(name):
 
 @pytest.mark.parametrize("code", ["import vidcm", "from vidcm.cli import main; main(['--help'])"])
 def test_nothing_heavy_is_imported_and_the_answer_is_fast(code):
+    """Cases: A12."""
     check = f"import sys; print([m for m in {HEAVY} if m in sys.modules], file=sys.stderr)"
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     result = python(f"{code}\n{check}")
@@ -242,6 +243,7 @@ def test_debug_lets_unexpected_errors_through_and_only_them(monkeypatch, capsys)
 
 
 def test_out_of_memory_gives_advice(capsys):
+    """Cases: A10."""
     torch = pytest.importorskip("torch")
     with pytest.raises(RuntimeError) as refused:
         torch.empty(2**60, dtype=torch.uint8)
@@ -274,6 +276,7 @@ sys.exit(run(body, argparse.Namespace()))
     ],
 )
 def test_signals_end_with_their_code_after_the_cleanup(signals, code, line):
+    """Cases: A13."""
     command = [sys.executable, "-c", TERMINATED]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=REPO) as child:
@@ -377,6 +380,7 @@ def test_output_that_cannot_be_written_is_named():
 
 @pytest.mark.parametrize("name", ["auto", "cpu", "cuda", "cuda:1"])
 def test_devices(name):
+    """Cases: A09."""
     assert argument_types.device(name) == name
     for wrong in (f"{name} ", f"{name}:", f"{name}:x", f"{name}:-1", ""):
         with pytest.raises(argparse.ArgumentTypeError, match="cpu, cuda, or one GPU"):
@@ -412,6 +416,7 @@ def refused(capsys, *argv: str) -> str:
 
 
 def test_no_arguments_where_one_is_required_shows_what_the_command_is(capsys):
+    """Cases: A01."""
     err = refused(capsys)
     assert err.startswith("usage: vidcm fake") and "Does nothing, and says so." in err
     assert "--prompt" in err.splitlines()[-1] and "see vidcm fake --help" in err

@@ -184,6 +184,44 @@ def test_what_needs_no_model_is_refused_before_torch(tmp_path, words):
     assert done.stdout == "2 False\n" and done.stderr.startswith("error: "), done.stderr
 
 
+def test_a14_prompts_from_a_pipe(model, tmp_path):
+    command = [sys.executable, str(REPO / "tools" / "generate.py"), "--checkpoint", str(model)]
+    words = ["--prompts-file", "/dev/stdin", "--scale", "1", "--output", "a.png", "--json"]
+    done = subprocess.run(
+        [*command, *words],
+        input="an orc\na man walks\n",
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert [clip["prompt"] for clip in json.loads(done.stdout)["clips"]] == [
+        "an orc",
+        "a man walks",
+    ]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"LC_ALL": "tr_TR.UTF-8", "LANG": "tr_TR.UTF-8"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0"},
+        {"TZ": "Pacific/Kiritimati"},
+        {"HOME": None, "USER": None, "LOGNAME": None},
+        {"HOME": "/proc/none", "TMPDIR": "/proc/none"},
+    ],
+    ids=str,
+)
+def test_r13_odd_surroundings(model, tmp_path, changes):
+    """From a folder that nobody can write to, too."""
+    env = {k: v for k, v in {**os.environ, **changes}.items() if v is not None}
+    words = ["--checkpoint", model, "--prompt", "an İlk ıIi orc", "--output", tmp_path / "a.mp4"]
+    command = [sys.executable, str(REPO / "tools" / "generate.py"), *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/proc", env=env)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "a.mp4").stat().st_size and list(tmp_path.iterdir()) == [tmp_path / "a.mp4"]
+
+
 # --- refusals -------------------------------------------------------------------------------------
 
 
@@ -205,6 +243,7 @@ def test_a_broken_checkpoint_in_a_real_process(model, tmp_path):
 
 
 def test_bad_usage_in_a_real_process(tmp_path):
+    """Cases: A03."""
     refused(
         run(tmp_path, "--prompt", PROMPT, "--steps", "0"), 2, "--steps", "'0'", "from 1 to 1000"
     )
@@ -273,6 +312,7 @@ def world(model, tmp_path) -> Path:
 def test_refusals_are_one_line_and_leave_nothing(
     world, monkeypatch, capsys, arguments, code, words
 ):
+    """Cases: A02, A05, A06, A07, A08, P19."""
     monkeypatch.chdir(world)
     before = sorted(str(p) for p in world.rglob("*"))
     common = [] if "--checkpoint" in arguments or not arguments else ["--checkpoint", "model"]
@@ -289,6 +329,7 @@ def test_overwrite_replaces(world, monkeypatch, capsys):
 
 
 def test_a_line_of_a_prompts_file_ends_at_its_line_break_alone(model, tmp_path, capsys):
+    """Cases: A11."""
     (tmp_path / "prompts.txt").write_bytes("a man\u2028walks\x0bleft\r\nan orc\n".encode())
     words = ["--prompts-file", tmp_path / "prompts.txt", "--output", tmp_path / "x.png", "--json"]
     code, out, error = main(capsys, "--checkpoint", model, *words)

@@ -33,10 +33,15 @@ def tokens(tower: HashedWords, *prompts: str) -> list[torch.Tensor]:
         ("ein_wort 3x", ["ein", "wort", "3x"]),
         ("女の人が歩く", ["女の人が歩く"]),
         ("🙂 ___ ", []),
+        (
+            "\ufeffa wo\u200bman\x00 \u202efalls\u202c, o\u00adrc\tx\x1c",
+            ["a", "woman", "falls", ",", "orc", "x"],
+        ),
         ("", []),
     ],
 )
 def test_words(prompt, words):
+    """In training as in use: there is no other reader of prompts. Cases: C06."""
     assert words_of(prompt) == words
 
 
@@ -86,6 +91,7 @@ def test_words_never_seen_are_fine_and_differ(tower):
 
 
 def test_long_prompts_are_cut_and_say_so(tower):
+    """Cases: C03."""
     words = [f"word{i}" for i in range(29)]
     whole, cut = tokens(tower, " ".join(words), " ".join(words[:13]))
     assert len(whole) == 13

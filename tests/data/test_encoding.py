@@ -133,6 +133,7 @@ def test_another_number_of_processes_goes_on(tmp_path, whole):
 
 
 def test_other_clips_or_settings_are_refused(tmp_path):
+    """Cases: C13."""
     assert run(tmp_path / "x", Numbers(), rank=1, world=2) is None
     with pytest.raises(UsageError, match="begun with another mark; go on with the same command"):
         run(tmp_path / "x", Numbers(mark="b"))
@@ -166,6 +167,8 @@ def test_a_rank_that_comes_too_late_leaves_the_cache_alone(
 
 
 def test_two_runs_do_not_do_the_same_work(tmp_path):
+    """Cases: S06."""
+
     def again(frames: torch.Tensor) -> torch.Tensor:
         with pytest.raises(UsageError, match="another process encodes into .* as rank 0"):
             run(tmp_path / "x", Numbers())
@@ -190,6 +193,7 @@ def test_an_existing_cache_stays_until_the_new_one_is_whole(tmp_path, whole):
 
 
 def test_latents_that_are_no_numbers_leave_no_shard(tmp_path):
+    """Cases: V25."""
     with pytest.raises(VidcmError, match="not finite for clips 0 to 2"):
         run(tmp_path / "x", Numbers(), lambda frames: as_latents(frames) * torch.nan)
     assert not list((tmp_path / "x.partial").glob("shard-*"))
@@ -208,7 +212,7 @@ def test_no_cache_is_written_without_a_clip(tmp_path):
 
 @pytest.mark.parametrize("wait", [0.0, 0.3, 0.9])
 def test_a_killed_command_goes_on_to_the_same_files(tmp_path, videos, wait):
-    """SIGKILL at different moments of a real run; two processes share the rest."""
+    """SIGKILL at different moments of a real run; two processes share the rest. Cases: S07."""
     codec = tiny.save(tmp_path / "codec", tiny.CODEC)
     command = [sys.executable, "-m", "vidcm", "encode", "--codec", str(codec), "--device", "cpu"]
     command += ["--data", "folder", "--root", str(videos), "--frames", "5", "--size", "16x24"]

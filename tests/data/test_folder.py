@@ -98,6 +98,7 @@ def test_sidecars(tmp_path, video):
     ],
 )
 def test_metadata_files(tmp_path, video, kind, lines):
+    """Cases: C05."""
     fill(tmp_path, video, ["a.mp4", "d/b.mp4"], captions=False)
     (tmp_path / f"metadata.{kind}").write_bytes("\n".join(lines).encode())
     assert captions_of(VideoFolder(tmp_path, **SHAPE)) == {"a.mp4": "one", "d/b.mp4": "two, é"}
@@ -133,6 +134,7 @@ GOOD = '{"file_name": "a.mp4", "text": "one"}\n'
     ],
 )
 def test_wrong_metadata_is_refused_with_its_line(tmp_path, video, kind, content, message):
+    """Cases: C08, C09, C10, C12."""
     fill(tmp_path, video, ["a.mp4"], captions=False)
     (tmp_path / f"metadata.{kind}").write_text(content)
     with pytest.raises(UsageError, match=message):
@@ -226,12 +228,14 @@ def test_parquet_without_its_package(tmp_path, video, monkeypatch):
 
 
 def test_not_utf8_is_refused_with_its_byte(tmp_path, video):
+    """Cases: C04."""
     fill(tmp_path, video, ["a.mp4"])
     (tmp_path / "a.txt").write_bytes(b"caf\xe9 x")
     assert "a.txt is not UTF-8 (invalid continuation byte at byte 3)" in refused(tmp_path)
 
 
 def test_caption_files_must_match_the_videos(tmp_path, video):
+    """Cases: C01."""
     names = [f"{k}.mp4" for k in range(8)]
     fill(tmp_path, video, names, captions=False)
     message = refused(tmp_path)
@@ -261,6 +265,7 @@ def test_wrong_options_and_folders(tmp_path, video):
 
 
 def test_links_that_leave_the_folder(tmp_path, video):
+    """Cases: V20."""
     root, outside = tmp_path / "root", tmp_path / "outside"
     fill(root, video, ["a.mp4"])
     fill(outside, video, ["b.mp4"])
@@ -313,6 +318,29 @@ def test_a_bad_clip_does_not_stop_the_run(tmp_path, video):
     assert none.frames.shape == (0, 5, 23, 29, 3) and none.captions == []
 
 
+def test_v24_a_file_that_is_deleted_after_the_start_is_missing(tmp_path, video):
+    fill(tmp_path, video, [f"{k}.mp4" for k in range(4)])
+    data = VideoFolder(tmp_path, **SHAPE, max_bad_fraction=0.5)
+    (tmp_path / "2.mp4").unlink()
+    seen = {
+        text for step in range(6) for text in data.batch(5, range(2 * step, 2 * step + 2)).captions
+    }
+    assert seen == {f"caption of {k}.mp4" for k in (0, 1, 3)}
+    assert data.quarantine == {"2.mp4": "missing"}
+
+
+def test_c02_empty_captions_are_allowed_and_named(tmp_path, video, caplog):
+    fill(tmp_path, video, ["a.mp4", "b.mp4", "c.mp4"])
+    (tmp_path / "a.txt").write_text("")
+    (tmp_path / "b.txt").write_text(" \n\t ")
+    assert list(captions_of(VideoFolder(tmp_path, **SHAPE)).values()) == [
+        "",
+        "",
+        "caption of c.mp4",
+    ]
+    assert "2 captions are empty: 'a.mp4', 'b.mp4'" in caplog.text
+
+
 def test_windows_of_a_video_do_not_overlap(tmp_path, video):
     """19 frames at 25 a second hold three clips of 5 frames, or two spread over it."""
     fill(tmp_path, video, ["a.mp4"])
@@ -353,6 +381,7 @@ def test_a_resumed_run_sees_the_same_clips_whatever_was_bad(tmp_path, video):
 
 
 def test_a_header_that_says_too_much_costs_a_draw_and_not_the_file(tmp_path, video, monkeypatch):
+    """Cases: V09."""
     fill(tmp_path, video, ["a.mp4"])
     data = VideoFolder(tmp_path, **SHAPE)
     true = data.reader.probe(tmp_path / "a.mp4").last_seconds
@@ -365,7 +394,10 @@ def test_a_header_that_says_too_much_costs_a_draw_and_not_the_file(tmp_path, vid
 
 
 def test_a_clip_fits_a_video_that_is_shown_as_long(tmp_path):
-    """9 frames at 8 a second are 1 s from first to last, and so is the video of 25 frames."""
+    """9 frames at 8 a second are 1 s from first to last, and so is the video of 25 frames.
+
+    Cases: V08.
+    """
     write_video(tmp_path / "a.mp4", 25).with_suffix(".txt").write_text("a")
     data = VideoFolder(tmp_path, num_frames=9, size=(23, 29), fps=8.0, buckets=[[13, 23, 29]])
     assert data.shape(0) == (9, 23, 29)
@@ -445,6 +477,7 @@ def test_resize_crop_covers_and_centres(source):
 
 
 def test_right_size_is_left_alone_and_downscaling_averages():
+    """Cases: V16."""
     frames = torch.randint(256, (3, 23, 29, 3), dtype=torch.uint8)
     assert torch.equal(fitted(frames), frames)
     checker = ((torch.arange(64)[:, None] + torch.arange(64)) % 2 * 255).byte()

@@ -79,6 +79,7 @@ def test_all_captions_are_used(folder):
 
 
 def test_another_codec_is_refused(folder):
+    """Cases: C13."""
     data = LatentShards(folder)
     data.check_codec("f" * 64)
     with pytest.raises(
@@ -88,6 +89,7 @@ def test_another_codec_is_refused(folder):
 
 
 def test_damage_is_named(folder, tmp_path):
+    """Cases: S01, S05."""
     with pytest.raises(UsageError, match="holds no latents .index.json is missing"):
         LatentShards(tmp_path)
     shard = folder / "shard-000001.safetensors"

@@ -294,6 +294,7 @@ def test_different_weights_or_machines_are_told_not_refused(measured):
 
 
 def test_different_things_are_refused(measured, pipeline, tmp_path, capsys):
+    """Cases: A15."""
     other = tmp_path / "other.json"
     words = ["--checkpoint", pipeline, "--rows", "student-1", "--warmup", 1, "--repeats", 1]
     assert command.main([*map(str, words), "--output", str(other)]) == 0

@@ -208,6 +208,7 @@ def test_the_file_says_what_was_measured_on_what(measure, features):
 
 
 def test_batches_change_nothing(measure, tmp_path):
+    """Cases: R10."""
     one = measure(rows=["student-2", "codec"], batch_size=3)
     (tmp_path / "results.json").unlink()
     assert timeless(measure(rows=["codec", "student-2"], batch_size=7)) == timeless(one)

@@ -116,6 +116,7 @@ def test_of_several_video_streams_players_choose(shared_data):
 
 
 def test_seeking_changes_nothing(shared_data, monkeypatch):
+    """Cases: V13."""
     for name in ("intel_bottle-detection.mp4", "mdn_flower.webm", "androidx_ts__bbb_2500ms.ts"):
         path = shared_data / "clips" / name
         times = timing.frame_times(5, 13, start=2.05 if name.endswith("ts") else 3.01)
@@ -143,6 +144,7 @@ def test_seeking_changes_nothing(shared_data, monkeypatch):
     ],
 )
 def test_codecs_sizes_and_pixel_formats(tmp_path, name, codec, pixels, size):
+    """Cases: V16, V17, V19."""
     tick = Fraction(1, 25)
     path = make(tmp_path / name, list(range(13)), codec=codec, pixels=pixels, size=size, tick=tick)
     found = read_frames(path, timing.frame_times(5, 12.5, start=0.04))
@@ -157,6 +159,7 @@ def test_codecs_sizes_and_pixel_formats(tmp_path, name, codec, pixels, size):
 
 
 def test_variable_rate_goes_by_timestamps(tmp_path):
+    """Cases: V14."""
     draw = random.Random(3)
     ticks = np.cumsum([0] + [draw.choice([7, 20, 33, 150, 400]) for _ in range(27)]).tolist()
     path = make(tmp_path / "vfr.mkv", ticks)
@@ -314,6 +317,7 @@ def turned(source: Path, path: Path, matrix: tuple[float, ...]) -> Path:
 
 @pytest.mark.parametrize("turn", TURNS)
 def test_display_matrix_is_applied(tmp_path, turn):
+    """Cases: V15."""
     image = np.zeros((H, W, 3), np.uint8)
     image[: H // 2, : W // 2] = 90
     image[: H // 2, W // 2 :] = 200  # no two corners alike
@@ -362,6 +366,7 @@ def test_side_data_of_an_unknown_kind_does_not_end_a_clip(tmp_path):
 
 
 def test_bad_files_have_a_reason(tmp_path, steady):
+    """Cases: V01, V02, V03."""
     whole = steady.read_bytes()
     bad = {
         "empty": b"",
@@ -384,6 +389,7 @@ def test_bad_files_have_a_reason(tmp_path, steady):
 
 
 def test_sound_only(tmp_path):
+    """Cases: V07."""
     with av.open(str(tmp_path / "sound.mp4"), "w") as out:
         stream = out.add_stream("aac", rate=48000)
         sound = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
@@ -400,6 +406,7 @@ def test_one_frame_is_a_clip_of_one(tmp_path):
 
 
 def test_truncation_leaves_the_prefix_usable(tmp_path, steady):
+    """Cases: V04."""
     whole = steady.read_bytes()
     start = whole.index(b"mdat") + 4
     usable = []
@@ -414,6 +421,7 @@ def test_truncation_leaves_the_prefix_usable(tmp_path, steady):
 
 
 def test_flipped_bits_never_escape(tmp_path, steady):
+    """Cases: V05, V06."""
     whole, draw, damaged = steady.read_bytes(), random.Random(11), 0
     path = tmp_path / "flipped.mp4"
     for _ in range(60):
@@ -431,6 +439,7 @@ def test_flipped_bits_never_escape(tmp_path, steady):
 
 
 def test_size_is_checked_before_decoding(tmp_path, steady, monkeypatch):
+    """Cases: V12."""
     canvas = b"GIF89a" + struct.pack("<HHBBB", 9001, 9001, 0, 0, 0)
     image = b"," + struct.pack("<HHHHB", 0, 0, 1, 1, 0) + b"\x02\x02\x4c\x01\x00;"
     (tmp_path / "bomb.gif").write_bytes(canvas + image)
@@ -440,6 +449,7 @@ def test_size_is_checked_before_decoding(tmp_path, steady, monkeypatch):
 
 
 def test_paths_that_are_no_files_do_not_block(tmp_path):
+    """Cases: V22."""
     os.mkfifo(tmp_path / "pipe.mp4")
     (tmp_path / "folder.mp4").mkdir()
     assert reason(tmp_path / "pipe.mp4") == "not-a-file"
@@ -451,6 +461,7 @@ def test_paths_that_are_no_files_do_not_block(tmp_path):
 
 
 def test_permission(steady, tmp_path):
+    """Cases: V23."""
     path = tmp_path / "locked.mp4"
     path.write_bytes(steady.read_bytes())
     path.chmod(0)
@@ -465,6 +476,7 @@ def test_permission(steady, tmp_path):
 
 
 def test_odd_names(steady, tmp_path, monkeypatch):
+    """Cases: V21."""
     monkeypatch.chdir(tmp_path)
     names = ["-i.mp4", "a\nb.mp4", ";rm -rf x.mp4", "日本 é.mp4", "concat:a|b.mp4", "%03d.mp4"]
     for name in [*names, os.fsdecode(b"\xff\xfe.mp4"), "http:x.mp4", "no_extension"]:
@@ -551,6 +563,7 @@ def test_damage_after_the_window_does_not_matter(shared_data):
 
 
 def test_killable_reader_survives_hangs_and_crashes(steady, tmp_path):
+    """Cases: V10, V11."""
     with ReaderProcess(deadline=1.0) as reader:
         expected = read_frames(steady, [0.0, 0.5])
         found = reader.read(steady, [0.0, 0.5])
@@ -646,6 +659,7 @@ def test_killable_reader_in_loader_workers_and_scripts(steady, tmp_path):
 
 
 def test_num_frames_is_4k_plus_1():
+    """Cases: V18, A04."""
     assert [n for n in range(-5, 20) if _valid(n)] == [1, 5, 9, 13, 17]
     for number, near in ((80, "use 77 or 81"), (4, "use 1 or 5"), (0, "use 1"), (-7, "use 1")):
         with pytest.raises(UsageError, match=f"{near}$"):

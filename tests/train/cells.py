@@ -97,7 +97,7 @@ class Cell:
     def __init__(self, config: TrainConfig, start: Start):
         torch.manual_seed(0)
         assert config.teacher and config.start
-        teacher = load_model(config.teacher, Denoiser)
+        teacher = self.teacher = load_model(config.teacher, Denoiser)
         student = build("model", config.model)
         init_from(student, config.start)
         if config.lora:

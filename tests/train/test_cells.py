@@ -110,6 +110,14 @@ def assert_cells(found: list[dict], alone, folder: Path, row: str, zero: int, **
         assert found[1][key] == found[0][key]
 
 
+@pytest.mark.parametrize("row", [row for row in cells.ROWS if row != "flow_matching"])
+def test_r11_the_teacher_is_not_changed_by_training(folder: Path, row: str) -> None:
+    cell = cells.Cell(cells.settings(row, folder / "teacher", 0, False), LocalEngine)
+    before = {k: v.clone() for k, v in cell.teacher.state_dict().items()}
+    cell.run(halves=[0])
+    assert before and all(torch.equal(v, before[k]) for k, v in cell.teacher.state_dict().items())
+
+
 @needs_deepspeed
 @pytest.mark.parametrize("row", cells.ROWS)
 @pytest.mark.parametrize("zero", cells.STAGES)

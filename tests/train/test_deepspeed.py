@@ -95,6 +95,7 @@ def test_the_case_is_a_hard_one(alone: dict) -> None:
 
 @pytest.mark.parametrize("key", SHARDED + BF16)
 def test_resumes_to_the_bit(parity: list[dict], key: tuple) -> None:
+    """Cases: R08."""
     whole, resumed = parity[0][key]["whole"], parity[0][key]["resumed"]
     assert resumed["reports"] == whole["reports"][ranks.HALF :]
     for part in ("weights", "average", "state"):

@@ -139,6 +139,7 @@ def test_a_run_saves_what_is_trained_resumes_to_the_bit_and_exports_plainly(
 
 
 def test_another_rank_or_another_base_is_another_run(config: TrainConfig) -> None:
+    """Cases: P15."""
     assert launch(config, "cpu") == 0
     with pytest.raises(UsageError, match="holds a run with lora.rank=3, not 5; choose another"):
         launch(replace(config, steps=6, lora=LoraConfig(rank=5, alpha=6)), "cpu")

@@ -83,6 +83,7 @@ def test_what_fits_is_made(folder: Path) -> None:
     ],
 )
 def test_what_does_not_fit_is_refused(folder: Path, changes: dict, message: str) -> None:
+    """Cases: P13."""
     with pytest.raises(UsageError, match=message):
         make_task(config(folder, **changes), CPU)
 
@@ -90,6 +91,7 @@ def test_what_does_not_fit_is_refused(folder: Path, changes: dict, message: str)
 def test_a_batch_that_does_not_divide_is_refused_before_anything_is_loaded(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Cases: K12."""
     chosen = config(folder, gradient_accumulation_steps=3, codec="nowhere")
     with pytest.raises(UsageError, match="batch_size 4 does not divide into 3 micro-batches"):
         launch(chosen, "cpu")
@@ -122,6 +124,7 @@ class Harmful:
 
 
 def test_a_state_that_is_no_plain_data_is_refused_and_not_run(tmp_path: Path) -> None:
+    """Cases: P05."""
     mark = tmp_path / "mark"
     checkpoint.save(tmp_path, 3, {"model": Harmful(mark)}, {}, keep=2)
     with pytest.raises(VidcmError, match="state.pt holds no state of a run .*; delete .*step-0000"):

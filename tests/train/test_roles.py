@@ -82,6 +82,7 @@ def test_one_role_has_its_engine_bare_and_only_the_student_s_weights_go_out() ->
 
 
 def test_zero_3_is_refused() -> None:
+    """Cases: K13."""
     with pytest.raises(UsageError, match="trains fake, critic too; use zero=2"):
         ranks.together(ranks.config(zero=3), LocalEngine)
 

@@ -10,12 +10,19 @@ from collections.abc import Collection, Sequence
 from vidcm.errors import UsageError
 
 MAX_PROMPT = 2000  # characters
+_UNSEEN = ("Cc", "Cf")
 _WORD = re.compile(r"[^\W_]+|[.,;:!?]")
 
 
 def words_of(prompt: str) -> list[str]:
-    """Lower-case words and stops of a prompt, after Unicode compatibility folding."""
-    return _WORD.findall(unicodedata.normalize("NFKC", prompt).lower())
+    """Lower-case words and stops of a prompt, after Unicode compatibility folding.
+
+    Characters that nobody sees (zero width, direction, control) do not part a word.
+    """
+    text = unicodedata.normalize("NFKC", prompt).lower()
+    if not text.isprintable():
+        text = "".join(c for c in text if c.isspace() or unicodedata.category(c) not in _UNSEEN)
+    return _WORD.findall(text)
 
 
 def unknown_words(prompts: Sequence[str], known: Collection[str]) -> list[str]:

@@ -108,7 +108,7 @@ def train_digest(output: Path) -> str:
 
 def encode_digest(output: Path) -> str:
     found = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in output.iterdir()}
-    assert not list(output.parent.glob(f"{output.name}.*")), "nothing is left beside the cache"
+    assert not list(output.parent.glob(f"{output.name}.partial*")), "nothing is left beside the cache"
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
 
@@ -162,7 +162,9 @@ class Soak:
         if not calm.exists() or not (calm / "final").exists() and self.what == "train":
             self.undisturbed(COMMANDS[self.what], calm, seed)
         draw = random.Random(f"{self.what} {seed} {self.total}")
-        while True:
+        # A whole cache is not made again, even if its process was killed at the very end.
+        done = self.what == "encode" and output.exists()
+        while not done:
             processes = start(COMMANDS[self.what](self.work, output, seed), output)
             kind = self.kill(processes, output, draw) if self.total < kills else ""
             codes = ends(processes, PATIENCE if kind else 1800)
@@ -176,8 +178,7 @@ class Soak:
                 write_text(self.path, json.dumps(self.facts))
             elif any(codes):
                 raise SystemExit(f"a resumed run ended with {codes}; see {output}.log")
-            else:
-                break
+            done = not kind or self.what == "encode" and output.exists()
         digests = {DIGESTS[self.what](folder) for folder in (output, calm)}
         self.facts["different"] += len(digests) > 1
         self.facts["rounds"] += 1

@@ -1,10 +1,13 @@
 """`vidcm train`: train the model of a config."""
 
 import argparse
+from dataclasses import replace
 
+from vidcm.cli.argument_types import integer, sides
 from vidcm.cli.common import Parser, run
 from vidcm.cli.options import add_device
-from vidcm.config import load
+from vidcm.config import TrainConfig, load
+from vidcm.errors import UsageError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -15,10 +18,26 @@ def parser() -> argparse.ArgumentParser:
         "examples:\n"
         "  vidcm train --config configs/lpc/codec.yaml\n"
         "  vidcm train --config configs/lpc/teacher.yaml optimizer.lr=5e-4 steps=2000\n"
-        "  deepspeed --num_gpus 2 tools/train.py --config configs/lpc/teacher.yaml zero=2",
+        "  deepspeed --num_gpus 2 tools/train.py --config configs/lpc/teacher.yaml zero=2\n"
+        "  vidcm train --config configs/lpc/teacher.yaml --dry-run --world 8 --clip 33x64x64",
     )
     p.add_argument("--config", required=True, help="a YAML file, see configs/")
     add_device(p)
+    dry = p.add_argument_group("memory")
+    dry.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the memory that a run of a denoiser needs, and train nothing",
+    )
+    dry.add_argument(
+        "--world", type=integer(1, 100_000), default=1, help="ranks of a dry run (default: 1)"
+    )
+    dry.add_argument(
+        "--clip",
+        type=sides("FRAMESxHEIGHTxWIDTH"),
+        metavar="FxHxW",
+        help="clips of a dry run, so that it needs no data (default: the data's)",
+    )
     p.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     p.add_argument(
         "overrides", nargs="*", metavar="key=value", help="change keys of the config, dotted"
@@ -32,7 +51,22 @@ def main(argv: list[str] | None = None) -> int:
 
 def _train(args: argparse.Namespace) -> int:
     config = load(args.config, args.overrides)  # before torch: a misspelt key is answered at once
+    if args.dry_run:
+        return _dry_run(config, args)
+    if args.world != 1 or args.clip:
+        raise UsageError("--world and --clip are of dry runs; add --dry-run")
 
     from vidcm.train.launch import launch
 
     return launch(config, args.device)
+
+
+def _dry_run(config: TrainConfig, args: argparse.Namespace) -> int:
+    from vidcm.train.dry_run import report
+
+    gpu = args.device != "cpu"
+    if config.precision == "auto":
+        config = replace(config, precision="bf16" if gpu else "fp32")
+    for line in report(config, args.world, args.clip, foreach=gpu):
+        print(line)
+    return 0

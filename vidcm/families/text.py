@@ -43,6 +43,17 @@ class PipelineText:
         """Free the tower; the next prompt loads it again."""
         self._pipeline = None
 
+    def without_data(self) -> Any:
+        """The tower on the meta device, from its config alone."""
+        folder = self.root / "text_encoder"
+        config = library_class("AutoConfig", "transformers").from_pretrained(
+            folder, local_files_only=True
+        )
+        with torch.device("meta"):
+            tower = library_class(self._class_name(), "transformers")(config)
+        dtype = str(read_config(folder).get("dtype", "float32"))
+        return tower.eval().requires_grad_(False).to(getattr(torch, dtype))
+
     @torch.no_grad()
     def __call__(
         self, prompts: Sequence[str], device: torch.device | str = "cpu"
@@ -66,11 +77,8 @@ class PipelineText:
 
     def _load(self, device: torch.device | str) -> Any:
         if self._pipeline is None:
-            config = read_config(self.root / "text_encoder")
-            names = config.get("architectures") or []
-            if len(names) != 1:
-                raise UsageError(f"{self.root / 'text_encoder'}/config.json names no architecture")
-            encoder = component(self.root / "text_encoder", names[0], "transformers")
+            name = self._class_name()
+            encoder = component(self.root / "text_encoder", name, "transformers")
             tokenizer = library_class("AutoTokenizer", "transformers").from_pretrained(
                 self.root / "tokenizer", local_files_only=True
             )
@@ -79,3 +87,9 @@ class PipelineText:
             self._pipeline = pipeline(tokenizer=tokenizer, text_encoder=encoder, **parts)
         self._pipeline.text_encoder.to(device)
         return self._pipeline
+
+    def _class_name(self) -> str:
+        names = read_config(self.root / "text_encoder").get("architectures") or []
+        if len(names) != 1:
+            raise UsageError(f"{self.root / 'text_encoder'}/config.json names no architecture")
+        return names[0]

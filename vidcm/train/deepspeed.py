@@ -15,7 +15,7 @@ import copy
 import logging
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
 from datetime import timedelta
 from importlib import import_module
@@ -35,6 +35,7 @@ from vidcm.train.engine import StepReport, TrainStep, frozen_hash, mean_logs
 from vidcm.train.optimizers import make_optimizer
 
 PERSISTENT = 100_000  # ZeRO-3: smaller parameters stay whole on every rank
+BUCKET = 500_000_000  # gradients that are reduced at once; fewer where a network has fewer
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -84,7 +85,7 @@ class DeepSpeedEngine:
             self.engine, *_ = self.deepspeed.initialize(
                 model=step,
                 optimizer=self.optimizer,
-                config=_settings(config, self.stage, micro),
+                config=_settings(config, self.stage, micro, self.parameters.values()),
                 dist_init_required=False,
             )
         if self.stage == 3:
@@ -289,7 +290,9 @@ def _let_tangents_through(model: nn.Module) -> None:
                 watch.jvp = staticmethod(lambda _, tangent: tangent.view_as(tangent))
 
 
-def _settings(config: TrainConfig, stage: int, micro: int) -> dict:
+def _settings(
+    config: TrainConfig, stage: int, micro: int, parameters: Iterable[nn.Parameter]
+) -> dict:
     bf16 = config.precision == "bf16"
     return {
         "train_micro_batch_size_per_gpu": micro,
@@ -301,6 +304,8 @@ def _settings(config: TrainConfig, stage: int, micro: int) -> dict:
         "zero_optimization": {
             "stage": stage,
             "stage3_param_persistence_threshold": PERSISTENT,
+            # Its buffer is as large, whatever the network.
+            "reduce_bucket_size": min(BUCKET, max(sum(p.numel() for p in parameters), 1)),
             # Else F.linear is replaced for the whole process, by a form without forward-mode AD.
             "memory_efficient_linear": False,
         },

@@ -1,5 +1,6 @@
 """Training a denoiser, teacher or student: the parts around it, and checks that they fit."""
 
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,10 @@ from vidcm.diffusion.denoiser import Denoiser
 from vidcm.errors import UsageError
 from vidcm.objectives.base import Objective
 from vidcm.registry import build, lookup, options_of
-from vidcm.store import load_model, read_card, weights_hash
+from vidcm.store import read_card, weights_hash
 from vidcm.train.loop import Task
 from vidcm.train.preview import Preview
-from vidcm.train.setup import apply_memory_options, init_from
+from vidcm.train.setup import Models, apply_memory_options
 
 
 def denoiser_task(
@@ -36,8 +37,38 @@ def denoiser_task(
         UsageError: Teacher and student do not fit together, the data are another codec's, or the
             objective contradicts the config.
     """
-    teacher = _teacher(config, model, device)
-    make_fake = partial(_fake, config, config.teacher, device) if config.teacher else None
+    parts = denoiser_parts(config, model, device, Models())
+    objective, teacher, codec = parts.objective, parts.teacher, parts.codec
+    assert config.codec is not None
+    if isinstance(data, LatentShards):
+        data.check_codec(weights_hash(config.codec))
+    else:
+        data = Encoded(data, codec, device)
+    return Task(model, objective, data, Preview(config, objective, teacher, codec, data, device))
+
+
+@dataclass
+class DenoiserParts:
+    """What a denoiser is trained with."""
+
+    objective: Objective
+    teacher: Denoiser | None
+    codec: VideoCodec
+
+
+def denoiser_parts(
+    config: TrainConfig, model: Denoiser, device: torch.device, models: Models
+) -> DenoiserParts:
+    """Build objective, teacher and codec. Raises as `denoiser_task`, but for the data.
+
+    Args:
+        config: Of the run.
+        model: The denoiser.
+        device: Of all networks.
+        models: Builds them.
+    """
+    teacher = _teacher(config, model, device, models)
+    make_fake = partial(_fake, config, config.teacher, device, models) if config.teacher else None
     objective: Objective = build(
         "objective", config.objective, teacher=teacher, make_fake=make_fake
     )
@@ -45,14 +76,10 @@ def denoiser_task(
     check_guidance(model, objective)
     if config.codec is None:
         raise UsageError("a denoiser needs a codec: set codec to the `final` folder of a codec run")
-    codec: VideoCodec = load_model(config.codec, VideoCodec, device)
+    codec: VideoCodec = models.load(config.codec, VideoCodec, device)
     if codec.channels != model.channels:
         raise UsageError(f"model.channels is {model.channels}, but the codec has {codec.channels}")
-    if isinstance(data, LatentShards):
-        data.check_codec(weights_hash(config.codec))
-    else:
-        data = Encoded(data, codec, device)
-    return Task(model, objective, data, Preview(config, objective, teacher, codec, data, device))
+    return DenoiserParts(objective, teacher, codec)
 
 
 def check_guidance(model: Denoiser, objective: Objective) -> None:
@@ -67,22 +94,24 @@ def check_guidance(model: Denoiser, objective: Objective) -> None:
         )
 
 
-def _fake(config: TrainConfig, folder: str, device: torch.device) -> Denoiser:
+def _fake(config: TrainConfig, folder: str, device: torch.device, models: Models) -> Denoiser:
     """A trainable copy of the teacher that takes guidance scales: the fake score."""
     spec = read_card(folder)["spec"]
     kind: type[Denoiser] = lookup("model", spec["name"])
-    fake: Denoiser = build("model", kind.student_spec(spec))
-    init_from(fake, folder)
+    fake: Denoiser = models.build(kind.student_spec(spec))
+    models.start(fake, folder)
     apply_memory_options(fake.to(device), config)
     return fake
 
 
-def _teacher(config: TrainConfig, student: Denoiser, device: torch.device) -> Denoiser | None:
+def _teacher(
+    config: TrainConfig, student: Denoiser, device: torch.device, models: Models
+) -> Denoiser | None:
     """The frozen teacher of a config. Raises UsageError where the student does not fit."""
     if config.teacher is None:
         return None
     spec = read_card(config.teacher)["spec"]
-    teacher: Denoiser = load_model(config.teacher, Denoiser, device)
+    teacher: Denoiser = models.load(config.teacher, Denoiser, device)
     if teacher.channels != student.channels:
         raise UsageError(
             f"the teacher's latents have {teacher.channels} channels, the student's "

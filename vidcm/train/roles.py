@@ -58,12 +58,12 @@ def assemble(
         betas = role.betas or config.optimizer.betas
         own = replace(config, optimizer=replace(config.optimizer, betas=betas))
         module = role.module.to(device)
-        return start(TrainStep(module, _RoleObjective(role, student), device), own, False)
+        return start(TrainStep(module, RoleObjective(role, student), device), own, False)
 
     return Ensemble(first, {name: engine(role) for name, role in roles.items()}, objective)
 
 
-class _RoleObjective(Objective):
+class RoleObjective(Objective):
     """The loss of a role's turns, which gets the student."""
 
     def __init__(self, role: Role, student: nn.Module):

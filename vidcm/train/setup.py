@@ -2,15 +2,37 @@
 
 import os
 import shutil
+from typing import Any
 
+import torch
 from torch import nn
 
 from vidcm.config import TrainConfig
 from vidcm.diffusion.denoiser import Denoiser
 from vidcm.errors import UsageError
 from vidcm.models.backbone import TransformerBackbone
-from vidcm.registry import lookup
-from vidcm.store import load_weights, read_card, read_weights
+from vidcm.registry import build, lookup
+from vidcm.store import load_model, load_weights, read_card, read_weights
+
+
+class Models:
+    """Builds the networks of a run, with the weights of their folders."""
+
+    def build(self, spec: dict[str, Any]) -> Any:
+        """A network with fresh weights, to be trained."""
+        return build("model", spec)
+
+    def start(self, model: nn.Module, folder: str) -> None:
+        """Give a network its first weights; see `init_from`."""
+        init_from(model, folder)
+
+    def start_text(self, model: nn.Module, folder: str) -> None:
+        """Give a denoiser's text tower its first weights; see `init_text`."""
+        init_text(model, folder)
+
+    def load(self, folder: str, kind: type, device: torch.device) -> Any:
+        """A frozen network with its weights."""
+        return load_model(folder, kind, device)
 
 
 def apply_memory_options(model: nn.Module, config: TrainConfig) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,7 +13,7 @@ from vidcm.objectives.base import Objective
 from vidcm.registry import build, lookup
 from vidcm.train import lora
 from vidcm.train.loop import Task
-from vidcm.train.setup import apply_memory_options, init_from, init_text
+from vidcm.train.setup import Models, apply_memory_options
 
 
 def make_task(config: TrainConfig, device: torch.device) -> Task:
@@ -21,20 +22,26 @@ def make_task(config: TrainConfig, device: torch.device) -> Task:
     Raises:
         UsageError: The parts do not fit together.
     """
-    model = build("model", config.model)
-    check_objective(model, config)
-    if config.start:
-        init_from(model, config.start)
-    if config.init_text:
-        init_text(model, config.init_text)
-    if config.lora:
-        lora.adapt(model, config.lora)
-    apply_memory_options(model.to(device), config)
+    model = make_model(config, device, Models())
     data = build("data", config.data, batch_size=config.batch_size)
     task: Task = lookup("task_builder", config.model["name"])(config, model, data, device)
     if config.lora:
         task = replace(task, merge=partial(lora.merge, config=config.lora))
     return task
+
+
+def make_model(config: TrainConfig, device: torch.device, models: Models) -> Any:
+    """Build the network that is trained, with its first weights. Raises as `make_task`."""
+    model = models.build(config.model)
+    check_objective(model, config)
+    if config.start:
+        models.start(model, config.start)
+    if config.init_text:
+        models.start_text(model, config.init_text)
+    if config.lora:
+        lora.adapt(model, config.lora)
+    apply_memory_options(model.to(device), config)
+    return model
 
 
 def check_objective(model: nn.Module, config: TrainConfig) -> None:

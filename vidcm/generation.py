@@ -26,8 +26,15 @@ from vidcm.diffusion.windows import PromptSchedule, Windowed
 from vidcm.errors import UsageError
 from vidcm.media.pixels import to_frames
 from vidcm.media.sizes import check_size
+from vidcm.models.nag import AttentionGuidance
 from vidcm.rng import Noise
-from vidcm.settings import MAX_GUIDANCE, MAX_STEPS, PipelineSettings, StudentSettings
+from vidcm.settings import (
+    MAX_GUIDANCE,
+    MAX_STEPS,
+    NEGATIVE_PROMPT_METHODS,
+    PipelineSettings,
+    StudentSettings,
+)
 
 
 def few_step_times(student: StudentSettings, steps: int, first: float) -> list[float]:
@@ -55,6 +62,8 @@ class Generation:
         guidance_scale: Embedded guidance of a student, classifier-free guidance of a teacher.
         solver: The teacher's ODE solver.
         default_guidance: Whether the scale is the checkpoint's own.
+        nag: Attention guidance against negative prompts, of a student; None for guidance of its
+            predictions.
     """
 
     model: Denoiser
@@ -65,6 +74,7 @@ class Generation:
     guidance_scale: float
     solver: str
     default_guidance: bool
+    nag: AttentionGuidance | None = None
 
     @classmethod
     def resolve(
@@ -76,6 +86,8 @@ class Generation:
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         solver: str | None = None,
+        negative_prompt_method: str | None = None,
+        nag_scale: float | None = None,
     ) -> Self:
         """Fill in the checkpoint's own numbers for None.
 
@@ -101,7 +113,8 @@ class Generation:
         if not isinstance(solver, str) or solver not in samplers.SOLVERS:
             raise UsageError(f"solver is {solver!r}; use {', '.join(samplers.SOLVERS)}")
         default = guidance_scale is None
-        return cls(model, codec, settings, role, steps, scale, solver, default)
+        nag = _attention_guidance(model, negative_prompt_method, nag_scale)
+        return cls(model, codec, settings, role, steps, scale, solver, default, nag)
 
     def with_low_guidance(self) -> "Generation":
         """The same at a student's lowest guidance scale, if the scale is the checkpoint's own.
@@ -121,8 +134,11 @@ class Generation:
     @cached_property
     def denoiser(self) -> Windowed:
         """The model for clips of any size: beyond the largest trained shape in windows of it."""
+        return self._windowed(self.model)
+
+    def _windowed(self, model: Denoiser) -> Windowed:
         largest = map(max, zip(*self.settings.shapes, strict=True))
-        return Windowed(self.model, self.codec.latent_shape(*largest)[1:])
+        return Windowed(model, self.codec.latent_shape(*largest)[1:])
 
     def latent_shape(
         self, num_frames: int | None = None, height: int | None = None, width: int | None = None
@@ -236,6 +252,9 @@ class Generation:
     def _guided(self, count: int, negative_prompt: str) -> DenoiserBase:
         """The denoiser with guidance, which at scale 1 takes no further evaluation."""
         scale = self.guidance_scale
+        if self.nag and negative_prompt:
+            negative = self.model.encode([negative_prompt])
+            return self._windowed(self.model.guided_by_attention(negative, self.nag))
         if scale == 1 or (self.role == "student" and not negative_prompt):
             return self.denoiser
         negative = self.model.encode([negative_prompt] * count)
@@ -264,7 +283,9 @@ class Generation:
             negative_prompt: As in `sample`.
         """
         steps = self.num_inference_steps
-        if self.role == "teacher":
+        if self.nag:
+            branches = 1
+        elif self.role == "teacher":
             steps = 2 * steps - 1 if self.solver == "heun" else steps
             branches = 2
         else:
@@ -276,3 +297,25 @@ class Generation:
         """Latents to pixels uint8 `(b, t, h, w, 3)` on the CPU, piece by piece."""
         pieces = decode_chunked(self.codec, latents)
         return torch.cat([to_frames(video).cpu() for video in pieces], dim=1)
+
+
+def _attention_guidance(
+    model: Denoiser, method: str | None, scale: float | None
+) -> AttentionGuidance | None:
+    """Attention guidance if it is asked for, or if a student has no predictions at guidance 1."""
+    if method is None:
+        scales = model.guidance_scales
+        built_in = scales is not None and scales[0] == scales[1]
+        method = "nag" if scale is not None or built_in else "guidance"
+    if not isinstance(method, str) or method not in NEGATIVE_PROMPT_METHODS:
+        known = ", ".join(NEGATIVE_PROMPT_METHODS)
+        raise UsageError(f"negative_prompt_method is {method!r}; use {known}")
+    if method == "guidance":
+        if scale is not None:
+            raise UsageError("nag_scale is the strength of negative_prompt_method nag; drop one")
+        return None
+    if model.guidance_scales is None:
+        raise UsageError("negative_prompt_method nag is for students; teachers have guidance")
+    if scale is None:
+        return AttentionGuidance()
+    return AttentionGuidance(real_number("nag_scale", scale, 0, MAX_GUIDANCE))

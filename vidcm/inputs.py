@@ -159,6 +159,6 @@ def warnings_about(
     if words and (known or reader):
         more = " ..." * (len(words) > 8)
         found.append(f"the model does not know: {', '.join(words[:8])}{more}")
-    if negative_prompt and scale == 1:
+    if negative_prompt and scale == 1 and not generation.nag:
         found.append("the negative prompt has no effect at guidance 1; raise the guidance")
     return found

@@ -189,6 +189,8 @@ class VideoPipeline:
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         solver: str | None = None,
+        negative_prompt_method: str | None = None,
+        nag_scale: float | None = None,
     ) -> Generation:
         """Resolve how a role samples; None for the checkpoint's own numbers.
 
@@ -197,11 +199,13 @@ class VideoPipeline:
             num_inference_steps: Evaluations of a student, solver steps of a teacher, 1 to 1000.
             guidance_scale: 0 to 100, 1 is without.
             solver: The teacher's, "euler", "heun" or "dpm".
+            negative_prompt_method: As in a call.
+            nag_scale: As in a call.
 
         Raises:
             UsageError: A number of another type or out of range.
         """
-        numbers = num_inference_steps, guidance_scale, solver
+        numbers = num_inference_steps, guidance_scale, solver, negative_prompt_method, nag_scale
         return Generation.resolve(self.model(role), self.codec, self.settings, role, *numbers)
 
     @cached_property
@@ -229,6 +233,8 @@ class VideoPipeline:
         prompt: str | Sequence[str] | None = None,
         *,
         negative_prompt: str = "",
+        negative_prompt_method: str | None = None,
+        nag_scale: float | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         num_frames: int | None = None,
@@ -251,7 +257,12 @@ class VideoPipeline:
 
         Args:
             prompt: One prompt or several.
-            negative_prompt: The prompt to move away from; without effect at guidance 1.
+            negative_prompt: The prompt to move away from; without effect at guidance 1 unless
+                by nag.
+            negative_prompt_method: "guidance", which evaluates the network three times a step, or
+                "nag", normalized attention guidance, for students alone (default: nag for students
+                with one guidance scale built in, as of public models; guidance for others).
+            nag_scale: Strength of nag, 0 to 100 (default: 5).
             num_inference_steps: Evaluations of the student, or solver steps of the teacher, 1 to
                 1000 (default: the checkpoint's).
             guidance_scale: 0 to 100, 1 is without (default: the checkpoint's).
@@ -286,7 +297,9 @@ class VideoPipeline:
         """
         # 1. Check inputs and resolve the checkpoint's own numbers.
         role = "teacher" if flag("use_teacher", use_teacher) else "student"
-        generation = self.generation(role, num_inference_steps, guidance_scale, solver)
+        generation = self.generation(
+            role, num_inference_steps, guidance_scale, solver, negative_prompt_method, nag_scale
+        )
         if solver is not None and role == "student":
             raise UsageError("solver is the teacher's ODE solver; set use_teacher=True")
         channels, *size = generation.latent_shape(*check_size(num_frames, height, width))

@@ -21,6 +21,7 @@ FILE = "pipeline.json"
 BUNDLED = Path(__file__).parent / "pretrained"
 MAX_STEPS = 1000
 MAX_GUIDANCE = 100.0
+NEGATIVE_PROMPT_METHODS = ("guidance", "nag")
 MAX_FRAMES = 100_000
 MAX_CLIPS = 10**9  # of a call; memory bounds it earlier
 MAX_SIDE = 2**16

@@ -40,14 +40,15 @@ class Oracle:
 
     def __call__(
         self, prompts, *, num_inference_steps, guidance_scale, negative_prompt, seed, use_teacher,
-        batch_size, complete_prompt,
+        batch_size, complete_prompt, negative_prompt_method,
     ):  # fmt: skip
         steps, guidance, teacher = num_inference_steps, guidance_scale, use_teacher
         self.steps.add((teacher, steps))
         combinations = [self.truth.combinations[s - self.truth.seed] for s in seed]
         words = self.truth.lpc.words["background"]
         for i, c in enumerate(combinations):
-            if teacher and negative_prompt == f"{words[c['background']]['phrases'][0]} background":
+            away = teacher or negative_prompt_method == "nag"
+            if away and negative_prompt == f"{words[c['background']]['phrases'][0]} background":
                 values = list(words)
                 combinations[i] = c | {"background": values[values.index(c["background"]) - 1]}
         frames = self.truth.lpc.render(combinations).int()
@@ -76,6 +77,8 @@ def test_movements_and_negatives_get_the_numbers_they_deserve(pipe, puppets, tmp
         assert theirs["moved"] == pytest.approx(2 * mine["moved"], rel=0.2)
         assert 0.9 < mine["cosine"] <= 1 and "cosine" not in theirs
     assert student["negative"] == {"named": 1, "another": 1, "environment": 0}
+    nag = results["rows"][steering.NAG]
+    assert nag["negative"] == {"named": 0, "another": 1, "environment": 0}
     assert teacher["negative"] == {"named": 0, "another": 1, "environment": 0}
     text = steering_table(results)
     assert "| teacher | 0 | 100 |" in text and "| guidance | 1 | 2 | 3 | 5 |" in text

@@ -13,7 +13,7 @@ from vidcm.conditioning.prompts import check_length, check_prompts
 from vidcm.errors import UsageError
 from vidcm.limits import check_memory
 from vidcm.media.sizes import check_frames, check_size
-from vidcm.settings import find_pipeline
+from vidcm.settings import NEGATIVE_PROMPT_METHODS, find_pipeline
 
 CODEC_STRIDE = 8  # sizes are multiples of it; of which ones, the model says
 MAX_NOTES = 8  # captions printed
@@ -37,6 +37,15 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--prompts-file", type=existing_file, metavar="FILE", help="one prompt per line")
     p.add_argument(
         "--negative-prompt", default="", metavar="TEXT", help="content to move away from"
+    )
+    p.add_argument(
+        "--negative-prompt-method",
+        choices=NEGATIVE_PROMPT_METHODS,
+        help="guidance: of predictions, three evaluations a step; nag: of attention, one, students "
+        "alone (default: nag where a student has one guidance scale built in)",
+    )
+    p.add_argument(
+        "--nag-scale", type=number(0, 100), help="strength of nag (default: 5, if nag is used)"
     )
     add_sampling(p)
     add_seed(p, "of the first clip; the next ones count up")
@@ -112,7 +121,8 @@ def _generate(args: argparse.Namespace) -> None:
     for path, scale in args.lora:
         pipe.load_lora_weights(path, scale)
     role = "teacher" if args.teacher else "student"
-    generation = pipe.generation(role, args.steps, args.guidance, args.solver)
+    negative = args.negative_prompt_method, args.nag_scale
+    generation = pipe.generation(role, args.steps, args.guidance, args.solver, *negative)
     size = args.frames, height, width
     generation.latent_shape(*size)  # refused before warnings
     reader = None if args.verbatim else pipe.prompt_reader
@@ -123,6 +133,8 @@ def _generate(args: argparse.Namespace) -> None:
         clips = pipe(
             prompts,
             negative_prompt=args.negative_prompt,
+            negative_prompt_method=args.negative_prompt_method,
+            nag_scale=args.nag_scale,
             num_inference_steps=args.steps,
             guidance_scale=args.guidance,
             num_frames=args.frames,

@@ -1,5 +1,6 @@
 """The denoiser with a network: a backbone on a path, with its text tower."""
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any, Self
@@ -129,6 +130,23 @@ class Denoiser(nn.Module, DenoiserBase):
         out = self.backbone(z, network.clock(alpha, sigma), cond, *target).float()
         x0, eps = network.recover(z, out, a, noise)
         return Prediction(x0, eps, self.path.velocity(x0, eps, t))
+
+    def guided_by_attention(self, negative: Cond, guidance: Any) -> Self:
+        """The same denoiser, its weights shared, with attention guided against a negative prompt.
+
+        Args:
+            negative: The negative prompt, one sample.
+            guidance: `vidcm.models.nag.AttentionGuidance`.
+
+        Raises:
+            UsageError: Its network cannot be guided so.
+        """
+        other = copy.copy(self)
+        other._modules = {
+            **self._modules,
+            "backbone": self.backbone.guided_by_attention(negative, guidance),
+        }
+        return other
 
     def _network_time(self, t: Tensor) -> Tensor:
         """The network's time input at times of the path."""

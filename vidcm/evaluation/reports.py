@@ -86,7 +86,7 @@ def quality_table(results: Mapping[str, Any]) -> str:
 def steering_table(results: Mapping[str, Any]) -> str:
     """Guidance, then negative prompts."""
     protocol, rows = results["protocol"], results["rows"]
-    by_role = {role: row["guidance"]["scales"] for role, row in rows.items()}
+    by_role = {role: row["guidance"]["scales"] for role, row in rows.items() if "guidance" in row}
     scales, lines = list(by_role["student"]), []
     for title, key, factor, digits in (
         ("adherence, %", "adherence", 100, 1),

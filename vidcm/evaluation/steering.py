@@ -20,6 +20,7 @@ SCALES = (1.0, 2.0, 3.0, 5.0)
 NEGATIVE_SCALE = 3.0  # at which negative prompts are tried
 OPEN = "background"
 TEACHER_STEPS = 8
+NAG = "student, nag"  # its row: attention guidance in the place of guidance
 
 Sampler = Callable[..., Tensor]  # (prompts, seeds, guidance, negative="") -> uint8 (n t h w c)
 
@@ -30,7 +31,8 @@ def measure_steering(job: EvalJob) -> dict:
     Rows of a role hold, by guidance scale: adherence in 0..1; `moved`, mean grey levels from the
     clips at the first scale; and of the student `cosine`, mean over clips, between its movement and
     the teacher's. Of negative prompts: the share of clips that keep the background they show
-    without one. Returns the content of the results file; errors as `quality.evaluate_rows`.
+    without one, of the student also by normalized attention guidance. Returns the content of the
+    results file; errors as `quality.evaluate_rows`.
     """
     steps = {"student": job.pipe.settings.student.phases or 1, "teacher": TEACHER_STEPS}
     protocol = {"version": VERSION, "steps": steps, "negative_scale": NEGATIVE_SCALE, "open": OPEN}
@@ -39,13 +41,14 @@ def measure_steering(job: EvalJob) -> dict:
     if not all(results.has(role, "guidance") for role in steps):
         for role, scores in _guidance_metrics(samplers, job.eval_set).items():
             results.add(role, "guidance", row={"scales": scores})
+    samplers[NAG] = _sampler(job, "student", steps["student"], method="nag")
     for role, sample in samplers.items():
         if not results.has(role, "negative"):
             results.add(role, "negative", row=_negative_metrics(sample, job.eval_set))
     return results.content()
 
 
-def _sampler(job: EvalJob, role: str, steps: int) -> Sampler:
+def _sampler(job: EvalJob, role: str, steps: int, method: str = "guidance") -> Sampler:
     def sample(
         prompts: Sequence[str], seeds: Sequence[int], guidance: float, negative: str = ""
     ) -> Tensor:
@@ -54,6 +57,7 @@ def _sampler(job: EvalJob, role: str, steps: int) -> Sampler:
             num_inference_steps=steps,
             guidance_scale=guidance,
             negative_prompt=negative,
+            negative_prompt_method=method,
             seed=list(seeds),
             use_teacher=role == "teacher",
             batch_size=job.batch_size,

@@ -6,23 +6,20 @@ diffusers' own, with the name of the attention function bound to `attend`: nothi
 at hand changes.
 """
 
+from collections.abc import Callable
 from types import FunctionType, SimpleNamespace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from vidcm.errors import UsageError
 from vidcm.models.attention import attend
+from vidcm.models.nag import AttentionGuidance
 
-
-def dispatch(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **options: Any
-) -> Tensor:
-    """diffusers' `dispatch_attention_fn` over `(b, n, heads, d)`."""
-    q, k, v = (x.transpose(1, 2) for x in (query, key, value))
-    return scaled_dot_product_attention(q, k, v, attn_mask, **options).transpose(1, 2)
+Attend = Callable[..., Tensor]  # of `(b, heads, n, d)`, as `scaled_dot_product_attention`
 
 
 def scaled_dot_product_attention(
@@ -63,17 +60,49 @@ def with_attend(network: nn.Module) -> None:
     for module in network.modules():
         processor = getattr(module, "processor", None)
         if processor is not None:
-            module.processor = _rebound(processor)
+            module.processor = rebound(processor, scaled_dot_product_attention)
 
 
-def _rebound(processor: Any) -> Any:
+def guided(guidance: AttentionGuidance, length: int) -> Attend:
+    """Attention to two texts, one behind the other, guided against the second.
+
+    Args:
+        guidance: How.
+        length: Tokens of the second text.
+    """
+
+    def attention(
+        query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **options: Any
+    ) -> Tensor:
+        first = key.shape[-2] - length
+        parts = []
+        for part in (slice(None, first), slice(first, None)):
+            mask = None if attn_mask is None else attn_mask[..., part]
+            k, v = key[..., part, :], value[..., part, :]
+            found = scaled_dot_product_attention(query, k, v, mask, **options)
+            parts.append(rearrange(found, "b heads n d -> b n (heads d)"))
+        return rearrange(guidance(*parts), "b n (h d) -> b h n d", h=query.shape[1])
+
+    return attention
+
+
+def rebound(processor: Any, attention: Attend) -> Any:
+    """A processor with the code of another one, whose attention function is `attention`."""
+
+    def dispatch(
+        query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **options: Any
+    ) -> Tensor:
+        """diffusers' `dispatch_attention_fn` over `(b, n, heads, d)`."""
+        q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+        return attention(q, k, v, attn_mask, **options).transpose(1, 2)
+
     call: Any = type(processor).__call__  # a function
     names = call.__code__.co_names
     replaced: dict[str, Any] = {}
     if "dispatch_attention_fn" in names:
         replaced["dispatch_attention_fn"] = dispatch
     if "scaled_dot_product_attention" in names:
-        functions = {**vars(F), "scaled_dot_product_attention": scaled_dot_product_attention}
+        functions = {**vars(F), "scaled_dot_product_attention": attention}
         replaced["F"] = SimpleNamespace(**functions)
     if not replaced:
         raise UsageError(

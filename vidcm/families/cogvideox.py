@@ -27,6 +27,7 @@ class CogVideoX(Family):
     blocks = "transformer_blocks"
     defaults = (49, 480, 720, 8.0)
     guidance_scale = 6.0
+    text_attention = None
 
     def parameterization(self, scheduler: dict[str, Any]) -> Parameterization:
         if scheduler.get("prediction_type") != "v_prediction":

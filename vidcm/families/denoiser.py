@@ -13,12 +13,13 @@ from vidcm.diffusion.base import Cond
 from vidcm.diffusion.denoiser import Denoiser
 from vidcm.diffusion.paths import ProbPath
 from vidcm.errors import UsageError
-from vidcm.families.attention import with_attend
+from vidcm.families.attention import guided, rebound, with_attend
 from vidcm.families.base import Family, find_family
 from vidcm.families.component import empty_module, read_config
 from vidcm.families.ltx import LTX
 from vidcm.families.text import PipelineText
 from vidcm.models.backbone import TransformerBackbone
+from vidcm.models.nag import AttentionGuidance, view
 from vidcm.registry import build
 from vidcm.store import local_folder
 
@@ -58,6 +59,42 @@ class PublicBackbone(TransformerBackbone):
 
     def forward(self, x: Tensor, time: Tensor, cond: Cond, time_to: Tensor | None = None) -> Tensor:
         return self.family.forward(self.transformer, x, time, cond, time_to)
+
+    def guided_by_attention(self, negative: Cond, guidance: AttentionGuidance) -> nn.Module:
+        name = self.family.text_attention
+        if name is None:
+            return super().guided_by_attention(negative, guidance)
+        attention, blocks = guided(guidance, negative.tokens.shape[1]), {}
+        for place, block in self.blocks.named_children():
+            to_text: Any = view(getattr(block, name))
+            if getattr(to_text, "add_k_proj", None) is not None:
+                raise UsageError(
+                    "normalized attention guidance is not for networks that attend to a picture "
+                    "beside the text"
+                )
+            to_text.processor = rebound(to_text.processor, attention)
+            blocks[place] = view(block, **{name: to_text})
+        transformer = view(self.transformer, **{self.family.blocks: view(self.blocks, **blocks)})
+        return TwoTexts(view(self, transformer=transformer), negative)
+
+
+class TwoTexts(nn.Module):
+    """A backbone that reads a second text behind the first.
+
+    Args:
+        backbone: It tells them apart.
+        second: The second text, one sample.
+    """
+
+    def __init__(self, backbone: PublicBackbone, second: Cond):
+        super().__init__()
+        self.backbone, self.second = backbone, second
+
+    def forward(self, x: Tensor, time: Tensor, cond: Cond, time_to: Tensor | None = None) -> Tensor:
+        rows = len(cond)
+        pairs = ((cond.tokens, self.second.tokens), (cond.mask, self.second.mask))
+        both = (torch.cat([a, b.expand(rows, *b.shape[1:])], 1) for a, b in pairs)
+        return self.backbone(x, time, Cond(*both, cond.guidance_scale), time_to)
 
 
 class PublicDenoiser(Denoiser):

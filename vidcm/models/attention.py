@@ -85,6 +85,16 @@ class Attention(nn.Module):
         mask: Tensor | None = None,
         angles: Tensor | None = None,
     ) -> Tensor:
+        return self.out(self.mix(x, context, mask, angles))
+
+    def mix(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        mask: Tensor | None = None,
+        angles: Tensor | None = None,
+    ) -> Tensor:
+        """The values that tokens attend to, all heads together, before the output layer."""
         source = x if context is None else context
         split = "b n (heads d) -> b heads n d"
         q = self.query_norm(rearrange(self.queries(x), split, heads=self.heads))
@@ -94,4 +104,4 @@ class Attention(nn.Module):
         k = self.key_norm(k)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
-        return self.out(rearrange(attend(q, k, v, mask), "b heads n d -> b n (heads d)"))
+        return rearrange(attend(q, k, v, mask), "b heads n d -> b n (heads d)")

@@ -4,6 +4,10 @@ from typing import ClassVar
 
 from torch import nn
 
+from vidcm.diffusion.base import Cond
+from vidcm.errors import UsageError
+from vidcm.models.nag import AttentionGuidance
+
 
 class TransformerBackbone(nn.Module):
     """A backbone whose tokens pass through `blocks`, one after the other.
@@ -21,3 +25,18 @@ class TransformerBackbone(nn.Module):
     hidden_size: int
     activation_checkpointing: bool = False
     student_inputs: ClassVar[tuple[str, ...]] = ()
+
+    def guided_by_attention(self, negative: Cond, guidance: AttentionGuidance) -> nn.Module:
+        """A view of the network whose attention to text moves away from a negative prompt.
+
+        Args:
+            negative: The negative prompt, one sample.
+            guidance: How.
+
+        Raises:
+            UsageError: The network has no attention to text alone.
+        """
+        raise UsageError(
+            f"normalized attention guidance needs attention to text alone, and "
+            f"{type(self).__name__} has none; use negative_prompt_method guidance"
+        )

@@ -21,6 +21,7 @@ from vidcm.errors import UsageError
 from vidcm.models.attention import Attention
 from vidcm.models.backbone import TransformerBackbone
 from vidcm.models.embed import ScalarEmbedding
+from vidcm.models.nag import AttentionGuidance, GuidedAttention, view
 from vidcm.models.rope import rotary
 
 
@@ -157,6 +158,14 @@ class DiT(TransformerBackbone):
         out = self.head(modulate(tokens, shift, scale)) + skip * patches
         pattern = "b (t h w) (c i j k) -> b c (t i) (h j) (w k)"
         return rearrange(out, pattern, t=frames, h=height, w=width, i=pt, j=ph, k=pw)
+
+    def guided_by_attention(self, negative: Cond, guidance: AttentionGuidance) -> nn.Module:
+        text, mask = self.text_norm(negative.tokens), negative.mask
+        blocks = {
+            name: view(block, text=GuidedAttention(block.text, text, mask, guidance))  # type: ignore[arg-type]
+            for name, block in self.blocks.named_children()
+        }
+        return view(self, blocks=view(self.blocks, **blocks))
 
     def _state(
         self, time: Tensor, time_to: Tensor | None, cond: Cond, text: Tensor, frames: int, area: int

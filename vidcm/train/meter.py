@@ -33,7 +33,7 @@ class Meter(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.now = self.peak = 0
-        self._held: dict[int, weakref.ref] = {}
+        self._storages: dict[int, weakref.ref] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: Any = None
@@ -53,14 +53,14 @@ class Meter(TorchDispatchMode):
 
     def _hold(self, storage: torch.UntypedStorage) -> None:
         key, size = storage._cdata, storage.nbytes()
-        if key in self._held:
+        if key in self._storages:
             return
 
         def free(_: Any) -> None:
-            del self._held[key]
+            del self._storages[key]
             self.now -= size
 
-        self._held[key] = weakref.ref(storage, free)
+        self._storages[key] = weakref.ref(storage, free)
         self.now += size
         self.peak = max(self.peak, self.now)
 

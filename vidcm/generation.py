@@ -27,6 +27,7 @@ from vidcm.errors import UsageError
 from vidcm.media.pixels import to_frames
 from vidcm.media.sizes import check_size
 from vidcm.models.nag import AttentionGuidance
+from vidcm.models.offload import Offload
 from vidcm.rng import Noise
 from vidcm.settings import (
     MAX_GUIDANCE,
@@ -64,6 +65,7 @@ class Generation:
         default_guidance: Whether the scale is the checkpoint's own.
         nag: Attention guidance against negative prompts, of a student; None for guidance of its
             predictions.
+        offload: What moves the parts of the model to their device; None if they stay.
     """
 
     model: Denoiser
@@ -75,6 +77,7 @@ class Generation:
     solver: str
     default_guidance: bool
     nag: AttentionGuidance | None = None
+    offload: Offload | None = None
 
     @classmethod
     def resolve(
@@ -88,6 +91,7 @@ class Generation:
         solver: str | None = None,
         negative_prompt_method: str | None = None,
         nag_scale: float | None = None,
+        offload: Offload | None = None,
     ) -> Self:
         """Fill in the checkpoint's own numbers for None.
 
@@ -114,7 +118,7 @@ class Generation:
             raise UsageError(f"solver is {solver!r}; use {', '.join(samplers.SOLVERS)}")
         default = guidance_scale is None
         nag = _attention_guidance(model, negative_prompt_method, nag_scale)
-        return cls(model, codec, settings, role, steps, scale, solver, default, nag)
+        return cls(model, codec, settings, role, steps, scale, solver, default, nag, offload)
 
     def with_low_guidance(self) -> "Generation":
         """The same at a student's lowest guidance scale, if the scale is the checkpoint's own.
@@ -128,8 +132,8 @@ class Generation:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
-        return next(self.model.parameters()).device
+        """Where the model works."""
+        return self.offload.device if self.offload else next(self.model.parameters()).device
 
     @cached_property
     def denoiser(self) -> Windowed:
@@ -209,7 +213,7 @@ class Generation:
         noise: Tensor | None,
         rng: Noise,
         *,
-        negative_prompt: str = "",
+        negative_prompt: str | Cond = "",
         init_latents: Tensor | None = None,
         start: float = 1.0,
         project: Project | None = None,
@@ -223,7 +227,7 @@ class Generation:
             noise: Unit noise `(b, c, t, h, w)`; None if `init_latents` are as noisy as `start`
                 says already. Nothing is added then, and a student follows its flow map.
             rng: Noise that a consistency student adds between steps.
-            negative_prompt: The prompt to move away from.
+            negative_prompt: The prompt to move away from, or its embedding, one sample.
             init_latents: Clean latents to begin from, shaped like the noise (default: zeros).
             start: Noise put on them, as a share of rectified-flow time; 0 gives them back.
             project: Projection of every prediction of the clean latents.
@@ -249,20 +253,23 @@ class Generation:
         x = self.model.path.add_noise(init, added, t)
         return sampler(denoiser, x, times, cond, rng, on_step)
 
-    def _guided(self, count: int, negative_prompt: str) -> DenoiserBase:
+    def _guided(self, count: int, negative_prompt: str | Cond) -> DenoiserBase:
         """The denoiser with guidance, which at scale 1 takes no further evaluation."""
         scale = self.guidance_scale
         if self.nag and negative_prompt:
-            negative = self.model.encode([negative_prompt])
+            negative = self._negative(negative_prompt)
             return self._windowed(self.model.guided_by_attention(negative, self.nag))
         if scale == 1 or (self.role == "student" and not negative_prompt):
             return self.denoiser
-        negative = self.model.encode([negative_prompt] * count)
+        negative = self._negative(negative_prompt).repeat(count)
         if self.role == "teacher":
             return CFGDenoiser(self.denoiser, scale, negative)
         return NegativePromptStudent(
             self.denoiser, negative, self.model.encode([""] * count), scale
         )
+
+    def _negative(self, prompt: str | Cond) -> Cond:
+        return prompt if isinstance(prompt, Cond) else self.model.encode([prompt])
 
     def _sampler(self, noise_free: bool) -> samplers.Sampler:
         if self.role == "teacher":
@@ -275,7 +282,7 @@ class Generation:
         ratio = path.sigma_ratio(torch.tensor(times, dtype=torch.float64))
         return path.t_from_sigma(ratio * min(1.0, start / (1 - start) / float(ratio[0]))).tolist()
 
-    def evaluations(self, shape: Sequence[int], negative_prompt: str = "") -> int:
+    def evaluations(self, shape: Sequence[int], negative_prompt: str | Cond = "") -> int:
         """Network evaluations of a clip, those of guidance and of every window counted.
 
         Args:

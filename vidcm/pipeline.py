@@ -17,6 +17,7 @@ from vidcm.arguments import SYNONYMS, checked_names, flag, integer, real_number,
 from vidcm.arguments import path as path_of
 from vidcm.arguments import text as check_text
 from vidcm.codecs.base import VideoCodec
+from vidcm.codecs.offloaded import OffloadedCodec
 from vidcm.conditioning.completion import PromptReader, complete_prompts
 from vidcm.conditioning.prompts import check_length, check_prompts
 from vidcm.diffusion import samplers
@@ -27,6 +28,7 @@ from vidcm.editing.edit import TaskSpec, edit
 from vidcm.errors import UsageError, VidcmError
 from vidcm.families.adapters import Adapter, load_adapted
 from vidcm.families.lora import LoraFile
+from vidcm.families.text import OffloadedText, PipelineText
 from vidcm.generation import Generation
 from vidcm.inputs import (
     check_clips,
@@ -39,6 +41,7 @@ from vidcm.inputs import (
 from vidcm.limits import BATCH_PIXELS, check_memory
 from vidcm.media.clips import OUTPUT_TYPES, Clips, Clock, as_output
 from vidcm.media.load import fit, load_clip
+from vidcm.models.offload import CPU, Offload
 from vidcm.registry import build
 from vidcm.rng import SampleRng
 from vidcm.runtime import fast_cpu, pick_device, pick_dtype
@@ -76,6 +79,7 @@ class VideoPipeline:
         self.codec: VideoCodec = load_model(self.part("codec"), VideoCodec, device)
         self._models: dict[str, Denoiser] = {}
         self._adapters: list[Adapter] = []
+        self._offload: Offload | None = None
 
     @classmethod
     @checked_names(SYNONYMS)
@@ -121,10 +125,54 @@ class VideoPipeline:
         if isinstance(target, torch.dtype):
             self.dtype = pick_dtype(target, self.device)
             return self
+        if self._offload:
+            raise UsageError(
+                f"enable_model_cpu_offload moves the models to {self.device} as they work; load "
+                "the pipeline anew for another device"
+            )
         self.device = pick_device(target)
         for model in (self.codec, *self._models.values()):
             model.to(self.device)
         return self
+
+    def enable_model_cpu_offload(self, device: str | torch.device = "auto") -> None:
+        """Keep text tower, denoiser and codec on the CPU, each but for the time that it works.
+
+        Memory of the device is then that of the largest of them and its work, for the time that it
+        takes to move them. Clips are the same.
+
+        Args:
+            device: Where they work, as in `from_pretrained`.
+
+        Raises:
+            UsageError: There is no such device.
+        """
+        self.device = pick_device(device)
+        self._offload = Offload(self.device)
+        if isinstance(self.codec, OffloadedCodec):
+            self.codec = self.codec.codec
+        self.codec = OffloadedCodec(self.codec, self._offload)
+        roles = list(self._models)
+        self._models.clear()  # loaded again when they are used, without hooks of an earlier call
+        for role in roles:
+            self.model(role)
+
+    def enable_vae_tiling(self) -> None:
+        """Encode and decode in tiles of the picture: less memory, other numbers near their seams.
+
+        Raises:
+            UsageError: The codec knows no tiles.
+        """
+        self.codec.enable_tiling()
+
+    def release_text_towers(self) -> None:
+        """Free the text towers of public models, as after `encode_prompt` of all prompts.
+
+        A prompt that comes as text loads its tower again.
+        """
+        for model in self._models.values():
+            if isinstance(model.conditioner, PipelineText):
+                model.conditioner.release()
 
     def part(self, role: str) -> Path:
         """The folder of the codec, student or teacher."""
@@ -149,6 +197,8 @@ class VideoPipeline:
                     f"{self.part(role)} is not a {role}: a student takes a guidance scale as an "
                     "input or has one built in, a teacher does not"
                 )
+            if self._offload:
+                _offload(model, self._offload)
             self._models[role] = model
         return self._models[role]
 
@@ -158,7 +208,8 @@ class VideoPipeline:
         # a public transformer does not say what it was distilled at
         public = role == "student" and (made or "sha256" not in read_card(folder))
         options = {"guidance_scale": self.settings.student.guidance_scale} if public else {}
-        return load_adapted(folder, self._adapters, role, self.device, **options)
+        place = CPU if self._offload else self.device
+        return load_adapted(folder, self._adapters, role, place, **options)
 
     def load_lora_weights(self, path: str | os.PathLike[str], scale: float = 1.0) -> Self:
         """Add low-rank updates to the weights of public models; returns the pipeline.
@@ -206,7 +257,10 @@ class VideoPipeline:
             UsageError: A number of another type or out of range.
         """
         numbers = num_inference_steps, guidance_scale, solver, negative_prompt_method, nag_scale
-        return Generation.resolve(self.model(role), self.codec, self.settings, role, *numbers)
+        model = self.model(role)
+        return Generation.resolve(
+            model, self.codec, self.settings, role, *numbers, offload=self._offload
+        )
 
     @cached_property
     def prompt_reader(self) -> PromptReader | None:
@@ -235,6 +289,7 @@ class VideoPipeline:
         negative_prompt: str = "",
         negative_prompt_method: str | None = None,
         nag_scale: float | None = None,
+        negative_prompt_embeds: Cond | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         num_frames: int | None = None,
@@ -263,6 +318,7 @@ class VideoPipeline:
                 "nag", normalized attention guidance, for students alone (default: nag for students
                 with one guidance scale built in, as of public models; guidance for others).
             nag_scale: Strength of nag, 0 to 100 (default: 5).
+            negative_prompt_embeds: One prompt by `encode_prompt`; instead of `negative_prompt`.
             num_inference_steps: Evaluations of the student, or solver steps of the teacher, 1 to
                 1000 (default: the checkpoint's).
             guidance_scale: 0 to 100, 1 is without (default: the checkpoint's).
@@ -306,6 +362,12 @@ class VideoPipeline:
         if output_type not in OUTPUT_TYPES:
             raise UsageError(f"output_type is {output_type!r}; use {', '.join(OUTPUT_TYPES)}")
         check_length("negative_prompt", check_text("negative_prompt", negative_prompt))
+        negative = negative_prompt if negative_prompt_embeds is None else negative_prompt_embeds
+        if isinstance(negative, Cond) and (negative_prompt or len(negative) != 1):
+            raise UsageError(
+                f"negative_prompt_embeds has {len(negative)} prompts; give one by encode_prompt, "
+                "in the place of negative_prompt"
+            )
         prompts = check_prompt(prompt, prompt_embeds)
         copies = integer("num_videos_per_prompt", num_videos_per_prompt, 1, MAX_CLIPS)
         count, clip_shape = len(prompts) * copies, generation.pixel_shape(size)
@@ -341,9 +403,9 @@ class VideoPipeline:
                 if latents is not None:
                     noise = latents[part].to(self.device)
                 # 4. Denoise.
-                x = generation.sample(
-                    cond, noise, rng, negative_prompt=negative_prompt, on_step=on_step
-                )[:, :, : size[0]]
+                x = generation.sample(cond, noise, rng, negative_prompt=negative, on_step=on_step)[
+                    :, :, : size[0]
+                ]
                 clock("denoise")
                 # 5. Decode.
                 made.append(x.cpu() if output_type == "latent" else generation.decode(x))
@@ -354,7 +416,7 @@ class VideoPipeline:
             prompts,
             clip_seeds,
             self.settings.fps,
-            generation.evaluations(shape[1:], negative_prompt),
+            generation.evaluations(shape[1:], negative),
             clock.seconds,
             output_type,
             captions,
@@ -443,6 +505,15 @@ class VideoPipeline:
             return changed.to(x)
 
         return on_step
+
+
+def _offload(model: Denoiser, offload: Offload) -> None:
+    """Let text tower and network of a denoiser come and go."""
+    offload.add(model.backbone, when_called=True)
+    if isinstance(model.conditioner, PipelineText):
+        model.conditioner = OffloadedText(model.conditioner, offload)
+    else:
+        offload.add(model.conditioner, when_called=True)
 
 
 @checked_names(SYNONYMS | {"pipeline": "pipe"})

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
+from vidcm.errors import UsageError
 from vidcm.media.sizes import check_frames, check_size
 
 
@@ -41,6 +42,16 @@ class VideoCodec(nn.Module, ABC):
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
         """The video of latents, clamped to [-1, 1], fp32."""
+
+    def enable_tiling(self) -> None:
+        """Decode and encode in tiles of the picture, for less memory.
+
+        Raises:
+            UsageError: The codec knows no tiles.
+        """
+        raise UsageError(
+            f"{type(self).__name__} has no tiles; it decodes long clips in pieces already"
+        )
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """`(c, t, h, w)` of the latents of a clip. Raises UsageError as `encode` does."""

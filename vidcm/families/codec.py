@@ -24,7 +24,7 @@ class PublicCodec(VideoCodec):
         super().__init__()
         self.autoencoder, self.family = autoencoder, family
         if tiling:
-            autoencoder.enable_tiling()
+            self.enable_tiling()
         self.channels, self.time_stride, self.stride = family.codec_sizes(autoencoder)
 
     @classmethod
@@ -47,6 +47,9 @@ class PublicCodec(VideoCodec):
             config = read_config(local_folder(base))
         class_name = str(config.get("_class_name"))
         return cls(empty_module(config, class_name), find_family(class_name), tiling)
+
+    def enable_tiling(self) -> None:
+        self.autoencoder.enable_tiling()
 
     @property
     def frame_step(self) -> int:

@@ -93,8 +93,8 @@ class TwoTexts(nn.Module):
     def forward(self, x: Tensor, time: Tensor, cond: Cond, time_to: Tensor | None = None) -> Tensor:
         rows = len(cond)
         pairs = ((cond.tokens, self.second.tokens), (cond.mask, self.second.mask))
-        both = (torch.cat([a, b.expand(rows, *b.shape[1:])], 1) for a, b in pairs)
-        return self.backbone(x, time, Cond(*both, cond.guidance_scale), time_to)
+        tokens, mask = (torch.cat([a, b.expand(rows, *b.shape[1:])], 1) for a, b in pairs)
+        return self.backbone(x, time, Cond(tokens, mask, cond.guidance_scale), time_to)
 
 
 class PublicDenoiser(Denoiser):

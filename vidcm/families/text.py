@@ -10,6 +10,7 @@ from torch import Tensor
 from vidcm.errors import UsageError
 from vidcm.families.base import Family, library_class
 from vidcm.families.component import component, read_config
+from vidcm.models.offload import Offload
 
 
 class PipelineText:
@@ -42,6 +43,11 @@ class PipelineText:
     def release(self) -> None:
         """Free the tower; the next prompt loads it again."""
         self._pipeline = None
+
+    def to(self, device: torch.device | str) -> None:
+        """Move the tower if it is loaded."""
+        if self._pipeline is not None:
+            self._pipeline.text_encoder.to(device)
 
     def without_data(self) -> Any:
         """The tower on the meta device, from its config alone."""
@@ -93,3 +99,22 @@ class PipelineText:
         if len(names) != 1:
             raise UsageError(f"{self.root / 'text_encoder'}/config.json names no architecture")
         return names[0]
+
+
+class OffloadedText(PipelineText):
+    """A text tower that is on its device only while it works; loaded anew.
+
+    Args:
+        tower: The tower.
+        offload: Moves it.
+    """
+
+    def __init__(self, tower: PipelineText, offload: Offload):
+        super().__init__(tower.root, tower.family)
+        self.offload = offload
+
+    def __call__(
+        self, prompts: Sequence[str], device: torch.device | str = "cpu"
+    ) -> tuple[Tensor, Tensor]:
+        self.offload.use(self)
+        return super().__call__(prompts, self.offload.device)

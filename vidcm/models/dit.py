@@ -9,6 +9,7 @@ that the tokens may be narrower than the noise of a patch (which a velocity hold
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -160,11 +161,12 @@ class DiT(TransformerBackbone):
         return rearrange(out, pattern, t=frames, h=height, w=width, i=pt, j=ph, k=pw)
 
     def guided_by_attention(self, negative: Cond, guidance: AttentionGuidance) -> nn.Module:
-        text, mask = self.text_norm(negative.tokens), negative.mask
-        blocks = {
-            name: view(block, text=GuidedAttention(block.text, text, mask, guidance))  # type: ignore[arg-type]
-            for name, block in self.blocks.named_children()
-        }
+        blocks = {}
+        for name, block in self.blocks.named_children():
+            text: Any = GuidedAttention(
+                block.text, self.text_norm, negative.tokens, negative.mask, guidance
+            )
+            blocks[name] = view(block, text=text)
         return view(self, blocks=view(self.blocks, **blocks))
 
     def _state(

@@ -52,24 +52,29 @@ class GuidedAttention(nn.Module):
 
     Args:
         attention: Attention to text; its weights are shared.
+        norm: What texts go through before.
         negative: Tokens of the negative text, `(1, n, d)`.
         mask: Their mask `(1, n)`.
         guidance: How.
     """
 
     def __init__(
-        self, attention: Attention, negative: Tensor, mask: Tensor, guidance: AttentionGuidance
+        self,
+        attention: Attention,
+        norm: nn.Module,
+        negative: Tensor,
+        mask: Tensor,
+        guidance: AttentionGuidance,
     ):
         super().__init__()
-        self.attention, self.guidance = attention, guidance
+        self.attention, self.norm, self.guidance = attention, norm, guidance
         self.negative, self.mask = negative, mask
 
     def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
         rows = len(x)
         positive = self.attention.mix(x, context, mask)
-        negative = self.attention.mix(
-            x, self.negative.expand(rows, -1, -1), self.mask.expand(rows, -1)
-        )
+        text = self.norm(self.negative).expand(rows, -1, -1)
+        negative = self.attention.mix(x, text, self.mask.expand(rows, -1))
         return self.attention.out(self.guidance(positive, negative))
 
 

@@ -76,7 +76,11 @@ class LoraConfig:
 
 
 _AT_LEAST = {"num_workers": 0, "seed": 0} | dict.fromkeys(
-    ("steps", "batch_size", "gradient_accumulation_steps", "keep_checkpoints", "max_skipped"), 1
+    (
+        *("steps", "batch_size", "gradient_accumulation_steps", "sequence_parallel"),
+        *("keep_checkpoints", "max_skipped"),
+    ),
+    1,
 )
 _AT_LEAST |= dict.fromkeys(("log_every", "sample_every", "save_every"), 1) | {"rank_timeout": 10}
 
@@ -104,6 +108,7 @@ class TrainConfig:
         precision: fp32; bf16, which is autocast over fp32 weights; or auto, which is bf16 where the
             device has instructions for it.
         zero: ZeRO stage, 0 to 3, under the deepspeed launcher.
+        sequence_parallel: Ranks, next to each other, that have the tokens of a clip together.
         activation_checkpointing: Compute blocks again in the backward pass to save memory.
         compile: Compile the trained networks with `torch.compile`.
         num_workers: Threads that prepare batches; 0 for none.
@@ -133,6 +138,7 @@ class TrainConfig:
     ema_decay: float = 0.999
     precision: str = "fp32"
     zero: int = 0
+    sequence_parallel: int = 1
     activation_checkpointing: bool = False
     compile: bool = False
     num_workers: int = 1
@@ -160,6 +166,16 @@ class TrainConfig:
             raise UsageError(
                 "compile=true cannot look past the hooks by which zero=3 gathers the weights of "
                 "every layer; use zero=2, or compile=false"
+            )
+        if self.compile and self.sequence_parallel > 1:
+            raise UsageError(
+                "compile=true cannot look past the exchanges of sequence_parallel; use "
+                "compile=false, or sequence_parallel=1"
+            )
+        if self.sequence_parallel > 1 and "denoiser" not in str(self.model.get("name")):
+            raise UsageError(
+                f"sequence_parallel splits the tokens of denoisers, and model is "
+                f"{self.model.get('name')}; use sequence_parallel=1"
             )
         if self.lora and not self.start:
             raise UsageError(

@@ -2,8 +2,9 @@
 low-rank updates, checkpointing, compilation.
 
 `cells.py MODE FOLDER`, run as one of several ranks, writes what it found to
-`FOLDER/MODE-rank<N>.pt`. MODE is eager, compiled, or resumed: every objective from the half-way state
-of one process, and its own half-way state for one process to go on from. Cells are compiled once, not each: networks of
+`FOLDER/MODE-rank<N>.pt`. MODE is eager, compiled, sequence, or resumed: every objective from the
+half-way state of one process, and its own half-way state for one process to go on from. Cells are
+compiled once, not each: networks of
 one class share their graphs, of which there are few.
 """
 
@@ -32,6 +33,7 @@ from vidcm.store import load_model
 from vidcm.train.engine import Engine, LocalEngine
 from vidcm.train.lora import adapt
 from vidcm.train.roles import Start, assemble
+from vidcm.train.sequence import check_sequence, parallelize, sequence_group
 from vidcm.train.setup import apply_memory_options, init_from
 
 CPU = torch.device("cpu")
@@ -112,8 +114,13 @@ class Cell:
         spec = config.objective
         self.objective: Objective = build("objective", spec, teacher=teacher, make_fake=make_fake)
         self.objective.check(config)
+        check_sequence(config, self.objective)
         self.lr = config.optimizer.lr
+        if start is not LocalEngine and (group := sequence_group(config, CPU)):
+            for network in (student, teacher):
+                parallelize(network, group)
         self.engine: Engine = assemble(student, self.objective, config, CPU, start)
+        self.groups = config.sequence_parallel
         others = [role.module for role in self.objective.roles.values()]
         self.networks: list[nn.Module] = [student, *others]
 
@@ -125,7 +132,8 @@ class Cell:
             for network in self.networks:
                 if backbone := getattr(network, "backbone", None):
                     backbone.activation_checkpointing = again and step >= period
-            places = positions(step, BATCH, self.engine.world, self.engine.rank)
+            world, rank = (n // self.groups for n in (self.engine.world, self.engine.rank))
+            places = positions(step, BATCH, world, rank)
             x = SampleRng(77, places).normal(5, 2, 3, 4)
             batch = Batch([PROMPTS[p % 4] for p in places], latents=x)
             part = MicroBatch(batch, 5, places)
@@ -158,7 +166,8 @@ def on_rank(mode: str, folder: Path) -> None:
     results: dict[tuple, Steps] = {}
     for row, zero, lora in product(ROWS, STAGES, updates()):
         with suppress(UsageError):
-            config = settings(row, folder / "teacher", zero, lora, compile=mode == "compiled")
+            changes = {"sequence": {"sequence_parallel": 2}, "compiled": {"compile": True}}
+            config = settings(row, folder / "teacher", zero, lora, **changes.get(mode, {}))
             results[row, zero, lora] = Cell(config, start_on_ranks).run(again=True)
     for zero in STAGES if mode == "eager" else ():
         config = settings(BF16, folder / "teacher", zero, False, precision="bf16")

@@ -78,6 +78,11 @@ def compiled(folder: Path) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
+def split(folder: Path) -> list[dict]:
+    return on_two_ranks("sequence", folder, 1500)
+
+
+@pytest.fixture(scope="module")
 def alone(folder: Path):
     """A row's losses and norms in one process, by whether the updates are of low rank."""
 
@@ -100,7 +105,7 @@ def test_every_objective_of_denoisers_has_a_row() -> None:
     assert {row.partition(",")[0] for row in cells.ROWS} == TABLE["objective"].keys() - codes
 
 
-def assert_cells(found: list[dict], alone, folder: Path, row: str, zero: int, **keys: bool) -> None:
+def assert_cells(found: list[dict], alone, folder: Path, row: str, zero: int, **keys: int) -> None:
     for lora in cells.updates():
         key = (row, zero, lora)
         if cells.refusal(row, folder / "teacher", zero, lora, **keys):
@@ -124,6 +129,17 @@ def test_r11_the_teacher_is_not_changed_by_training(folder: Path, row: str) -> N
 def test_equals_one_process(eager: list[dict], alone, folder: Path, row: str, zero: int) -> None:
     """The first steps without checkpointing, the next ones with it."""
     assert_cells(eager, alone, folder, row, zero)
+
+
+@pytest.mark.slow
+@needs_deepspeed
+@pytest.mark.parametrize("row", cells.ROWS)
+@pytest.mark.parametrize("zero", cells.STAGES)
+def test_tokens_split_over_ranks_equal_one_process(
+    split: list[dict], alone, folder: Path, row: str, zero: int
+) -> None:
+    """Two ranks have every clip together; exact derivatives and checkpointing included."""
+    assert_cells(split, alone, folder, row, zero, sequence_parallel=2)
 
 
 @needs_deepspeed

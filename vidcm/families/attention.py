@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from vidcm.errors import UsageError
 from vidcm.models.attention import attend
 from vidcm.models.nag import AttentionGuidance
+from vidcm.models.sequence_parallel import SequenceGroup
 
 Attend = Callable[..., Tensor]  # of `(b, heads, n, d)`, as `scaled_dot_product_attention`
 
@@ -33,6 +34,7 @@ def scaled_dot_product_attention(
     enable_gqa: bool = False,
     backend: Any = None,
     parallel_config: Any = None,
+    attention: Attend = attend,
 ) -> Tensor:
     """torch's function over `(b, heads, n, d)`, of what public video networks use of it."""
     if dropout_p or is_causal or scale is not None or enable_gqa or parallel_config is not None:
@@ -40,7 +42,7 @@ def scaled_dot_product_attention(
             "this network's attention has dropout, a causal mask, a scale or a parallel "
             "configuration of its own, for which vidcm has no derivative"
         )
-    return attend(query, key, value, _key_mask(attn_mask))
+    return attention(query, key, value, _key_mask(attn_mask))
 
 
 def _key_mask(mask: Tensor | None) -> Tensor | None:
@@ -82,6 +84,19 @@ def guided(guidance: AttentionGuidance, length: int) -> Attend:
             found = scaled_dot_product_attention(query, k, v, mask, **options)
             parts.append(rearrange(found, "b heads n d -> b n (heads d)"))
         return rearrange(guidance(*parts), "b n (h d) -> b h n d", h=query.shape[1])
+
+    return attention
+
+
+def ulysses(group: SequenceGroup) -> Attend:
+    """Self-attention among the tokens of all ranks of a group."""
+
+    def attention(
+        query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **options: Any
+    ) -> Tensor:
+        return scaled_dot_product_attention(
+            query, key, value, attn_mask, **options, attention=group.attend
+        )
 
     return attention
 

@@ -17,6 +17,7 @@ from vidcm.diffusion.base import Cond
 from vidcm.diffusion.parameterization import FlowClock, FlowPrediction, Parameterization
 from vidcm.errors import UsageError
 from vidcm.families.schedule import resolution_shift
+from vidcm.models.sequence_parallel import SequenceGroup
 from vidcm.registry import TABLE, lookup
 from vidcm.schema import suggest
 
@@ -41,6 +42,7 @@ class Family(ABC):
         text_attention: Attribute of a block that is its attention to text; None where text and
             video attend together.
         times_per_frame: Whether the network takes a time for each token.
+        splits: Whether sequence parallelism knows the inputs of its blocks.
         two_times: Whether the network takes a second time, the target of a jump.
         defaults: Frames, height, width and frames per second of the pipeline's call.
         guidance_scale: Of the pipeline's call.
@@ -58,6 +60,7 @@ class Family(ABC):
     two_times: ClassVar[bool] = False
     defaults: ClassVar[tuple[int, int, int, float]]
     guidance_scale: ClassVar[float]
+    splits: ClassVar[bool] = False
 
     def parameterization(self, scheduler: dict[str, Any]) -> Parameterization:
         """What the network reads and predicts.
@@ -100,6 +103,10 @@ class Family(ABC):
     @abstractmethod
     def text_width(self, config: dict[str, Any]) -> int:
         """Width of the text tokens that a network with this config reads."""
+
+    def own_inputs(self, group: SequenceGroup, inputs: tuple) -> tuple:
+        """What a block reads beside tokens, for the tokens of this rank; of families that split."""
+        raise NotImplementedError
 
     def decode(self, codec: Any, raw: Tensor) -> Tensor:
         """The video of raw latents."""

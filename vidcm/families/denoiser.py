@@ -13,13 +13,14 @@ from vidcm.diffusion.base import Cond
 from vidcm.diffusion.denoiser import Denoiser
 from vidcm.diffusion.paths import ProbPath
 from vidcm.errors import UsageError
-from vidcm.families.attention import guided, rebound, with_attend
+from vidcm.families.attention import guided, rebound, ulysses, with_attend
 from vidcm.families.base import Family, find_family
 from vidcm.families.component import empty_module, read_config
 from vidcm.families.ltx import LTX
 from vidcm.families.text import PipelineText
 from vidcm.models.backbone import TransformerBackbone
 from vidcm.models.nag import AttentionGuidance, view
+from vidcm.models.sequence_parallel import SequenceGroup, check_heads, parallelize_blocks
 from vidcm.registry import build
 from vidcm.store import local_folder
 
@@ -59,6 +60,17 @@ class PublicBackbone(TransformerBackbone):
 
     def forward(self, x: Tensor, time: Tensor, cond: Cond, time_to: Tensor | None = None) -> Tensor:
         return self.family.forward(self.transformer, x, time, cond, time_to)
+
+    def parallelize(self, group: SequenceGroup) -> None:
+        if not self.family.splits:
+            raise UsageError(
+                f"sequence_parallel cannot split the tokens of {self.family.name} models; use 1"
+            )
+        check_heads(self.transformer.config.num_attention_heads, group)
+        for block in self.blocks:
+            attention: Any = block.attn1
+            attention.processor = rebound(attention.processor, ulysses(group))
+        parallelize_blocks(self.blocks, group, self.family.own_inputs)
 
     def guided_by_attention(self, negative: Cond, guidance: AttentionGuidance) -> nn.Module:
         name = self.family.text_attention

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vidcm.diffusion.base import Cond
 from vidcm.families.base import Family
+from vidcm.models.sequence_parallel import SequenceGroup
 
 
 class Wan(Family):
@@ -23,6 +24,7 @@ class Wan(Family):
     times_per_frame = True
     defaults = (81, 480, 832, 16.0)
     guidance_scale = 5.0
+    splits = True
 
     def forward(
         self, network: Any, x: Tensor, time: Tensor, cond: Cond, time_to: Tensor | None
@@ -32,6 +34,12 @@ class Wan(Family):
             area = (x.shape[3] // height) * (x.shape[4] // width)
             time = time[:, ::step].repeat_interleave(area, dim=1)
         return network(x, time, cond.tokens, return_dict=False)[0]
+
+    def own_inputs(self, group: SequenceGroup, inputs: tuple) -> tuple:
+        text, modulation, rotary = inputs
+        if modulation.ndim == 4:  # of each token
+            modulation = group.part(modulation, 1)
+        return text, modulation, tuple(group.part(x, 1) for x in rotary)
 
     def latent_statistics(self, codec: Any) -> tuple[Tensor, Tensor]:
         config = codec.config
@@ -54,6 +62,7 @@ class AnyFlow(Wan):
     name = "anyflow"
     pipeline = "AnyFlowPipeline"
     two_times = True
+    splits = False
 
     def forward(
         self, network: Any, x: Tensor, time: Tensor, cond: Cond, time_to: Tensor | None

@@ -72,6 +72,7 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int, context: int | None = None):
         super().__init__()
         self.heads, self.self_attention = heads, context is None
+        self.attend = attend
         self.queries = nn.Linear(width, width, bias=False)
         self.keys_values = nn.Linear(context or width, 2 * width, bias=False)
         self.query_norm = nn.RMSNorm(width // heads, eps=1e-6)
@@ -104,4 +105,4 @@ class Attention(nn.Module):
         k = self.key_norm(k)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
-        return rearrange(attend(q, k, v, mask), "b heads n d -> b n (heads d)")
+        return rearrange(self.attend(q, k, v, mask), "b heads n d -> b n (heads d)")

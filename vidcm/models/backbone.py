@@ -7,6 +7,7 @@ from torch import nn
 from vidcm.diffusion.base import Cond
 from vidcm.errors import UsageError
 from vidcm.models.nag import AttentionGuidance
+from vidcm.models.sequence_parallel import SequenceGroup
 
 
 class TransformerBackbone(nn.Module):
@@ -39,4 +40,14 @@ class TransformerBackbone(nn.Module):
         raise UsageError(
             f"normalized attention guidance needs attention to text alone, and "
             f"{type(self).__name__} has none; use negative_prompt_method guidance"
+        )
+
+    def parallelize(self, group: SequenceGroup) -> None:
+        """Compute this rank's part of the tokens in the blocks; see `sequence_parallel`.
+
+        Raises:
+            UsageError: The network cannot, or ranks do not divide its heads.
+        """
+        raise UsageError(
+            f"sequence_parallel cannot split the tokens of {type(self).__name__}; use 1"
         )

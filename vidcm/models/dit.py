@@ -24,6 +24,7 @@ from vidcm.models.backbone import TransformerBackbone
 from vidcm.models.embed import ScalarEmbedding
 from vidcm.models.nag import AttentionGuidance, GuidedAttention, view
 from vidcm.models.rope import rotary
+from vidcm.models.sequence_parallel import SequenceGroup, check_heads, parallelize_blocks
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -163,11 +164,19 @@ class DiT(TransformerBackbone):
     def guided_by_attention(self, negative: Cond, guidance: AttentionGuidance) -> nn.Module:
         blocks = {}
         for name, block in self.blocks.named_children():
+            attention: Any = block.text
             text: Any = GuidedAttention(
-                block.text, self.text_norm, negative.tokens, negative.mask, guidance
+                attention, self.text_norm, negative.tokens, negative.mask, guidance
             )
             blocks[name] = view(block, text=text)
         return view(self, blocks=view(self.blocks, **blocks))
+
+    def parallelize(self, group: SequenceGroup) -> None:
+        check_heads(self.num_heads, group)
+        for block in self.blocks:
+            attention: Any = block.attention
+            attention.attend = group.attend
+        parallelize_blocks(self.blocks, group, _own_inputs)
 
     def _state(
         self, time: Tensor, time_to: Tensor | None, cond: Cond, text: Tensor, frames: int, area: int
@@ -186,3 +195,11 @@ class DiT(TransformerBackbone):
         if time.ndim == 1:
             return (moment + pooled).unsqueeze(1)
         return repeat(moment, "b t d -> b (t n) d", n=area) + pooled.unsqueeze(1)
+
+
+def _own_inputs(group: SequenceGroup, inputs: tuple) -> tuple:
+    """Modulation, text, mask and angles of a block, for this rank's tokens."""
+    modulation, text, mask, angles = inputs
+    if modulation.shape[1] > 1:  # of each token
+        modulation = group.part(modulation, 1)
+    return modulation, text, mask, group.part(angles, 0)

@@ -56,7 +56,7 @@ class DeepSpeedEngine:
     """
 
     def __init__(self, step: TrainStep, config: TrainConfig, averaged: bool = True):
-        self.deepspeed = _import(step.device)
+        self.deepspeed = import_deepspeed(step.device)
         _meet(self.deepspeed, config.rank_timeout)
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.device, self.decay = step.device, config.ema_decay
@@ -78,9 +78,8 @@ class DeepSpeedEngine:
         names = {p: n for n, p in self.parameters.items()}
         self.order = [names[p] for g in self.optimizer.param_groups for p in g["params"]]
         self.groups = self.optimizer.state_dict()["param_groups"]
-        micro = len(
-            positions(0, config.batch_size, self.world * config.gradient_accumulation_steps, 0)
-        )
+        groups = self.world // config.sequence_parallel
+        micro = len(positions(0, config.batch_size, groups * config.gradient_accumulation_steps, 0))
         with redirect_stdout(StringIO()):  # a part of it prints, whatever the log level
             self.engine, *_ = self.deepspeed.initialize(
                 model=step,
@@ -255,7 +254,8 @@ class DeepSpeedEngine:
                 tensor.copy_(values[name])
 
 
-def _import(device: torch.device) -> Any:
+def import_deepspeed(device: torch.device) -> Any:
+    """DeepSpeed, set up for a device."""
     # The choice is ours, and DeepSpeed would announce its own.
     os.environ["DS_ACCELERATOR"] = device.type
     deepspeed: Any = import_module("deepspeed")

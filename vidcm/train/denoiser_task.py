@@ -17,8 +17,9 @@ from vidcm.errors import UsageError
 from vidcm.objectives.base import Objective
 from vidcm.registry import build, lookup, options_of
 from vidcm.store import read_card, weights_hash
-from vidcm.train.loop import Task
+from vidcm.train.loop import Task, Weights
 from vidcm.train.preview import Preview
+from vidcm.train.sequence import check_sequence, parallelize, sequence_group
 from vidcm.train.setup import Models, apply_memory_options
 
 
@@ -44,7 +45,17 @@ def denoiser_task(
         data.check_codec(weights_hash(config.codec))
     else:
         data = Encoded(data, codec, device)
-    return Task(model, objective, data, Preview(config, objective, teacher, codec, data, device))
+    preview = Preview(config, objective, teacher, codec, data, device)
+    if (group := sequence_group(config, device)) is None:
+        return Task(model, objective, data, preview)
+    for network in filter(None, (model, teacher)):
+        parallelize(network, group)
+
+    def alone(weights: Weights, path: Path) -> dict[str, float]:
+        with group.alone():  # rank 0 draws it
+            return preview(weights, path)
+
+    return Task(model, objective, data, alone)
 
 
 @dataclass
@@ -73,6 +84,7 @@ def denoiser_parts(
         "objective", config.objective, teacher=teacher, make_fake=make_fake
     )
     objective.check(config)
+    check_sequence(config, objective)
     check_guidance(model, objective)
     if config.codec is None:
         raise UsageError("a denoiser needs a codec: set codec to the `final` folder of a codec run")

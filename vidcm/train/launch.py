@@ -45,8 +45,14 @@ def launch(config: TrainConfig, device_name: str = "auto") -> int:
             "tools/train.py"
         )
     ranks = int(os.environ.get("WORLD_SIZE", "1")) if distributed else 1
+    if ranks % config.sequence_parallel:
+        raise UsageError(
+            f"sequence_parallel={config.sequence_parallel} does not divide the {ranks} "
+            f"rank{'s' * (ranks > 1)}; start with: deepspeed --num_gpus N tools/train.py"
+        )
     # Refuses a batch that does not divide.
-    positions(0, config.batch_size, ranks * config.gradient_accumulation_steps, 0)
+    groups = ranks // config.sequence_parallel
+    positions(0, config.batch_size, groups * config.gradient_accumulation_steps, 0)
     device = pick_device(device_name)
     if distributed and device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

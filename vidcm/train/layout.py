@@ -40,7 +40,7 @@ class Layout:
         self.stage = max(config.zero, int(self.bf16)) if self.deepspeed else 0
         self.size = 2 if self.bf16 and self.deepspeed else 4  # bytes of a weight
         self.copies = 1 if foreach else 2  # of what it updates, that an update makes
-        parts = world * config.gradient_accumulation_steps
+        parts = world // config.sequence_parallel * config.gradient_accumulation_steps
         self.micro = len(positions(0, config.batch_size, parts, 0))
 
     def cast(self, network: nn.Module) -> None:

@@ -116,8 +116,8 @@ class _Run:
             stop=config.steps,
             batch_size=config.batch_size,
             gradient_accumulation_steps=config.gradient_accumulation_steps,
-            rank=self.engine.rank,
-            world=self.engine.world,
+            rank=self.engine.rank // config.sequence_parallel,
+            world=self.engine.world // config.sequence_parallel,
             num_workers=config.num_workers,
         )
         with tqdm(
@@ -274,7 +274,8 @@ def _give_up(config: TrainConfig, step: int, bad: int) -> None:
 _FREE = {
     *("output", "steps", "num_workers", "log_every", "sample_every", "save_every"),
     *("keep_checkpoints", "preview_prompts", "rank_timeout"),
-    *("max_skipped", "zero", "gradient_accumulation_steps", "activation_checkpointing", "compile"),
+    *("max_skipped", "zero", "sequence_parallel", "gradient_accumulation_steps"),
+    *("activation_checkpointing", "compile"),
 }
 
 

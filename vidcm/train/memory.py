@@ -111,6 +111,11 @@ def estimate(
     Raises:
         UsageError: The parts of the config do not fit together, or the model is no denoiser.
     """
+    if config.sequence_parallel > 1:
+        raise UsageError(
+            "the memory of sequence_parallel is not estimated; leave it out for an upper bound, "
+            "with gradient_accumulation_steps that leave each rank the clips of a group"
+        )
     models, layout = EmptyModels(), Layout(config, world, foreach=foreach)
     student = make_model(replace(config, compile=False), META, models)
     if not isinstance(student, Denoiser):

@@ -71,9 +71,8 @@ class Share:
         share = 4 * (math.ceil(ours / layout.world) if stage else ours)
         weights = size * _count(module.parameters())
         if stage == 3:
-            # Beside a shard, those in use and the buffer that they are gathered in: all of them,
-            # up to a limit that few networks reach.
-            weights = math.ceil(weights / layout.world) + 2 * min(weights, size * LIVE)
+            # A shard, and those in use: all of them, up to a limit that few networks reach.
+            weights = math.ceil(weights / layout.world) + min(weights, size * LIVE)
         buffers = sum(b.numel() * b.element_size() for b in module.buffers())
         self.lasting = {
             "weights": weights + buffers,

@@ -8,11 +8,13 @@ import peaks
 import pytest
 import tiny
 
+from vidcm.cli import train as command
 from vidcm.config import LoraConfig, TrainConfig
 from vidcm.errors import UsageError
 from vidcm.train.dry_run import report
 from vidcm.train.memory import estimate
 
+TEACHER = Path(__file__).resolve().parents[2] / "configs" / "lpc" / "teacher.yaml"
 SCALES = {"guidance_range": [1.0, 2.0]}
 STUDENT = tiny.denoiser(guidance_embed=True, hidden_size=128, num_layers=2)
 TUNING = {"name": "consistency_tuning", **SCALES}
@@ -109,6 +111,17 @@ def test_the_report_names_changes_that_help(models: dict[str, Path]) -> None:
     assert int(first) > int(later[-1]) and "precision=bf16" in text and "zero=2" in text
     peaks_in_turn = [float(x) for x in re.findall("([0-9.]+) GiB   (?:fits|does)", text)]
     assert peaks_in_turn == sorted(peaks_in_turn, reverse=True)
+
+
+def test_the_command_reads_no_weights_and_no_data(models: dict[str, Path], capsys) -> None:
+    parts = [f"{key}={models[role]}" for key, role in (("codec", "codec"), ("init", "teacher"))]
+    words = ["--config", str(TEACHER), "--dry-run", "--clip", "9x64x64"]
+    small = ["model.channels=5", "batch_size=2", *parts, "init_text=missing", "data.path=missing"]
+    assert command.main([*words, "--device", "cpu", *small]) == 0
+    printed = capsys.readouterr().out
+    assert "1 rank, fp32" in printed and "peak of a step" in printed and "fits on 24 GB" in printed
+    assert command.main([*words[:2], "--world", "2", *small]) == 2
+    assert "add --dry-run" in capsys.readouterr().err
 
 
 def test_what_is_refused(models: dict[str, Path]) -> None:

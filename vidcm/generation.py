@@ -110,6 +110,8 @@ class Generation:
                 f"of one step each; use {phases}"
             )
         low, high = model.guidance_scales or (0.0, math.inf)
+        if guidance_scale is None:
+            scale = min(max(scale, low), high)
         if not low <= scale <= high:
             raise UsageError(
                 f"guidance_scale is {scale:g}, but this student has {low:g} built in; leave it out"

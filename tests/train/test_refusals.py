@@ -60,7 +60,7 @@ def test_what_fits_is_made(folder: Path) -> None:
         ({"teacher": "student"}, "teacher .*student is a student: it takes a guidance scale"),
         (
             {"model": tiny.denoiser(), "init": "teacher"},
-            "model.backbone.guidance_embed is false; set it",
+            "set model.backbone.guidance_embed to true",
         ),
         ({"teacher": "other_tower"}, "text tower has buckets=101, the student's 127; set model.c"),
         ({"init": "codec"}, "init .*codec holds a CausalVAE, and the model is a Denoiser"),

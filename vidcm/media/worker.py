@@ -86,7 +86,7 @@ class ReaderProcess:
     ) -> list[Shot]:
         """`find_shots(path, threshold)`, with the deadline of so many calls."""
         deadline = self.deadline * parts
-        options = {"threshold": threshold, "deadline": deadline}
+        options: dict[str, Any] = {"threshold": threshold, "deadline": deadline}
         return self._call("find_shots", path, kill_after=deadline, **options)
 
     def load_clip(

@@ -11,6 +11,7 @@ import vidcm
 from vidcm import config
 from vidcm.config import LoraConfig, OptimizerConfig, TrainConfig, load, to_dict
 from vidcm.errors import UsageError
+from vidcm.files import on_hub
 from vidcm.registry import build, options_of
 from vidcm.schema import from_dict
 from vidcm.yaml_file import parse_yaml
@@ -48,8 +49,9 @@ def refused(path: Path, *overrides: str) -> str:
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: str(p.relative_to(REPO / "configs")))
 def test_every_shipped_config_loads_and_its_parts_exist(path):
     found = load(path)
-    model = build("model", found.model)
-    assert sum(p.numel() for p in model.parameters()) > 1000
+    if not on_hub(found.model.get("base", "")):  # tests/families train those with tiny models
+        model = build("model", found.model)
+        assert sum(p.numel() for p in model.parameters()) > 1000
     # What needs a teacher or data is not made here, but its options are named right.
     teacher = (
         {"teacher": None} if "teacher" in options_of("objective", found.objective["name"]) else {}

@@ -145,7 +145,7 @@ def run(root: Path, output: Path, **options) -> dict | None:
     return encode_cache(found, as_latents, output, **options)
 
 
-def test_near_duplicates_leave_the_cache_whoever_made_its_shards(folder, tmp_path):
+def test_v26_near_duplicates_leave_the_cache_whoever_made_its_shards(folder, tmp_path):
     found = run(folder, tmp_path / "whole")
     assert found is not None and found["near-duplicate"] == 1 and found["still"] == 1
     data = LatentShards(tmp_path / "whole")

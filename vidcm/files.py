@@ -80,7 +80,7 @@ def _workspace(target: Path) -> Iterator[Path]:
     workspace = Path(tempfile.mkdtemp(dir=target.parent, prefix=f"{PREFIX}new-"))
     lock = os.open(workspace, os.O_RDONLY)
     try:
-        _lock(lock)
+        lock_folder(lock)
         workspace = workspace.rename(target.parent / (prefix + workspace.name[-8:]))
         yield workspace
     finally:
@@ -96,7 +96,7 @@ def _recover(target: Path, prefix: str) -> None:
         with suppress(FileNotFoundError):  # another process was faster
             lock = os.open(workspace, os.O_RDONLY)
             try:
-                if _lock(lock):
+                if lock_folder(lock):
                     _clean(workspace, target)
             finally:
                 os.close(lock)
@@ -114,7 +114,7 @@ def _clean(workspace: Path, target: Path) -> None:
     shutil.rmtree(workspace, ignore_errors=True)
 
 
-def _lock(descriptor: int) -> bool:
+def lock_folder(descriptor: int) -> bool:
     """Lock an open folder until it is closed; False if it is locked or cannot be."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

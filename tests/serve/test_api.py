@@ -488,3 +488,41 @@ def test_a_socket_that_is_taken_is_one_line():
         port = taken.getsockname()[1]
         with pytest.raises(VidcmError, match=f"cannot listen on 127.0.0.1:{port}: .*--port"):
             server.bind("127.0.0.1", port)
+
+
+@pytest.mark.parametrize(
+    "wanted, part",
+    [
+        ("bytes=0-9", slice(0, 10)),
+        ("bytes=10-", slice(10, None)),
+        ("bytes=-7", slice(-7, None)),
+        ("bytes=5-99999999", slice(5, None)),
+        ("bytes=0-0", slice(0, 1)),
+    ],
+)
+def test_a_browser_may_ask_for_a_part_of_a_clip(client, wanted, part):
+    path = f"/v1/videos/{made(client)['id']}/content"
+    whole = client("GET", path)
+    assert whole.status == 200 and whole.headers["accept-ranges"] == "bytes"
+    answer = client("GET", path, headers={"range": wanted})
+    assert answer.status == 206 and answer.body == whole.body[part]
+    start, _, _ = part.indices(len(whole.body))
+    end = start + len(answer.body) - 1
+    assert answer.headers["content-range"] == f"bytes {start}-{end}/{len(whole.body)}"
+
+
+@pytest.mark.parametrize(
+    "wanted", ["bytes=-", "bytes=9-3", "bytes=0-1,3-4", "lines=1-2", "bytes=x-"]
+)
+def test_what_is_no_range_is_answered_with_all_of_it(client, wanted):
+    path = f"/v1/videos/{made(client)['id']}/content"
+    answer = client("GET", path, headers={"range": wanted})
+    assert answer.status == 200 and answer.body == client("GET", path).body
+
+
+def test_a_range_beyond_the_end_is_refused(client):
+    path = f"/v1/videos/{made(client)['id']}/content"
+    size = len(client("GET", path).body)
+    for wanted in (f"bytes={size}-", "bytes=-0"):
+        answer = client("GET", path, headers={"range": wanted})
+        assert answer.status == 416 and answer.headers["content-range"] == f"bytes */{size}"

@@ -17,6 +17,7 @@ from vidcm.serve.credentials import Credentials
 from vidcm.serve.guard import Guard, error_body
 from vidcm.serve.jobs import Job, NotReady, QueueFull, UnknownJob
 from vidcm.serve.openapi import describe, failures, request_body
+from vidcm.serve.ranges import ranged
 from vidcm.serve.replies import DeletedVideo, Health, Model, ModelList, Video, VideoList, reply_of
 from vidcm.serve.requests import EditRequest, VideoRequest
 from vidcm.serve.service import MEDIA_TYPES, JobService, Variant
@@ -117,17 +118,19 @@ def _add_videos(app: FastAPI, service: JobService) -> None:
         response.headers["openai-poll-after-ms"] = "500"
         return reply_of(job)
 
-    any_file = _file(*MEDIA_TYPES) | failures(400, 404, 409)
+    part: dict[int | str, dict[str, Any]] = {206: {"description": "The range that was asked for"}}
+    any_file = _file(*MEDIA_TYPES) | part | failures(400, 404, 409, 416)
 
     @app.get("/v1/videos/{video_id}/content", responses=any_file, response_class=Response)
     def download_video(
+        request: Request,
         video_id: VideoId,
         variant: Variant = "video",
         index: Annotated[int, Query(ge=0, le=63, description="Which of its clips.")] = 0,
     ) -> Response:
         """The mp4 of a completed job; or a gif, its first frame, a sprite sheet, png frames."""
         content = service.content(service.get(video_id), variant, index)
-        return Response(content, media_type=MEDIA_TYPES[variant])
+        return ranged(content, MEDIA_TYPES[variant], request.headers.get("range", ""))
 
     @app.post("/v1/videos/{video_id}/cancel", responses=failures(400, 404))
     def cancel_video(video_id: VideoId) -> Video:

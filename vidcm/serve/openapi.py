@@ -19,6 +19,7 @@ MEANINGS = {
     408: "The body did not come in time",
     409: "There is no result yet, or none",
     413: "Too large",
+    416: "The range is beyond the end of the file",
     429: "Too many jobs wait; Retry-After says for how long",
     500: "The job failed",
     503: "The server is about to stop",

@@ -1,16 +1,26 @@
 """Uploaded files: kept under names of ours in a folder of ours, decoded in a killable process."""
 
+import os
 import secrets
 import shutil
+import stat
 import tempfile
+import threading
+import time
 from collections.abc import Iterable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from vidcm.errors import UsageError
+from vidcm.files import lock_folder
+from vidcm.media.demux import BadClip
+from vidcm.media.load import SourceClip
 from vidcm.media.worker import ReaderProcess
 from vidcm.serve.limits import ServeLimits
 
+PREFIX = "vidcm-serve-"
+FRESH_SECONDS = 60.0  # in which a folder that was just made gets its lock
 # First bytes of pictures, and the extension that our readers know them by; all else is a video.
 PICTURES = {
     b"\x89PNG\r\n\x1a\n": ".png",
@@ -56,12 +66,39 @@ class Workspace:
 
     def __init__(self, limits: ServeLimits):
         self.limits = limits
-        self._folder = tempfile.TemporaryDirectory(prefix="vidcm-serve-")
+        remove_left_over()
+        self._folder = tempfile.TemporaryDirectory(prefix=PREFIX)
+        descriptor = os.open(self._folder.name, os.O_RDONLY)
+        self._resources = ExitStack()
+        self._resources.callback(os.close, descriptor)
+        lock_folder(descriptor)
         self.reader = ReaderProcess(deadline=limits.read_seconds, max_pixels=limits.max_pixels)
+        self._viewer = ReaderProcess(deadline=limits.read_seconds, max_pixels=limits.max_pixels)
+        self._viewing = threading.Lock()
 
     def free_path(self, suffix: str) -> Path:
         """A name that no file has."""
         return Path(self._folder.name, secrets.token_hex(16) + suffix)
+
+    def free_folder(self) -> Path:
+        """A new folder, which goes with all others."""
+        folder = self.free_path(".folder")
+        folder.mkdir(0o700)
+        return folder
+
+    def view(self, upload: Upload, fps: float) -> SourceClip:
+        """The first frames of a file, in another process than the jobs' own.
+
+        Raises:
+            UsageError: It cannot be read, in a line without paths.
+        """
+        try:
+            with self._viewing:
+                return self._viewer.load_clip(upload.path, fps, self.limits.max_frames)
+        except BadClip as error:
+            raise UsageError(f"{upload.label}: {error.reason}: {error.detail}") from None
+        except UsageError as error:
+            raise UsageError(str(error).replace(str(upload.path), upload.label)) from None
 
     def receive(self, chunks: Iterable[bytes], label: str) -> Upload:
         """Keep a file.
@@ -94,9 +131,30 @@ class Workspace:
         return upload
 
     def close(self) -> None:
-        """Remove the folder with all that is in it, and end the process."""
+        """Remove the folder with all that is in it, and end the processes."""
         self.reader.close()
+        self._viewer.close()
         self._folder.cleanup()
+        self._resources.close()
+
+
+def remove_left_over() -> None:
+    """Remove folders of this user's servers that were killed: nobody holds their locks."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        with suppress(OSError):  # of another user, or just removed by another server
+            status = folder.lstat()
+            old = time.time() - status.st_mtime > FRESH_SECONDS
+            if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and old:
+                _remove_unlocked(folder)
+
+
+def _remove_unlocked(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        if lock_folder(descriptor):
+            shutil.rmtree(folder)
+    finally:
+        os.close(descriptor)
 
 
 def _suffix(head: bytes) -> str:

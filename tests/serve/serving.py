@@ -5,16 +5,19 @@ import json
 import secrets
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastapi import FastAPI
+
 from vidcm.serve.app import create_app
 from vidcm.serve.checkpoints import Checkpoint
 from vidcm.serve.credentials import Credentials
 from vidcm.serve.limits import ServeLimits
+from vidcm.serve.page.mount import mount_page
 from vidcm.serve.server import bind, make_server
 from vidcm.serve.service import JobService
 
@@ -90,10 +93,15 @@ def served(
     service: JobService,
     credentials: Credentials | None = None,
     headers: Mapping[str, str] | None = None,
+    page: Callable[[Path], FastAPI] | None = None,
 ) -> Iterator[Client]:
-    """Serve a service in a thread of this process."""
+    """Serve a service, and a page that is built beside it, in a thread of this process."""
     listener = bind("127.0.0.1", 0)
-    server = make_server(create_app(service, credentials, LOCAL), service)
+    app = create_app(service, credentials, LOCAL)
+    if page is not None:
+        uploads = service.private_folder()
+        mount_page(app, lambda: page(uploads), uploads)
+    server = make_server(app, service)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

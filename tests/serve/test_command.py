@@ -106,6 +106,25 @@ def test_the_end_by_a_signal_leaves_nothing(folder, tmp_path, number, code, line
         assert not os.listdir(tmp_path)
 
 
+def test_what_a_killed_server_left_is_removed_by_the_next_and_nothing_else(folder, tmp_path):
+    words = ("--checkpoint", str(folder), "--no-page")
+    (tmp_path / "vidcm-serve-file").write_text("of others")
+    with running(tmp_path, *words) as (alive, _):
+        there = set(os.listdir(tmp_path))
+        with running(tmp_path, *words) as (killed, _):
+            (left,) = set(os.listdir(tmp_path)) - there
+            assert left.startswith("vidcm-serve-")
+            killed.kill()
+            killed.wait(30)
+        for name in os.listdir(tmp_path):
+            os.utime(tmp_path / name, (0, 0))
+        assert left in os.listdir(tmp_path)
+        with running(tmp_path, *words):
+            assert left not in os.listdir(tmp_path)
+            assert there < set(os.listdir(tmp_path))
+        assert alive.poll() is None
+
+
 def test_q09_other_machines_are_let_in_with_credentials_alone(capsys, monkeypatch, tmp_path):
     monkeypatch.delenv("VIDCM_AUTH", raising=False)
     assert serve.parser().get_default("host") == "127.0.0.1"

@@ -80,6 +80,14 @@ def existing_file(text: str) -> Path:
     return existing_path(text)
 
 
+def existing_folder(text: str) -> Path:
+    """An argparse type: the path of a folder that is there."""
+    path = existing_path(text)
+    if not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{quoted(text)} is a file, expected a folder")
+    return path
+
+
 def existing_path(text: str) -> Path:
     """An argparse type: the path of a file or folder that is there."""
     path = Path(text)

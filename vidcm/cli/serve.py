@@ -1,18 +1,25 @@
-"""`vidcm serve`: an HTTP API that makes and edits clips, in OpenAI's videos form."""
+"""`vidcm serve`: a page, and an HTTP API in OpenAI's videos form, that make and edit clips."""
 
 import argparse
 import importlib.util
 import ipaddress
 import os
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from vidcm.cli.argument_types import existing_file, integer
+from vidcm.cli.argument_types import existing_file, existing_folder, integer
 from vidcm.cli.common import Parser, run
 from vidcm.cli.options import add_device
 from vidcm.errors import UsageError
 from vidcm.settings import MAX_FRAMES, MAX_SIDE, MAX_STEPS, find_pipeline
 
-PARTS = ("fastapi", "uvicorn", "multipart", "prometheus_client")  # of the extra web
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from vidcm.serve.service import JobService
+
+PARTS = ("fastapi", "uvicorn", "multipart", "prometheus_client", "gradio")  # of the extra web
 AUTH = "VIDCM_AUTH"  # variable of the environment
 MIB = 2**20
 
@@ -20,11 +27,12 @@ MIB = 2**20
 def parser() -> Parser:
     p = Parser(
         "serve",
-        "Serve models over HTTP: clips from prompts, and edits, in the form of OpenAI's videos\n"
-        "API. Jobs live in memory; nothing is left when the server stops.",
+        "Serve models: a page for browsers, and an API in the form of OpenAI's videos API that\n"
+        "makes and edits clips. Jobs live in memory; nothing is left when the server stops.",
         "examples:\n"
         "  vidcm serve\n"
         "  vidcm serve --checkpoint lpc-64 --checkpoint my-model --port 8080\n"
+        "  vidcm serve --runs runs   (curves and samples of training, on the page)\n"
         "  vidcm serve --host 0.0.0.0 --auth-file auth.txt   (USER:PASSWORD in the file)",
     )
     p.add_argument("--host", default="127.0.0.1", help="address to listen on")
@@ -43,6 +51,15 @@ def parser() -> Parser:
         default=[],
         help="a bundled model or a pipeline folder; may be repeated (default: lpc-64)",
     )
+    p.add_argument(
+        "--runs",
+        action="append",
+        default=[],
+        type=existing_folder,
+        metavar="DIR",
+        help="a folder with training runs that the page may look into; may be repeated",
+    )
+    p.add_argument("--no-page", dest="page", action="store_false", help="the API alone")
     add_device(p)
     bounds = p.add_argument_group("limits")
     for name, most, default, text in (
@@ -91,6 +108,7 @@ def _serve(args: argparse.Namespace) -> None:
     with bind(args.host, args.port) as listener:
         from vidcm.serve.app import create_app
         from vidcm.serve.checkpoints import Checkpoint
+        from vidcm.serve.page.mount import mount_page
         from vidcm.serve.service import JobService
 
         checkpoints = [Checkpoint.load(name, limits, args.device) for name in names]
@@ -100,7 +118,18 @@ def _serve(args: argparse.Namespace) -> None:
             host = f"[{args.host}]" if ":" in args.host else args.host
             address = f"http://{host}:{listener.getsockname()[1]}"
             print(f"{', '.join(service.checkpoints)} at {address}/v1/videos", flush=True)
+            if args.page:
+                uploads = service.private_folder()
+                mount_page(app, partial(_build_page, service, args.runs, uploads), uploads)
+                print(f"the page at {address}", flush=True)
             make_server(app, service).run(sockets=[listener])
+
+
+def _build_page(service: "JobService", runs: list[Path], uploads: Path) -> "FastAPI":
+    """The page; only here gradio is imported, while the API answers already."""
+    from vidcm.serve.page.build import build
+
+    return build(service, runs, uploads)
 
 
 def _auth_of(file: Path | None) -> str | None:

@@ -6,7 +6,8 @@ import threading
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal, Self
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from vidcm.errors import UsageError
 from vidcm.media.clips import Clock
 from vidcm.media.encoders import enlarge, page
+from vidcm.media.load import fit
 from vidcm.media.media_file import BadClip
 from vidcm.media.png import encode_png
 from vidcm.media.write import write_clip
@@ -37,7 +39,23 @@ MEDIA_TYPES: dict[str, str] = {
     "spritesheet": "image/png",
     "frames": "application/zip",
 }
+LOOK_PIXELS = 384
 STOP_SECONDS = 60.0  # for the step that runs when the service stops
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is shown of an upload, at most `LOOK_PIXELS` a side.
+
+    Attributes:
+        picture: Its first frame as png.
+        clip: All of it as mp4; None for a picture.
+        size: Width and height of the file itself.
+    """
+
+    picture: bytes
+    clip: bytes | None
+    size: tuple[int, int]
 
 
 class JobService:
@@ -110,6 +128,25 @@ class JobService:
     def receive(self, chunks: Iterable[bytes], label: str) -> Upload:
         """Keep a file for `generate` or `edit`. Raises UsageError as `Workspace.receive`."""
         return self._workspace.receive(chunks, label)
+
+    def look(self, upload: Upload) -> "Look":
+        """A picture and a clip of a file, for the eye. The file stays.
+
+        Raises:
+            UsageError: It cannot be read.
+        """
+        fps = next(iter(self.checkpoints.values())).pipe.settings.fps
+        frames = self._workspace.view(upload, fps).frames
+        height, width = frames.shape[1:3]
+        small = max(height, width) / LOOK_PIXELS
+        if small > 1:
+            frames = fit(frames, (max(round(height / small), 1), max(round(width / small), 1)))
+        clip = self._encoded(frames, ".mp4", fps, 1) if len(frames) > 1 else None
+        return Look(encode_png(frames[0]), clip, (width, height))
+
+    def private_folder(self) -> Path:
+        """A folder that is removed with the service."""
+        return self._workspace.free_folder()
 
     def get(self, name: str) -> Job:
         """A job by its id. Raises UnknownJob."""

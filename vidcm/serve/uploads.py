@@ -14,8 +14,8 @@ from pathlib import Path
 
 from vidcm.errors import UsageError
 from vidcm.files import lock_folder
-from vidcm.media.demux import BadClip
 from vidcm.media.load import SourceClip
+from vidcm.media.media_file import BadClip
 from vidcm.media.worker import ReaderProcess
 from vidcm.serve.limits import ServeLimits
 

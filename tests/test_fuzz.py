@@ -27,6 +27,7 @@ from hypothesis import strategies as st  # noqa: E402
 from vidcm.config import TrainConfig, load  # noqa: E402
 from vidcm.data.captions import match_captions  # noqa: E402
 from vidcm.data.latents import LatentShards  # noqa: E402
+from vidcm.data.media_root import LocalRoot  # noqa: E402
 from vidcm.errors import VidcmError  # noqa: E402
 from vidcm.media.read import BadClip, Frames  # noqa: E402
 from vidcm.media.worker import ReaderProcess  # noqa: E402
@@ -325,7 +326,8 @@ def test_c09_c12_captions_of_anything(tmp_path_factory, found: Any) -> None:
     lines = found if isinstance(found, bytes) else "\n".join(map(json.dumps, found)).encode()
     (folder / "metadata.jsonl").write_bytes(lines)
     try:
-        captions = match_captions(folder, ["a.mp4", "b.mp4"], [], "empty")
+        root = LocalRoot(folder, follow_symlinks=False)
+        captions = match_captions(root, ["a.mp4", "b.mp4"], [], [], "empty")
         assert all(isinstance(text, str) for texts in captions.values() for text in texts)
     except VidcmError as error:
         assert "metadata.jsonl" in str(error)

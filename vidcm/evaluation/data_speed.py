@@ -103,7 +103,7 @@ def _decoding(root: Path, repeats: int) -> dict[str, Any]:
         "vidcm": lambda path: read_frames(path, times, size=SIZE),
     }
     try:
-        import decord
+        import decord  # pyright: ignore[reportMissingImports]
     except ImportError:
         pass
     else:

@@ -1,6 +1,7 @@
 """A public transformer as a denoiser: teacher, or student of the same architecture."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Self
@@ -59,7 +60,10 @@ class PublicBackbone(TransformerBackbone):
         (network.enable_gradient_checkpointing if on else network.disable_gradient_checkpointing)()
 
     def forward(self, x: Tensor, time: Tensor, cond: Cond, time_to: Tensor | None = None) -> Tensor:
-        return self.family.forward(self.transformer, x, time, cond, time_to)
+        layers = (m for m in self.transformer.modules() if isinstance(m, nn.Linear | nn.Conv3d))
+        dtype = next(layers).weight.dtype  # bf16 under DeepSpeed, and of a frozen teacher
+        cond = replace(cond, tokens=cond.tokens.to(dtype))
+        return self.family.forward(self.transformer, x.to(dtype), time, cond, time_to)
 
     def parallelize(self, group: SequenceGroup) -> None:
         if not self.family.splits:

@@ -1,6 +1,6 @@
 """Checks of the tensors, prompts and clips that a pipeline is called with, and warnings."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from torch import Tensor
 from vidcm.arguments import MAX_SEED, integer, seeds, texts
 from vidcm.conditioning.completion import PromptReader
 from vidcm.conditioning.prompts import check_prompts, unknown_words
+from vidcm.diffusion import samplers
 from vidcm.diffusion.base import Cond
 from vidcm.diffusion.windows import check_schedule
 from vidcm.errors import UsageError
@@ -162,3 +163,29 @@ def warnings_about(
     if negative_prompt and scale == 1 and not generation.nag:
         found.append("the negative prompt has no effect at guidance 1; raise the guidance")
     return found
+
+
+def check_callback(pipe: Any, callback: Any) -> samplers.OnStep:
+    """The callback that a sampler calls, of the one that a user passes.
+
+    Raises:
+        UsageError: It is no function, or what it returns are no latents.
+    """
+    if callback is None:
+        return samplers.keep
+    if not callable(callback):
+        raise UsageError(f"callback_on_step_end is {callback!r}; expected a function")
+
+    def on_step(step: int, time: float, x: Tensor) -> Tensor:
+        found = callback(pipe, step, time, {"latents": x})
+        if found is not None and not (isinstance(found, Mapping) and found.keys() <= {"latents"}):
+            raise UsageError(
+                f"callback_on_step_end returned a {type(found).__name__}; expected "
+                '{"latents": ...}, {} or None'
+            )
+        changed = (found or {}).get("latents", x)
+        if not isinstance(changed, Tensor) or changed.shape != x.shape:
+            raise UsageError(f"callback_on_step_end returned other latents than {tuple(x.shape)}")
+        return changed.to(x)
+
+    return on_step

@@ -108,7 +108,9 @@ def train_digest(output: Path) -> str:
 
 def encode_digest(output: Path) -> str:
     found = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in output.iterdir()}
-    assert not list(output.parent.glob(f"{output.name}.partial*")), "nothing is left beside the cache"
+    assert not list(output.parent.glob(f"{output.name}.partial*")), (
+        "nothing is left beside the cache"
+    )
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
 

@@ -51,6 +51,14 @@ VALUES = st.recursive(
 )
 
 
+@pytest.fixture(autouse=True)
+def subnormal_numbers() -> Iterator[None]:
+    """Commands that ran in this process flush them to zero; hypothesis draws them."""
+    torch.set_flush_denormal(False)
+    yield
+    torch.set_flush_denormal(True)
+
+
 @st.composite
 def damaged(draw: st.DrawFn, whole: bytes) -> bytes:
     """Bytes with some of them changed, left out, repeated or cut off."""

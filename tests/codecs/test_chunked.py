@@ -33,7 +33,11 @@ def test_less_context_would_show(codec, monkeypatch):
 
 
 def test_chunks_cover_everything_once():
-    assert [(first, end) for _, first, end in _chunks(11, 4, CausalVAE.context)] == [(0, 4), (4, 8), (8, 11)]
+    assert [(first, end) for _, first, end in _chunks(11, 4, CausalVAE.context)] == [
+        (0, 4),
+        (4, 8),
+        (8, 11),
+    ]
 
 
 def test_refusals(codec):

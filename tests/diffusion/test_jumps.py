@@ -20,7 +20,7 @@ from vidcm.registry import build
 from vidcm.rng import SampleRng
 from vidcm.schema import from_dict
 from vidcm.store import read_card, read_weights, save_model
-from vidcm.train.launch import student_facts
+from vidcm.train.launch import student_settings
 
 NAMES = ["rectified_flow", "trig_flow", "variance_exploding"]
 PROMPTS = ["a woman walks left", "an orc"]
@@ -143,7 +143,8 @@ def exported(models: dict[str, Path], name: str, folder: Path, steps: int = 2) -
     """Export a student whose card says that it was trained by an objective."""
     spec = tiny.denoiser(guidance_embed=True, **({"two_times": True} if name == "flow_map" else {}))
     shaken = tiny.save(folder / "shaken", spec, seed=5)
-    made = student_facts(build("objective", OBJECTIVES[name], teacher=None))
+    objective = build("objective", OBJECTIVES[name], teacher=None)
+    made = student_settings(objective, build("model", spec))
     save_model(folder / "student", spec, read_weights(shaken), metadata=made)
     words = tiny.export_arguments(models | {"student": folder / "student"}, folder / "pipeline")
     words[words.index("--steps") + 1] = str(steps)
@@ -250,7 +251,5 @@ def test_training_draws_samples_as_the_student_is_sampled(models, clips, tmp_pat
 def test_a_student_of_one_time_cannot_learn_a_flow_map(models, clips, tmp_path):
     from vidcm.train.launch import launch
 
-    with pytest.raises(
-        UsageError, match="two times, but model.backbone.two_times is False; set it"
-    ):
+    with pytest.raises(UsageError, match="set model.backbone.two_times to true"):
         launch(config("flow_map", models, clips, tmp_path / "run"), "cpu")

@@ -1,5 +1,6 @@
 """Edits of clips longer and larger than the model's: whole, exact, in windows; and never by accident."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +13,13 @@ from editing.test_edit import INPAINT, MASK, PLACE, PROMPT, H, W, film, grey
 from puppets import small
 
 from vidcm import VideoPipeline
-from vidcm.cli import edit as command
 from vidcm.diffusion.base import DenoiserBase
-from vidcm.editing import edit, observations
+from vidcm.editing import edit, inputs, observations
 from vidcm.editing.operators import Pixels
 from vidcm.errors import UsageError
 from vidcm.generation import Generation
 from vidcm.lpc.dataset import LPC
-from vidcm.media import load as files
+from vidcm.media import load
 from vidcm.media.write import write_clip, write_png
 from vidcm.registry import TABLE, lookup
 
@@ -281,13 +281,18 @@ def test_frames_says_how_much_of_a_clip(world, tmp_path, capsys):
     np.testing.assert_array_equal(frames_of(tmp_path / "slow")[::2], film(4)[:3])
 
 
+def limit_memory(monkeypatch, pixels: int) -> None:
+    for name in ("load_clip", "load_every_frame", "frames_in_memory"):
+        monkeypatch.setattr(load, name, partial(getattr(load, name), max_pixels=pixels))
+
+
 def test_a_film_is_not_read_to_its_end_by_accident(world, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(command, "SECONDS", 0.75)
+    monkeypatch.setattr(inputs, "EDITED_SECONDS", 0.75)
     code, error = call(capsys, world, "colorize", "clip", "--output", f"{tmp_path}/out/")
     assert code == 0 and error.endswith("clip: cut to 6 of 13 frames (--frames takes more)\n")
     np.testing.assert_array_equal(grey(frames_of(tmp_path / "out")), grey(film(13)[:6]))
-    monkeypatch.setattr(command, "SECONDS", 1e9)
-    monkeypatch.setattr(files, "MAX_PIXELS", 7 * 12 * 40)
+    monkeypatch.setattr(inputs, "EDITED_SECONDS", 1e9)
+    limit_memory(monkeypatch, 7 * 12 * 40)
     code, error = call(capsys, world, "colorize", "wide.mp4", "--output", tmp_path / "x.gif")
     assert code == 0 and "cut to 7 of 12 frames (--frames takes more)\n" in error
 
@@ -312,7 +317,8 @@ def test_sizes_are_height_by_width_as_of_generate(world, tmp_path, capsys):
     ],
 )  # fmt: skip
 def test_one_line_refusals(world, tmp_path, capsys, monkeypatch, task, source, words, message):
-    monkeypatch.setattr(files, "MAX_PIXELS", 7 * 12 * 40)
+    if source == "wide.mp4":
+        limit_memory(monkeypatch, 7 * 12 * 40)
     monkeypatch.chdir(world)
     code, error = call(capsys, world, task, source, *words, "--output", tmp_path / "x.png")
     assert code == 2 and message in error and error.count("\n") == 1, error

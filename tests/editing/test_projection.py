@@ -4,6 +4,7 @@ import pytest
 import torch
 from oracle import PATHS, Gaussian, start
 
+from vidcm.codecs.base import VideoCodec
 from vidcm.diffusion import samplers
 from vidcm.diffusion.paths import TrigFlow
 from vidcm.diffusion.projection import Chain, ProjectedDenoiser
@@ -15,7 +16,7 @@ from vidcm.rng import SampleRng
 SHAPE = (3, 5, 4, 6)  # c t h w
 
 
-class Identity:
+class Identity(VideoCodec):
     """A codec whose latents are the pixels."""
 
     time_stride = 1

@@ -381,7 +381,7 @@ def config(two_times: bool = True, **keys) -> TrainConfig:
 
 
 def test_what_cannot_learn_a_flow_map_is_refused():
-    with pytest.raises(UsageError, match="two_times is False; set it to true"):
+    with pytest.raises(UsageError, match="set model.backbone.two_times to true"):
         FlowMap(None).check(config(two_times=False))
     with pytest.raises(UsageError, match="noise in bf16"):
         FlowMap(None, derivative=FINITE).check(config(precision="bf16"))

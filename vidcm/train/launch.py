@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vidcm.config import TrainConfig, to_dict
 from vidcm.data.loader import positions
@@ -17,7 +17,7 @@ from vidcm.runtime import fast_cpu, pick_device
 from vidcm.store import save_model
 from vidcm.train import precision
 from vidcm.train.engine import Engine, LocalEngine, TrainStep
-from vidcm.train.loop import Task, train
+from vidcm.train.loop import train
 from vidcm.train.roles import assemble
 from vidcm.train.tasks import make_task
 from vidcm.train.watchdog import WatchedEngine
@@ -71,7 +71,11 @@ def launch(config: TrainConfig, device_name: str = "auto") -> int:
     engine = assemble(task.model, task.objective, config, device, start)
 
     def export(weights: dict[str, Tensor], folder: Path, step: int) -> None:
-        metadata = {"config": to_dict(config), "step": step, **student_facts(task)}
+        metadata = {
+            "config": to_dict(config),
+            "step": step,
+            **student_settings(task.objective, task.model),
+        }
         save_model(folder, exported_spec(config, task.objective), weights, metadata=metadata)
 
     if not distributed:
@@ -95,9 +99,8 @@ def exported_spec(config: TrainConfig, objective: Objective) -> dict[str, Any]:
     return spec
 
 
-def student_facts(task: Task) -> dict[str, Any]:
-    """Return the facts of a student that `pipeline.json` takes over; {} of other models."""
-    objective, model = task.objective, task.model
+def student_settings(objective: Objective, model: nn.Module) -> dict[str, Any]:
+    """Return the settings of a student that `pipeline.json` takes over; {} of other models."""
     if objective.sampling is None:
         return {}
     facts = {"guidance_range": objective.guidance_range, **objective.sampling}

@@ -49,6 +49,8 @@ def config(models: dict[str, str], **changes: Any) -> TrainConfig:
 
 def peak(work: Callable[[], Any]) -> int:
     """The most bytes that were allocated at once during `work`, of those that it allocates."""
+    # What an earlier work left in cycles would be freed during this one, and taken off.
+    gc.collect()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         kept = work()
     events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]

@@ -1,5 +1,6 @@
 """The memory that a dry run foretells, against the peaks that torch's allocator sees."""
 
+import gc
 import re
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import peaks
 import pytest
 import tiny
+import torch
 
 from vidcm.cli import train as command
 from vidcm.config import LoraConfig, TrainConfig
@@ -41,6 +43,21 @@ CASES: dict[str, dict[str, Any]] = {
     "target": {"objective": {"name": "progressive_distillation", **SCALES}},
     "lora": {"lora": LoraConfig(4, 4), "model": tiny.denoiser(guidance_embed=True)},
 }
+
+
+def test_what_ran_before_does_not_change_a_measured_peak() -> None:
+    """What an earlier measured run left in cycles, and is freed at any time, is not taken off."""
+
+    def leave_garbage() -> None:
+        cycle: list[Any] = [torch.empty(2**20)]
+        cycle.append(cycle)
+
+    def work() -> torch.Tensor:
+        gc.collect()
+        return torch.empty(1000)
+
+    assert peaks.peak(leave_garbage) == 2**22
+    assert peaks.peak(work) == 4000
 
 
 @pytest.mark.parametrize("case", CASES)

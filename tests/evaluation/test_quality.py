@@ -393,6 +393,7 @@ def test_command_measures_prints_and_draws(world, tmp_path, capsys):
         (["--output", "x.json", "--features", "foo"], "--features is about --frechet"),
         (["--table", __file__, "--sheet", "x.png"], "--sheet needs a model; leave it out"),
         (["--output", "x.json", "--rows", "student-0"], "got the row 'student-0'"),
+        (["--sheet", "x.png", "--diffusers", "x"], "--diffusers is about --output"),
         (["--table", __file__], "is not JSON"),
     ],
 )

@@ -8,9 +8,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vidcm.cli.argument_types import existing_file, integer, positive_int
 from vidcm.cli.common import Parser, run
-from vidcm.cli.options import add_art, add_checkpoint, add_device, add_seed, art_of, check_writable
+from vidcm.cli.evaluate_options import MEASURES, add_measures, add_settings
+from vidcm.cli.options import art_of, check_writable
 from vidcm.errors import UsageError
 from vidcm.evaluation.rows import EDIT_ROWS, ROWS, Row
 from vidcm.schema import did_you_mean
@@ -18,15 +18,6 @@ from vidcm.schema import did_you_mean
 if TYPE_CHECKING:
     from vidcm.lpc.dataset import LPC
     from vidcm.pipeline import VideoPipeline
-
-# Option of the results file: default count, module and function that measures.
-MEASURES = {
-    "output": (512, "quality:evaluate_rows"),
-    "editing": (16, "edits:evaluate_edits"),
-    "steering": (32, "steering:measure_steering"),
-    "long": (24, "long:measure_long"),
-    "long_edits": (3, "long_edits:measure_long_edits"),
-}
 
 
 def parser() -> Parser:
@@ -48,91 +39,9 @@ def parser() -> Parser:
         "  vidcm evaluate --long-edits docs/results/long_edits.json --into docs/editing.md\n"
         "  vidcm evaluate --frechet real/ generated/ --features timm:resnet18",
     )
-    _add_measures(p)
-    _add_settings(p.add_argument_group("how to measure"))
+    add_measures(p)
+    add_settings(p.add_argument_group("how to measure"))
     return p
-
-
-def _add_measures(p: Parser) -> None:
-    what = p.add_argument_group("what to measure, into a file of results that is kept")
-    measure = what.add_mutually_exclusive_group()
-    for option, help_text in (
-        ("--output", "quality"),
-        ("--editing", "edits, beside the teacher's and baselines; --sheet then shows edits"),
-        ("--steering", "what guidance and negative prompts do to student and teacher"),
-        ("--long", "clips beyond the trained length and width, and prompts that change"),
-        ("--long-edits", "edits of long clips, in windows and in pieces"),
-    ):
-        measure.add_argument(option, type=Path, metavar="JSON", help=help_text)
-    measure.add_argument(
-        "--frechet",
-        type=Path,
-        nargs=2,
-        metavar="FOLDER",
-        help="nothing of a model: print the Fréchet distance between the videos of two folders",
-    )
-    measure.add_argument(
-        "--table", type=existing_file, metavar="JSON", help="nothing: print a file of any kind"
-    )
-    out = p.add_argument_group("what else to write")
-    out.add_argument(
-        "--into",
-        type=Path,
-        metavar="MD",
-        help="put the tables between the marks of their kind in this file instead of printing "
-        "them, as <!-- results:begin --> and <!-- results:end --> (or editing, given with "
-        "--zero-shot, steering, long, long-edits)",
-    )
-    out.add_argument("--sheet", type=Path, metavar="PNG", help="clips of 4 prompts, side by side")
-    out.add_argument(
-        "--examples",
-        type=Path,
-        metavar="FOLDER",
-        help="with --editing: also a small animated picture of each task",
-    )
-    out.add_argument("--overwrite", action="store_true", help="replace existing files")
-
-
-def _add_settings(how: argparse._ActionsContainer) -> None:
-    add_checkpoint(how)
-    add_art(how)
-    how.add_argument(
-        "--rows",
-        nargs="+",
-        metavar="ROW",
-        help="codec, teacher-N or student-N, N steps; of edits without codec (default: "
-        f"{' '.join(map(str, ROWS))})",
-    )
-    how.add_argument(
-        "--tasks", nargs="+", metavar="TASK", help="with --editing: only these (default: all)"
-    )
-    how.add_argument(
-        "--zero-shot",
-        action="store_true",
-        help="with --editing: also measure a model trained with given frames without feeding them",
-    )
-    counts = ", ".join(f"{n} with --{k.replace('_', '-')}" for k, (n, _) in MEASURES.items())
-    how.add_argument("--count", type=integer(2, 100_000), help=f"held-out combinations ({counts})")
-    add_seed(how, "of the combinations and the noise")
-    how.add_argument(
-        "--batch", type=positive_int, default=16, help="clips at a time; edits one by one"
-    )
-    how.add_argument(
-        "--hand-prompts", action="store_true", help="also measure 50 prompts written by hand"
-    )
-    how.add_argument(
-        "--features",
-        default="lpc",
-        metavar="NET",
-        help="with --frechet: lpc, for clips of that task, or timm:MODEL, as timm:resnet18",
-    )
-    how.add_argument(
-        "--features-checkpoint",
-        type=existing_file,
-        metavar="FILE",
-        help="with --features timm:MODEL: its weights (default: timm downloads its own)",
-    )
-    add_device(how)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -183,6 +92,8 @@ def _check_options(args: argparse.Namespace, kind: str | None) -> None:
             ("tasks", "examples", "zero_shot"),
             "is about edits; give --editing too, or leave it out",
         )
+    if kind != "output":
+        refuse(("diffusers",), "is about --output; give it too, or leave this out")
     if kind in ("steering", "long", "long_edits"):
         name = kind.replace("_", "-")
         refuse(("rows", "sheet", "hand_prompts"), f"has no meaning with --{name}; leave it out")
@@ -233,7 +144,9 @@ def _measure(args: argparse.Namespace, kind: str | None) -> dict | None:
         return None
     count, function = MEASURES[kind]
     eval_set, name = EvalSet(lpc, args.count or count, args.seed), Path(args.checkpoint).name
-    job = EvalJob(pipe, eval_set, getattr(args, kind), name, args.batch, args.overwrite)
+    job = EvalJob(
+        pipe, eval_set, getattr(args, kind), name, args.batch, args.overwrite, args.diffusers
+    )
     module, _, function = function.partition(":")
     measure = getattr(import_module(f"vidcm.evaluation.{module}"), function)
     if kind == "output":
@@ -264,8 +177,8 @@ def _edit_tasks(args: argparse.Namespace, rows: list[Row]) -> Sequence[str]:
     if unknown := [task for task in tasks if task not in NAMES]:
         hint = did_you_mean(unknown[0], NAMES)
         raise UsageError(f"edits have no {unknown[0]!r}{hint} (known: {', '.join(NAMES)})")
-    if any(row.role == "codec" for row in rows):
-        raise UsageError("edits have no row codec; give teacher-N or student-N")
+    if others := [row for row in rows if row.role in ("codec", "diffusers")]:
+        raise UsageError(f"edits have no row {others[0]}; give teacher-N or student-N")
     if args.examples:
         check_examples(args.examples, tasks, args.overwrite)
     return tasks

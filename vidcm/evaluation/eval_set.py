@@ -114,6 +114,7 @@ class EvalJob:
         name: of the model, as the file calls it.
         batch_size: clips at a time.
         overwrite: start anew where the file exists.
+        exported: folder of `vidcm export --to diffusers`, for rows that diffusers makes.
     """
 
     pipe: VideoPipeline
@@ -122,6 +123,7 @@ class EvalJob:
     name: str
     batch_size: int = 16
     overwrite: bool = False
+    exported: Path | None = None
 
     def results(
         self, kind: str, protocol: Mapping[str, Any], sort_key: Callable[[str], Any] | None = None

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from vidcm.errors import UsageError
+from vidcm.evaluation.diffusers_clips import diffusers_generator
 from vidcm.evaluation.eval_set import SEEDS_PER_PROMPT, EvalJob, EvalSet
 from vidcm.evaluation.row_clips import ClipGenerator, clip_generator
 from vidcm.evaluation.rows import ROWS, Row
@@ -36,15 +38,32 @@ def evaluate_rows(
     results = job.results("quality", eval_set.protocol(), lambda row: Row.parse(row).sort_key)
     grader: hand_prompts.HandPromptGrader | None = None
     for row in sorted(rows, key=lambda row: row.sort_key):
-        generate = clip_generator(job.pipe, row, job.batch_size)
+        generate = row_generator(job, row)
         if not results.has(str(row), "heldout"):
             results.add(str(row), "heldout", row=_heldout_metrics(generate, eval_set))
-        if with_hand_prompts and row.role != "codec" and not results.has(str(row), "hand_prompts"):
+        by_hand = with_hand_prompts and row.role in ("teacher", "student")
+        if by_hand and not results.has(str(row), "hand_prompts"):
             prompts = hand_prompts.load_hand_prompts()
             grader = grader or hand_prompts.HandPromptGrader(eval_set.lpc, prompts)
             found = _hand_prompt_metrics(generate, eval_set, grader)
             results.add(str(row), "hand_prompts", row=found)
     return results.content()
+
+
+def row_generator(job: EvalJob, row: Row) -> ClipGenerator:
+    """What makes the clips of a row.
+
+    Raises:
+        UsageError: diffusers is to make them, and there is no export.
+    """
+    if row.role != "diffusers":
+        return clip_generator(job.pipe, row, job.batch_size)
+    if job.exported is None:
+        raise UsageError(
+            f"row {row} needs the student as diffusers loads it; give --diffusers FOLDER, written "
+            "by vidcm export --to diffusers"
+        )
+    return diffusers_generator(job.pipe, job.exported, row, job.batch_size)
 
 
 def _heldout_metrics(generate: ClipGenerator, eval_set: EvalSet) -> dict:

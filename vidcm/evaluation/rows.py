@@ -12,7 +12,7 @@ class Row:
 
     Attributes:
         role: "student", "teacher", or "codec": true clips through the codec and back, the upper
-            bound of the others.
+            bound of the others; "diffusers": the student, exported and run by diffusers.
         num_inference_steps: of the sampler; 0 for the codec.
         zero_shot: in edits, do not feed given frames to a model that was trained with them.
     """
@@ -28,13 +28,14 @@ class Row:
         Raises:
             UsageError: for any other name.
         """
-        pattern = r"codec|(teacher|student)(-zero-shot)?-([1-9]\d{0,2}|1000)"
+        pattern = r"codec|(?:(teacher|student)(-zero-shot)?|(diffusers))-([1-9]\d{0,2}|1000)"
         if not (match := re.fullmatch(pattern, text)):
             raise UsageError(
-                f"got the row {text!r}, expected codec, teacher-N or student-N, N from 1 to 1000"
+                f"got the row {text!r}, expected codec, teacher-N, student-N or diffusers-N, "
+                "N from 1 to 1000"
             )
-        role, zero_shot, steps = match.groups()
-        return cls(role or "codec", int(steps or 0), bool(zero_shot))
+        role, zero_shot, diffusers, steps = match.groups()
+        return cls(role or diffusers or "codec", int(steps or 0), bool(zero_shot))
 
     def __str__(self) -> str:
         steps = f"-{self.num_inference_steps}" if self.num_inference_steps else ""
@@ -43,7 +44,7 @@ class Row:
     @property
     def sort_key(self) -> tuple[int, bool, int]:
         """The codec, teachers from many steps to few, students from few to many."""
-        place = ("codec", "teacher", "student").index(self.role)
+        place = ("codec", "teacher", "student", "diffusers").index(self.role)
         sign = -1 if self.role == "teacher" else 1
         return place, self.zero_shot, sign * self.num_inference_steps
 

@@ -3,12 +3,14 @@
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from vidcm.diffusion.base import Cond
 from vidcm.errors import UsageError, VidcmError
 from vidcm.exports.base import ExportTarget
 from vidcm.exports.layout import LAYOUTS, SampleLayout, layout_of
@@ -72,17 +74,26 @@ class DiffusersFolder(ExportTarget):
     def compare(
         self, folder: Path, manifest: dict[str, Any], reference: Reference
     ) -> dict[str, float]:
-        if (folder / SCHEDULER / f"{MODULE}.py").read_text("utf-8") != scheduler_source():
-            raise VidcmError(
-                f"{folder / SCHEDULER / MODULE}.py is not the scheduler of this vidcm, and is not "
-                f"run; verify it with vidcm {manifest.get('vidcm')}"
-            )
+        check_scheduler(folder, manifest)
         return compare_pipeline(folder, manifest, reference, remote_code=True)
 
 
 def scheduler_source() -> str:
     """The source of the scheduler that folders carry."""
     return resources.files("vidcm.exports").joinpath(f"{MODULE}.py").read_text("utf-8")
+
+
+def check_scheduler(folder: Path, manifest: dict[str, Any]) -> None:
+    """Refuse a folder whose scheduler, which diffusers runs, is not the one of this vidcm.
+
+    Raises:
+        VidcmError: It is another one.
+    """
+    if (folder / SCHEDULER / f"{MODULE}.py").read_text("utf-8") != scheduler_source():
+        raise VidcmError(
+            f"{folder / SCHEDULER / MODULE}.py is not the scheduler of this vidcm, and is not "
+            f"run; verify it with vidcm {manifest.get('vidcm')}"
+        )
 
 
 def library_version() -> str:
@@ -177,9 +188,10 @@ def compare_pipeline(
     folder: Path, manifest: dict[str, Any], reference: Reference, remote_code: bool
 ) -> dict[str, float]:
     """Run a pipeline folder in diffusers; see `ExportTarget.compare`."""
-    pipeline, layout = load_pipeline(folder, manifest, remote_code), _layout(manifest)
+    pipeline, layout = load_pipeline(folder, manifest, remote_code), manifest_layout(manifest)
     noise = reference["noise"]
-    shape, call = noise.shape, _call(pipeline, manifest, reference)
+    shape, cond = noise.shape, Cond(reference["tokens"], reference["mask"])
+    call = pipeline_call(pipeline, manifest, shape, cond)
     found: dict[str, float] = {}
     for name, expected in reference.items():
         if name.startswith("clip."):
@@ -199,26 +211,36 @@ def compare_pipeline(
     return found
 
 
-def _layout(manifest: dict[str, Any]) -> SampleLayout:
+def manifest_layout(manifest: dict[str, Any]) -> SampleLayout:
+    """Layout of the pipeline's latents. Raises VidcmError if the manifest is damaged."""
     family = manifest.get("family")
     if family not in LAYOUTS:
         raise VidcmError(f"the manifest is damaged: {family!r} is no family")
     return LAYOUTS[family]
 
 
-def _call(pipeline: Any, manifest: dict[str, Any], reference: Reference) -> dict[str, Any]:
-    """Arguments of a call for the reference's clip."""
-    _, _, frames, height, width = reference["noise"].shape
+def pipeline_call(
+    pipeline: Any, manifest: dict[str, Any], shape: Sequence[int], cond: Cond
+) -> dict[str, Any]:
+    """Arguments of a call of the pipeline for embedded prompts.
+
+    Args:
+        pipeline: diffusers' pipeline.
+        manifest: Of the export.
+        shape: `(b, c, t, h, w)` of the latents.
+        cond: Embedded prompts, one for each clip.
+    """
+    _, _, frames, height, width = shape
     in_time, in_space = _strides(pipeline)
     call = {
-        "prompt_embeds": reference["tokens"],
+        "prompt_embeds": cond.tokens,
         "num_frames": (frames - 1) * in_time + 1,
         "height": height * in_space,
         "width": width * in_space,
         "guidance_scale": manifest["guidance_scale"],
     }
     if manifest["family"] == "ltx":
-        call["prompt_attention_mask"] = reference["mask"]
+        call["prompt_attention_mask"] = cond.mask
     return call
 
 

@@ -20,7 +20,8 @@ from vidcm.serve.openapi import describe, failures, request_body
 from vidcm.serve.ranges import ranged
 from vidcm.serve.replies import DeletedVideo, Health, Model, ModelList, Video, VideoList, reply_of
 from vidcm.serve.requests import EditRequest, VideoRequest
-from vidcm.serve.service import MEDIA_TYPES, JobService, Variant
+from vidcm.serve.result_files import MEDIA_TYPES, Variant
+from vidcm.serve.service import JobService
 from vidcm.version import __version__
 
 POLL_SECONDS = 0.05  # between two looks at a job that a client waits for

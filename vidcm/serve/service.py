@@ -1,24 +1,18 @@
 """The service of jobs: one thread makes them, in batches; any number of threads ask."""
 
-import io
 import logging
 import threading
-import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, Self
 
-import numpy as np
 import torch
 
 from vidcm.errors import UsageError
 from vidcm.media.clips import Clock
-from vidcm.media.encoders import enlarge, page
-from vidcm.media.load import fit
 from vidcm.media.media_file import BadClip
-from vidcm.media.png import encode_png
 from vidcm.media.write import write_clip
 from vidcm.serve.checkpoints import Checkpoint, by_name, find
 from vidcm.serve.edit_work import EditWork, from_picture
@@ -27,35 +21,12 @@ from vidcm.serve.jobs import Cancelled, Job, JobStore, NotReady, QueueFull, Resu
 from vidcm.serve.limits import ServeLimits
 from vidcm.serve.metrics import Metrics
 from vidcm.serve.requests import EditRequest, VideoRequest
+from vidcm.serve.result_files import Look, ResultFiles, Variant
 from vidcm.serve.uploads import Upload, Workspace
 
 log = logging.getLogger(__name__)
 
-Variant = Literal["video", "gif", "thumbnail", "spritesheet", "frames"]
-MEDIA_TYPES: dict[str, str] = {
-    "video": "video/mp4",
-    "gif": "image/gif",
-    "thumbnail": "image/png",
-    "spritesheet": "image/png",
-    "frames": "application/zip",
-}
-LOOK_PIXELS = 384
 STOP_SECONDS = 60.0  # for the step that runs when the service stops
-
-
-@dataclass(frozen=True)
-class Look:
-    """What is shown of an upload, at most `LOOK_PIXELS` a side.
-
-    Attributes:
-        picture: Its first frame as png.
-        clip: All of it as mp4; None for a picture.
-        size: Width and height of the file itself.
-    """
-
-    picture: bytes
-    clip: bytes | None
-    size: tuple[int, int]
 
 
 class JobService:
@@ -78,6 +49,7 @@ class JobService:
         self._store = JobStore(limits)
         self.metrics = Metrics(self._store)
         self._workspace = Workspace(limits)
+        self._files = ResultFiles(self._workspace)
         self._worker = threading.Thread(target=self._work, name="vidcm-serve", daemon=True)
         self._worker.start()
 
@@ -129,20 +101,14 @@ class JobService:
         """Keep a file for `generate` or `edit`. Raises UsageError as `Workspace.receive`."""
         return self._workspace.receive(chunks, label)
 
-    def look(self, upload: Upload) -> "Look":
+    def look(self, upload: Upload) -> Look:
         """A picture and a clip of a file, for the eye. The file stays.
 
         Raises:
             UsageError: It cannot be read.
         """
         fps = next(iter(self.checkpoints.values())).pipe.settings.fps
-        frames = self._workspace.view(upload, fps).frames
-        height, width = frames.shape[1:3]
-        small = max(height, width) / LOOK_PIXELS
-        if small > 1:
-            frames = fit(frames, (max(round(height / small), 1), max(round(width / small), 1)))
-        clip = self._encoded(frames, ".mp4", fps, 1) if len(frames) > 1 else None
-        return Look(encode_png(frames[0]), clip, (width, height))
+        return self._files.look(self._workspace.view(upload, fps).frames, fps)
 
     def private_folder(self) -> Path:
         """A folder that is removed with the service."""
@@ -179,21 +145,7 @@ class JobService:
             NotReady: It is not completed.
             UsageError: It has fewer clips.
         """
-        result = job.result
-        if result is None:
-            detail = f": {job.error[1]}" if job.error else ""
-            raise NotReady(f"{job.id} is {job.status}{detail}")
-        if index >= len(result.frames):
-            raise UsageError(f"index is {index}; {job.id} has {len(result.frames)} clip(s)")
-        frames, scale = result.frames[index], job.work.scale
-        if variant == "video":
-            return result.files[index]
-        if variant == "gif":
-            return self._encoded(frames, ".gif", min(result.fps, 50), scale)
-        if variant == "frames":
-            return _zipped(frames, scale)
-        picture = frames[0] if variant == "thumbnail" else page(frames, len(frames))
-        return encode_png(enlarge(picture, scale))
+        return self._files.content(job, variant, index)
 
     def stop(self) -> None:
         """Take no more jobs and have those that are there stop; does not wait."""
@@ -262,9 +214,7 @@ class JobService:
         for job, result in zip(batch, results, strict=True):
             job.stage = "write"
             clock = Clock(torch.device("cpu"))
-            files = [
-                self._encoded(clip, ".mp4", result.fps, job.work.scale) for clip in result.frames
-            ]
+            files = self._files.videos(result, job.work.scale)
             clock("write")
             made.append(replace(result, files=files, seconds={**result.seconds, **clock.seconds}))
         return made
@@ -279,14 +229,6 @@ class JobService:
         for job in jobs:
             self._store.finish(job, status, result, error)
             self.metrics.finished(job)
-
-    def _encoded(self, frames: np.ndarray, suffix: str, fps: float, scale: int) -> bytes:
-        path = self._workspace.free_path(suffix)
-        try:
-            write_clip(frames, path, fps=fps, scale=scale)
-            return path.read_bytes()
-        finally:
-            path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -310,12 +252,3 @@ def _explained(error: Exception, job: Job) -> tuple[str, str]:
         return "server_error", "out of memory; ask for fewer or smaller frames"
     log.error("a job failed", exc_info=error)
     return "server_error", "the job failed; the log of the server says why"
-
-
-def _zipped(frames: np.ndarray, scale: int) -> bytes:
-    """Frames `(t h w c)` as a zip of png files."""
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        for index, frame in enumerate(frames):
-            archive.writestr(f"frame_{index:04d}.png", encode_png(enlarge(frame, scale)))
-    return file.getvalue()

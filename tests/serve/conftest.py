@@ -1,8 +1,11 @@
-"""Tiny pipelines behind services and servers, and a gate that holds a step back."""
+"""Tiny pipelines behind services and servers, a gate that holds a step back, and a browser."""
 
+import json
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import tiny
@@ -10,6 +13,10 @@ from serve.serving import Client, served, service_of
 
 from vidcm.serve import edit_work, generation_work
 from vidcm.serve.service import JobService
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+    from serve.browsing import Visitors
 
 
 class Gate:
@@ -67,3 +74,50 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
         monkeypatch.setattr(module, "on_step", held)
     yield made
     made.open()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("training") / "runs"
+    (folder / "teacher" / "samples").mkdir(parents=True)
+    lines = [json.dumps({"step": s, "loss": 2 / (1 + s / 100)}) for s in range(0, 1000, 20)]
+    (folder / "teacher" / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def port(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """Of a server with the bundled model, a tiny one and the page."""
+    from serve.test_command import running
+
+    place = tmp_path_factory.mktemp("tmp")
+    other = tiny.pipeline(tmp_path_factory.mktemp("other"))
+    words = ["--checkpoint", "lpc-64", "--checkpoint", str(other), "--runs", str(runs)]
+    with running(place, *words) as (_, port):
+        client, until = Client(port, {}), time.monotonic() + 180
+        while client("GET", "/page/").status != 200:
+            assert time.monotonic() < until
+            time.sleep(0.2)
+        yield port
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["Browser"]:
+    from serve.browsing import CHROMIUM, sync_api
+
+    with sync_api.sync_playwright() as playwright:
+        nowhere = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
+        made = playwright.chromium.launch(executable_path=CHROMIUM, args=[nowhere])
+        yield made
+        made.close()
+
+
+@pytest.fixture
+def open_page(browser: "Browser", port: int) -> Iterator["Visitors"]:
+    """Opens the page; in the end nothing may have left for another host, and no script failed."""
+    from serve.browsing import Visitors
+
+    visitors = Visitors(browser, port)
+    yield visitors
+    visitors.close()
+    assert not visitors.wrong

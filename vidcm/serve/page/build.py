@@ -52,6 +52,14 @@ def build(service: JobService, runs: Sequence[Path], uploads: Path) -> FastAPI:
     page.queue(api_open=False, default_concurrency_limit=8)
     theme = gr.themes.Base(
         primary_hue="indigo", neutral_hue="slate", font=FONTS, font_mono=MONO, radius_size="md"
+    ).set(  # gradio's own greys are too faint to be read
+        body_text_color_subdued="*neutral_600",
+        block_title_text_color="*neutral_600",
+        block_label_text_color="*neutral_600",
+        input_placeholder_color="*neutral_600",
+        input_placeholder_color_dark="*neutral_300",
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
     )
     app = gr.mount_gradio_app(
         FastAPI(openapi_url=None, docs_url=None, redoc_url=None),

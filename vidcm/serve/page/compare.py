@@ -44,7 +44,7 @@ class CompareTab:
                 self._steps = gr.Radio(
                     [1, 2, 4], value=4, label="Steps of students", elem_id="compare-steps"
                 )
-            with gr.Column(scale=3, min_width=300):
+            with gr.Column(scale=3, min_width=300, elem_classes="made"):
                 empty = (
                     '<div class="blank">Clips of both sides appear here. Start the server with '
                     "several <code>--checkpoint</code> to compare them.</div>"

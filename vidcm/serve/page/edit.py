@@ -124,7 +124,7 @@ class EditTab:
                     self._teacher = gr.Checkbox(False, label="The teacher, with its own steps")
                     self._start = NumberField("Seconds of the input to skip", float, "none")
                     self._sampling = Sampling(service, "Frames that the model generates", 4)
-            with gr.Column(scale=3, min_width=300):
+            with gr.Column(scale=3, min_width=300, elem_classes="made"):
                 empty = '<div class="blank">Before and after appear here.</div>'
                 panel = JobPanel(service, "Edit", "edit", _drawn, empty)
         self._options.connect(self._mask)

@@ -17,6 +17,7 @@ class NumberField:
         placeholder: What an empty field stands for.
         visible: Whether it is there from the start.
         scale: Its share of a row.
+        min_width: Pixels.
 
     Attributes:
         component: What is on the page.
@@ -29,13 +30,14 @@ class NumberField:
         placeholder: str = "own",
         visible: bool = True,
         scale: int | None = None,
+        min_width: int = 90,
     ):
         self._label, self._kind = label, kind
         self.component = gr.Textbox(
             label=label,
             placeholder=placeholder,
             max_lines=1,
-            min_width=90,
+            min_width=min_width,
             visible=visible,
             scale=scale,
         )

@@ -45,7 +45,7 @@ class Timeline:
         rows = []
         for number in range(1, ROWS + 1):
             with gr.Row(visible=number == 1, elem_classes="takeover") as row:
-                frame = NumberField("From frame", placeholder="none", scale=1)
+                frame = NumberField("From frame", placeholder="none", scale=1, min_width=110)
                 prompt = gr.Textbox(label=f"Prompt {number + 1}", min_width=160, scale=4)
             self._rows.append((frame, prompt))
             rows.append(row)
@@ -105,7 +105,7 @@ class GenerateTab:
                     )
                 with gr.Accordion("Prompts along the clip", open=False):
                     self._timeline = Timeline()
-            with gr.Column(scale=3, min_width=300):
+            with gr.Column(scale=3, min_width=300, elem_classes="made"):
                 empty = '<div class="blank">The clips appear here.</div>'
                 panel = JobPanel(service, "Generate", "generate", _drawn, empty)
                 if examples:
@@ -123,16 +123,12 @@ class GenerateTab:
 
     def _offer(self, examples: list[list[Any]]) -> None:
         """Prompts that are taken over, with their seed, by a click."""
-        offered = gr.Dataset(
-            components=[self._prompt],
-            samples=[[prompt] for prompt, _ in examples],
-            sample_labels=[prompt for prompt, _ in examples],
-            label="Examples",
-            type="index",
-            elem_id="examples",
-        )
         outputs = [self._prompt, self._seed.seed, self._seed.keep]
-        offered.click(lambda index: (*examples[index], True), offered, outputs, **EVENT)
+        with gr.Column(elem_id="examples"):
+            gr.HTML("<p>Examples</p>", padding=False)
+            for prompt, seed in examples:
+                taken = partial(lambda *values: values, prompt, seed, True)
+                gr.Button(prompt, size="sm").click(taken, None, outputs, **EVENT)
 
     def _makers(self, entered: Entered) -> list[Maker]:
         if not entered[self._ways]:

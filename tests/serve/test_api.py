@@ -4,8 +4,10 @@ import json
 import os
 import re
 import socket
+import struct
 import threading
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -213,9 +215,9 @@ def test_a_result_that_is_not_there_is_a_conflict(client, gate):
 
 
 def test_no_reply_has_a_path_of_this_machine(service, client, folder, tmp_path):
-    bad = [("video", b"\0\0\0 ftypisom nonsense")]
+    bad = clip(tmp_path)[:-400]
     answers = [
-        client.form("/v1/videos/edits", {"task": "extend"}, bad),
+        client.form("/v1/videos/edits", {"task": "extend"}, [("video", bad + b"\0" * 400)]),
         client.form(
             "/v1/videos/edits",
             {"task": "inpaint", "mask": "0,0,99,99"},
@@ -426,20 +428,71 @@ def test_q03_names_of_files_do_not_come_from_prompts_or_uploads(service, client,
         (b"\x80\x04\x95\0", "not-video"),  # a pickle
     ],
 )
-def test_q05_uploads_that_are_no_clips_fail_their_job(client, data, message):
+def test_q05_uploads_that_are_no_clips_are_refused(client, data, message):
     fields = {"task": "extend", "prompt": "a man"}
+    before = client("GET", "/v1/videos").body
     answer = client.form("/v1/videos/edits", fields, [("video", data)])
-    error = finished(client, answer.json()["id"])["error"]
-    assert error["code"] == "invalid_request_error" and f"video: {message}" in error["message"]
+    assert answer.status == 400 and f"video: {message}" in answer.error["message"]
+    assert client("GET", "/v1/videos").body == before
 
 
 def test_q05_a_bomb_is_refused_by_its_header(folder, tmp_path):
     with service_of(folder, max_pixels=W * H * T - 1) as service, served(service) as client:
-        for name, data in (("video", clip(tmp_path)), ("video", png((200, 200)))):
-            task = {"task": "colorize" if data[:4] == b"\x89PNG" else "extend"}
-            answer = client.form("/v1/videos/edits", task, [(name, data)])
-            message = finished(client, answer.json()["id"])["error"]["message"]
-            assert "more than memory should hold" in message or "too-large" in message
+        answer = client.form("/v1/videos/edits", {"task": "extend"}, [("video", clip(tmp_path))])
+        message = finished(client, answer.json()["id"])["error"]["message"]
+        assert "more than memory should hold" in message
+        answer = client.form("/v1/videos/edits", {"task": "colorize"}, [("video", png((200, 200)))])
+        assert answer.status == 400 and "video: too-large" in answer.error["message"]
+
+
+def png_that_claims(width: int, height: int) -> bytes:
+    """A small file with a large picture in its header."""
+    size = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    parts = [(b"IHDR", size), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in parts
+    )
+
+
+def gif_that_claims(width: int, height: int) -> bytes:
+    """A gif, which is read as a video."""
+    size = struct.pack("<HH", width, height)
+    image = b"\x2c\0\0\0\0" + size + b"\0\x02\x02\x4c\x01\0"
+    return b"GIF89a" + size + b"\x80\0\0" + bytes(6) + image + b"\x3b"
+
+
+@pytest.mark.parametrize(
+    "bomb", [png_that_claims(30_000, 30_000), png_that_claims(9000, 9000)], ids=["30000", "9000"]
+)
+def test_q05_a_picture_s_pixels_are_counted_before_it_is_decoded_on_every_way_in(
+    service, client, tmp_path, monkeypatch, bomb
+):
+    assert len(bomb) < 200
+    monkeypatch.setattr(service._workspace.reader, "_call", lambda *_, **__: 1 / 0)
+    film, edits = clip(tmp_path), "/v1/videos/edits"
+    inpaint = {"task": "inpaint", "prompt": "a man"}
+    answers = {
+        "input_reference": client.form(
+            "/v1/videos", {"prompt": "a man"}, [("input_reference", bomb)]
+        ),
+        "video": client.form(edits, {"task": "animate"}, [("video", bomb)]),
+        "mask": client.form(edits, inpaint, [("video", film), ("mask", bomb)]),
+    }
+    answers["sync"] = client.form(
+        "/v1/videos/sync", {"prompt": "a man"}, [("input_reference", bomb)]
+    )
+    for label, answer in answers.items():
+        label = "input_reference" if label == "sync" else label
+        assert answer.status == 400 and answer.error["message"].startswith(f"{label}: too-large: ")
+    assert service._workspace._viewer.peak_memory() < 2**28  # 30000x30000 pixels are 2.5 GiB
+    assert not os.listdir(service._workspace._folder.name)
+
+
+def test_q05_a_video_s_pixels_are_counted_before_it_is_decoded(client):
+    bomb = gif_that_claims(30_000, 30_000)
+    answer = client.form("/v1/videos/edits", {"task": "extend"}, [("video", bomb)])
+    assert answer.status == 400 and "video: too-large: " in answer.error["message"]
 
 
 def test_q05_decoding_that_hangs_or_crashes_ends_with_its_job(folder, tmp_path):

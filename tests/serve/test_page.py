@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from fastapi import FastAPI
 from serve.serving import Client, served, service_of
+from serve.test_api import png_that_claims
 
 from vidcm.media.png import encode_png
 from vidcm.registry import TABLE, options_of
@@ -153,6 +154,13 @@ def test_an_event_may_name_files_that_were_uploaded_and_no_others(client, tmp_pa
             body = {"data": data, "fn_index": event, "session_hash": "s1"}
             answer = client("POST", f"{PATH}/gradio_api/queue/join", body)
             assert answer.status == 400 and "was not uploaded" in answer.error["message"]
+
+
+def test_a_picture_s_pixels_are_counted_before_the_page_shows_it(client):
+    bomb = png_that_claims(30_000, 30_000)
+    (sent,) = client.form(f"{PATH}/gradio_api/upload", {}, [("files", bomb)]).json()
+    told = _told(client, _events(client)[0], [[_file(sent)], "uploaded files"])
+    assert "the file: too-large: its header claims more pixels" in told
 
 
 def test_gradio_refuses_such_files_too(client, tmp_path, monkeypatch):

@@ -43,7 +43,10 @@ def stepping(job: Job) -> None:
 def upload(service: JobService, tmp_path: Path, frames: int = T, size=(H, W), name="video"):
     clip = np.random.default_rng(0).integers(0, 256, (frames, *size, 3), np.uint8)
     path = write_clip(
-        clip, tmp_path / f"{name}-{frames}.{'png' if frames == 1 else 'mp4'}", fps=8, overwrite=True
+        clip,
+        tmp_path / f"{Path(name).name}-{frames}.{'png' if frames == 1 else 'mp4'}",
+        fps=8,
+        overwrite=True,
     )
     return service.receive([path.read_bytes()], name)
 
@@ -323,10 +326,13 @@ def _files(service: JobService) -> list[str]:
 
 def test_names_of_uploads_are_ours_and_their_kind_is_that_of_their_bytes(service, tmp_path):
     picture = upload(service, tmp_path, 1)
-    text = service.receive([b"<html>"], "../../etc/passwd")
-    assert picture.is_picture and not text.is_picture
-    for one in (picture, text):
+    film = upload(service, tmp_path, name="../../etc/passwd")
+    assert picture.is_picture and not film.is_picture
+    for one in (picture, film):
         assert isinstance(one, Upload) and len(one.path.stem) == 32
         one.close()
     with pytest.raises(UsageError, match="video is an empty file"):
         service.receive([], "video")
+    with pytest.raises(UsageError, match="^video: not-video: "):
+        service.receive([b"<html>"], "video")
+    assert not _files(service)

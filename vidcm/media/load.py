@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from vidcm.errors import UsageError
-from vidcm.media.demux import MAX_PIXELS, Timestamps, opened
+from vidcm.media.demux import MAX_FRAME_PIXELS, MAX_PIXELS, Timestamps, check_pixels, opened
 from vidcm.media.frame_files import frame_files, warn_of_gaps
 from vidcm.media.media_file import media_file
 from vidcm.media.pictures import check_header, is_pictures, read_picture
@@ -159,6 +159,23 @@ def check_source(path: Path, fps: float, start: float = 0.0) -> None:
         read_picture(_pictures_from(path, fps, start)[0])
     else:
         _probe_from(path, start)
+
+
+def check_frame_size(path: Path, max_pixels: int = MAX_FRAME_PIXELS) -> None:
+    """Refuse a picture, or a video with frames, of too many pixels, by the header alone.
+
+    Args:
+        path: file.
+        max_pixels: limit of one frame; `MAX_FRAME_PIXELS` is one too.
+
+    Raises:
+        BadClip: `too-large`, or it cannot be opened.
+    """
+    if is_pictures(path):
+        return check_header(path, 1, min(max_pixels, MAX_FRAME_PIXELS))
+    with opened(media_file(path), time.monotonic() + SCAN_SECONDS) as source:
+        codec = source.stream.codec_context
+        check_pixels(source.media.name, codec.height, codec.width, 1, max_pixels)
 
 
 def _probe_from(path: Path, start: float) -> VideoInfo:

@@ -76,6 +76,9 @@ def check_header(path: Path, count: int, max_pixels: int) -> None:
     try:
         with _opened(file.path if file.whole else BytesIO(file.read())) as image:
             width, height = image.size
+    except Image.DecompressionBombError:
+        detail = "its header claims more pixels than memory should hold; make it smaller"
+        raise BadClip(file.name, "too-large", detail) from None
     except ERRORS as error:
         raise BadClip(file.name, "unreadable", f"not read as a picture: {error}") from None
     if count * height * width > max_pixels:

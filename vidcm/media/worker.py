@@ -22,7 +22,13 @@ from typing import Any
 import numpy as np
 
 from vidcm.errors import UsageError, VidcmError
-from vidcm.media.load import SourceClip, frames_in_memory, load_clip, load_every_frame
+from vidcm.media.load import (
+    SourceClip,
+    check_frame_size,
+    frames_in_memory,
+    load_clip,
+    load_every_frame,
+)
 from vidcm.media.media_file import BadClip
 from vidcm.media.read import MAX_PIXELS, Frames, VideoInfo, probe, read_frames
 from vidcm.media.shots import Shot, find_shots
@@ -36,7 +42,15 @@ BOOT = (
 )
 CALLS: dict[str, Callable[..., Any]] = {
     f.__name__: f
-    for f in (probe, read_frames, find_shots, load_clip, load_every_frame, frames_in_memory)
+    for f in (
+        probe,
+        read_frames,
+        find_shots,
+        load_clip,
+        load_every_frame,
+        frames_in_memory,
+        check_frame_size,
+    )
 }
 
 
@@ -104,6 +118,10 @@ class ReaderProcess:
     def frames_in_memory(self, path: Path) -> float:
         """`frames_in_memory(path)`."""
         return self._call("frames_in_memory", path, self.max_pixels)
+
+    def check_frame_size(self, path: Path) -> None:
+        """`check_frame_size(path)`."""
+        self._call("check_frame_size", path, self.max_pixels)
 
     def peak_memory(self) -> int:
         """Most bytes of memory that the worker used, as Linux counts them; 0 without a worker."""

@@ -7,8 +7,8 @@ import stat
 import tempfile
 import threading
 import time
-from collections.abc import Iterable
-from contextlib import ExitStack, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,23 +92,18 @@ class Workspace:
         Raises:
             UsageError: It cannot be read, in a line without paths.
         """
-        try:
-            with self._viewing:
-                return self._viewer.load_clip(upload.path, fps, self.limits.max_frames)
-        except BadClip as error:
-            raise UsageError(f"{upload.label}: {error.reason}: {error.detail}") from None
-        except UsageError as error:
-            raise UsageError(str(error).replace(str(upload.path), upload.label)) from None
+        with self._viewing, _public(upload):
+            return self._viewer.load_clip(upload.path, fps, self.limits.max_frames)
 
     def receive(self, chunks: Iterable[bytes], label: str) -> Upload:
-        """Keep a file.
+        """Keep a file, once its header is checked.
 
         Args:
             chunks: Its contents; the first has 16 bytes or is all of it.
             label: Name of the field that it came in.
 
         Raises:
-            UsageError: It is empty or too large.
+            UsageError: It is empty, no picture or video, or too large in bytes or pixels.
         """
         rest = iter(chunks)
         head = next(rest, b"")
@@ -125,6 +120,8 @@ class Workspace:
                         most = self.limits.max_upload
                         raise UsageError(f"{label} is larger than {most} bytes")
                     file.write(chunk)
+            with self._viewing, _public(upload):
+                self._viewer.check_frame_size(upload.path)
         except BaseException:
             upload.close()
             raise
@@ -136,6 +133,17 @@ class Workspace:
         self._viewer.close()
         self._folder.cleanup()
         self._resources.close()
+
+
+@contextmanager
+def _public(upload: Upload) -> Iterator[None]:
+    """What is wrong with a file, as a UsageError without paths."""
+    try:
+        yield
+    except BadClip as error:
+        raise UsageError(f"{upload.label}: {error.reason}: {error.detail}") from None
+    except UsageError as error:
+        raise UsageError(str(error).replace(str(upload.path), upload.label)) from None
 
 
 def remove_left_over() -> None:

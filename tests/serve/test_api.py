@@ -129,6 +129,25 @@ def test_edits_take_files_masks_and_earlier_results(client, tmp_path):
     assert finished(client, remix["id"])["status"] == "completed"
 
 
+def test_head_is_answered_as_get_without_a_body(client):
+    video = f"/v1/videos/{made(client)['id']}"
+    for path in (video, f"{video}/content", f"{video}/content?variant=gif", "/v1/models"):
+        head, whole = client("HEAD", path), client("GET", path)
+        assert (head.status, head.body) == (200, b"") and whole.body
+        wanted = ("content-length", "content-type", "accept-ranges", "openai-poll-after-ms")
+        for name in wanted:
+            assert head.headers.get(name) == whole.headers.get(name), (path, name)
+    assert client("HEAD", "/health").status == client("HEAD", "/metrics").status == 200
+    part = client("HEAD", f"{video}/content", headers={"range": "bytes=0-9"})
+    assert (part.status, part.body, part.headers["content-length"]) == (206, b"", "10")
+    assert client("HEAD", "/v1/videos/video_0").status == 404
+    assert client("HEAD", "/v1/videos/sync").status == client("GET", "/v1/videos/sync").status
+    with client.connect() as link:  # nothing of a body is there for the next answer to begin with
+        for _ in range(2):
+            link.sendall(f"HEAD {video}/content HTTP/1.1\r\nhost: localhost\r\n\r\n".encode())
+            assert link.recv(65536).endswith(b"\r\n\r\n")
+
+
 def test_a_clip_made_at_once_is_the_answer(client):
     answer = client("POST", "/v1/videos/sync", ASKED)
     assert answer.status == 200 and answer.headers["content-type"] == "video/mp4"
@@ -194,8 +213,8 @@ def test_other_failures_have_the_same_form(client):
     ):
         answer = client(method, path)
         assert answer.status == status and answer.error["message"], path
-    assert client("PUT", "/v1/videos").headers["allow"] == "GET, POST"
-    assert client("PUT", "/v1/videos/video_0").headers["allow"] == "DELETE, GET"
+    assert client("PUT", "/v1/videos").headers["allow"] == "GET, HEAD, POST"
+    assert client("PUT", "/v1/videos/video_0").headers["allow"] == "DELETE, GET, HEAD"
     text = client("POST", "/v1/videos", b"a man", {"content-type": "text/plain"})
     assert text.status == 400 and "use application/json or multipart" in text.error["message"]
     broken = {"content-type": "multipart/form-data; boundary=x"}

@@ -93,6 +93,16 @@ def test_the_page_names_no_other_host_and_forbids_browsers_to_ask_one(client):
     assert policy.startswith("default-src 'self'") and "://" not in policy
 
 
+def test_head_is_answered_for_the_page_too(client):
+    for path, status in (
+        ("/", 307),
+        (f"{PATH}/", 200),
+        (f"{PATH}/gradio_api/file=/etc/passwd", 404),
+    ):
+        head = client("HEAD", path)
+        assert (head.status, head.body) == (status, b"")
+
+
 def test_other_origins_get_no_leave_to_read_the_page(client):
     for path in (f"{PATH}/", f"{PATH}/config"):
         for origin in ("http://localhost:3000", "null"):

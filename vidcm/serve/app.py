@@ -222,9 +222,10 @@ def _add_failures(app: FastAPI) -> None:
         if error.status_code == 405:  # Starlette names the methods of the first route alone
             found = [r for r in app.routes if isinstance(r, Route)]
             found = [r for r in found if r.matches(request.scope)[0] != Match.NONE]
-            response.headers["allow"] = ", ".join(
-                sorted({method for route in found for method in route.methods or ()})
-            )
+            methods = {method for route in found for method in route.methods or ()}
+            if "GET" in methods:  # the guard makes GET of HEAD
+                methods.add("HEAD")
+            response.headers["allow"] = ", ".join(sorted(methods))
         return response
 
     def invalid(request: Request, error: RequestValidationError) -> Response:

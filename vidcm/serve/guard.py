@@ -49,6 +49,8 @@ class Guard:
         refusal = self._refusal(scope)
         if refusal is not None:
             return await refusal(scope, receive, send)
+        if scope["method"] == "HEAD":  # uvicorn knows, and leaves out the body
+            scope = {**scope, "method": "GET"}
         await self.app(scope, _Body(receive, self.max_upload), _Patient(send))
 
     def _refusal(self, scope: Scope) -> JSONResponse | None:

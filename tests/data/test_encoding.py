@@ -15,8 +15,9 @@ import tiny
 import torch
 
 from vidcm.data import encoding
-from vidcm.data.encoding import Clips, encode_cache
+from vidcm.data.encoding import encode_cache
 from vidcm.data.latents import LatentShards
+from vidcm.data.source import Clips
 from vidcm.errors import UsageError, VidcmError
 
 COUNTS = (13, 4)  # clips of two shapes
@@ -150,7 +151,7 @@ def test_a_rank_that_comes_too_late_leaves_the_cache_alone(
 ):
     """Also one that looked for the cache just before another rank put it in place."""
     late, looked = Numbers(), []
-    real = encoding._made
+    real = encoding.made
 
     def made(*arguments: Any) -> bool:
         looked.append(arguments)
@@ -159,7 +160,7 @@ def test_a_rank_that_comes_too_late_leaves_the_cache_alone(
     if not sees_the_cache:
         exists = Path.exists
         monkeypatch.setattr(Path, "exists", lambda p, **k: p != whole and exists(p, **k))
-    monkeypatch.setattr(encoding, "_made", made)
+    monkeypatch.setattr(encoding, "made", made)
     before = files(whole)
     assert run(whole, late, rank=1, world=2) is None
     assert late.reads == [] and files(whole) == before

@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from vidcm.data import remote
-from vidcm.data.encoding import Clips, encode_cache
+from vidcm.data.encoding import encode_cache
 from vidcm.data.folder import VideoFolder
 from vidcm.data.latents import LatentShards
 from vidcm.data.remote import RemoteFolder
+from vidcm.data.source import Clips
 from vidcm.errors import UsageError, VidcmError
 from vidcm.files import file_hash
 from vidcm.media.media_file import BadClip

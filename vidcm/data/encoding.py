@@ -11,61 +11,20 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vidcm.data.duplicates import drop_duplicates
 from vidcm.data.latents import write_index
+from vidcm.data.partial_cache import PLAN, begin, made, owned
 from vidcm.data.shards import write_shard
+from vidcm.data.source import Source
 from vidcm.errors import UsageError, VidcmError
 from vidcm.files import file_hash, replacing, write_text
-
-PLAN = "plan.json"
-
-
-@dataclass
-class Clips:
-    """Clips of a source that could be read, all of one shape.
-
-    Attributes:
-        frames: uint8 `(b t h w c)`.
-        captions: One or more of each clip.
-        names: Where each comes from, as `a.mp4 at 2.125 s`.
-        left_out: name -> reason of the clips that could not be read, or that a filter left out.
-        fingerprints: Of each clip, hexadecimal, if near duplicates are looked for.
-    """
-
-    frames: Tensor
-    captions: list[list[str]]
-    names: list[str]
-    left_out: dict[str, str]
-    fingerprints: list[str] = field(default_factory=list)
-
-
-class Source(Protocol):
-    """What is encoded: numbered clips, those of one shape in a row.
-
-    Attributes:
-        facts: What the clips depend on; they stay in the index, and a partial cache of others is
-            refused.
-        counts: Number of clips of each shape.
-        duplicate_bits: Of clips whose fingerprints differ in at most so many bits, the first is
-            kept; None for clips without.
-    """
-
-    facts: Mapping[str, Any]
-    counts: Sequence[int]
-    duplicate_bits: int | None
-
-    def read(self, numbers: range) -> Clips:
-        """Read clips of one shape."""
-        ...
 
 
 def encode_cache(
@@ -107,30 +66,22 @@ def encode_cache(
     shards = _shards(source.counts, shard_size)
     plan = {"codec": codec, "counts": list(source.counts), "shard_size": shard_size}
     plan = json.loads(json.dumps({**plan, **source.facts}))
-    if _made(output, plan, world):
+    if made(output, plan, world):
         return None
     if output.exists() and not overwrite:
         raise UsageError(f"{output} exists; give another --output, or --overwrite")
-    with _owned(partial, rank):
-        _begin(partial, plan)
+    with owned(partial, rank):
+        begin(partial, plan)
         for name, numbers in shards[rank::world]:
             if (partial / f"{name}.json").is_file():
                 progress(len(numbers))
-            elif not _made(output, plan, world):
+            elif not made(output, plan, world):
                 _encode_shard(source, encode, partial, name, numbers, batch_size, progress)
         found = _finish(source, partial, output, [name for name, _ in shards], codec)
-        late = found is None and _made(output, plan, world)
+        late = found is None and made(output, plan, world)
         if late and not list(partial.glob("shard-*")):
             shutil.rmtree(partial, ignore_errors=True)  # begun after it had become the cache
         return found
-
-
-def _made(output: Path, plan: Mapping[str, Any], world: int) -> bool:
-    """Whether other ranks have made the cache already, of shards of an earlier run."""
-    try:
-        return world > 1 and json.loads((output / PLAN).read_text("utf-8")) == plan
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return False
 
 
 def _shards(counts: Sequence[int], size: int) -> list[tuple[str, range]]:
@@ -142,42 +93,6 @@ def _shards(counts: Sequence[int], size: int) -> list[tuple[str, range]]:
             found.append((f"shard-{len(found):06d}", numbers))
         start += count
     return found
-
-
-@contextmanager
-def _owned(partial: Path, rank: int) -> Iterator[None]:
-    """Hold the lock of a rank, so that two runs do not do the same work."""
-    partial.mkdir(parents=True, exist_ok=True)
-    lock = os.open(partial / f"rank-{rank}.lock", os.O_CREAT | os.O_RDWR)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UsageError(
-                f"another process encodes into {partial} as rank {rank}; wait for it, or give each "
-                "process a --rank of its own"
-            ) from None
-        yield
-    finally:
-        os.close(lock)
-
-
-def _begin(partial: Path, plan: Mapping[str, Any]) -> None:
-    """Write the plan, or compare it with that of an earlier run."""
-    file = partial / PLAN
-    try:
-        before = json.loads(file.read_text("utf-8"))
-    except FileNotFoundError:
-        write_text(file, json.dumps(plan))
-        return
-    except ValueError:
-        raise VidcmError(f"{file} is damaged; delete {partial} and encode again") from None
-    changed = [k for k in {**before, **plan} if before.get(k) != plan.get(k)]
-    if changed:
-        raise UsageError(
-            f"{partial} was begun with another {', '.join(changed)}; go on with the same command, "
-            "give another --output, or delete the folder"
-        )
 
 
 def _encode_shard(

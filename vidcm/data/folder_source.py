@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from vidcm.data.encoding import Clips
 from vidcm.data.filters import SHORT_SHOTS, Filter
 from vidcm.data.folder import VideoFolder
+from vidcm.data.source import Clips
 from vidcm.media.media_file import BadClip
 from vidcm.media.shots import Shot
 

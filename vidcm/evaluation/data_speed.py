@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from av.video.stream import VideoStream
 
-from vidcm.data.encoding import Clips, encode_cache
+from vidcm.data.encoding import encode_cache
 from vidcm.data.folder import VideoFolder
 from vidcm.data.latents import LatentShards
 from vidcm.data.loader import batches
+from vidcm.data.source import Clips
 from vidcm.errors import UsageError
 from vidcm.evaluation.environment import machine
 from vidcm.evaluation.markdown import grid, measured_on

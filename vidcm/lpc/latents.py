@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from vidcm.data.encoding import Clips
 from vidcm.data.latents import LatentShards
+from vidcm.data.source import Clips
 from vidcm.errors import UsageError
 from vidcm.lpc.captions import CaptionComposer, complete_caption
 from vidcm.lpc.combinations import Combination, Combinations

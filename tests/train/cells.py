@@ -154,10 +154,11 @@ def refusal(row: str, folder: Path, zero: int, lora: bool, **changes: Any) -> st
 def on_rank(mode: str, folder: Path) -> None:
     import torch.distributed as dist
 
-    import vidcm.train.deepspeed as ours
+    from vidcm.train import deepspeed_setup
     from vidcm.train.launch import start_on_ranks
 
-    ours.PERSISTENT = 1500  # else all stays whole at stage 3; below are vectors and small matrices
+    # Else all stays whole at stage 3; below are vectors and small matrices.
+    deepspeed_setup.PERSISTENT = 1500
     if mode == "compiled":
         from torch._dynamo import config as limits
 
@@ -183,10 +184,10 @@ def on_rank(mode: str, folder: Path) -> None:
 def resumed(folder: Path) -> None:
     import torch.distributed as dist
 
-    import vidcm.train.deepspeed as ours
+    from vidcm.train import deepspeed_setup
     from vidcm.train.launch import start_on_ranks
 
-    ours.PERSISTENT = 1500
+    deepspeed_setup.PERSISTENT = 1500
     results = {}
     for row, zero in product(ROWS, STAGES[1:]):
         with suppress(UsageError):

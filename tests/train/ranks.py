@@ -226,18 +226,20 @@ def ends(engine: Engine) -> dict[str, Any]:
 def parity(folder: Path) -> None:
     import torch.distributed as dist
 
-    import vidcm.train.deepspeed as ours
+    from vidcm.train import deepspeed_setup
+    from vidcm.train.deepspeed import DeepSpeedEngine
 
     def start(**changes: Any) -> tuple[Engine, TrainConfig]:
         chosen = config(**changes)
         step = TrainStep(task(Points()).model, Plain(regression), CPU)
-        return ours.DeepSpeedEngine(step, chosen), chosen
+        return DeepSpeedEngine(step, chosen), chosen
 
     results: dict[tuple, dict] = {}
     kinds = [(s, a, "fp32") for s in STAGES for a in ACCUMULATIONS]
     for stage, accumulation, precision in [*kinds, *((s, 2, "bf16") for s in STAGES[1:])]:
         # Toy parameters would all stay whole: make ZeRO-3 shard them, in half of the cases.
-        ours.PERSISTENT = 0 if accumulation == 1 or precision == "bf16" else 100_000
+        whole = accumulation > 1 and precision == "fp32"
+        deepspeed_setup.PERSISTENT = 100_000 if whole else 0
         keys = dict(zero=stage, gradient_accumulation_steps=accumulation, precision=precision)
         engine, chosen = start(**keys)
         reports = run(engine, chosen, 0, HALF)

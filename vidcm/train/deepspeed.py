@@ -6,19 +6,13 @@ resume with another number of ranks, at another stage, or in one process. That i
 whose masters, two moments and average (16 bytes per parameter) fit into that memory.
 
 Written against DeepSpeed 0.19.8, and setup.cfg allows 0.19 only: it relies on names that are not
-public. These are `fp32_partitioned_groups_flat` (the fp32 shards of stage 3), `__compatible_ops__`
-and the hooks `pre_bwd_fn` and `post_bwd_fn` of stage 3. It also needs a client optimizer (a named
-one is compiled for minutes) and `safe_get_full_fp32_param` with its kin.
+public, here on `fp32_partitioned_groups_flat` (the fp32 shards of stage 3) and on
+`safe_get_full_fp32_param` with its kin; others are in `deepspeed_setup`.
 """
 
 import copy
-import logging
-import os
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
-from datetime import timedelta
-from importlib import import_module
 from io import StringIO
 from itertools import chain
 from typing import Any
@@ -30,12 +24,10 @@ from torch import Tensor, nn
 from vidcm.config import TrainConfig
 from vidcm.data.batch import MicroBatch
 from vidcm.data.loader import positions
-from vidcm.errors import VidcmError
+from vidcm.train.deepspeed_setup import import_deepspeed, let_tangents_through, meet, settings
 from vidcm.train.engine import StepReport, TrainStep, frozen_hash, mean_logs
 from vidcm.train.optimizers import make_optimizer
 
-PERSISTENT = 100_000  # ZeRO-3: smaller parameters stay whole on every rank
-BUCKET = 500_000_000  # gradients that are reduced at once; fewer where a network has fewer
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -57,7 +49,7 @@ class DeepSpeedEngine:
 
     def __init__(self, step: TrainStep, config: TrainConfig, averaged: bool = True):
         self.deepspeed = import_deepspeed(step.device)
-        _meet(self.deepspeed, config.rank_timeout)
+        meet(self.deepspeed, config.rank_timeout)
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.device, self.decay = step.device, config.ema_decay
         self.clip = config.optimizer.max_grad_norm
@@ -84,11 +76,11 @@ class DeepSpeedEngine:
             self.engine, *_ = self.deepspeed.initialize(
                 model=step,
                 optimizer=self.optimizer,
-                config=_settings(config, self.stage, micro, self.parameters.values()),
+                config=settings(config, self.stage, micro, self.parameters.values()),
                 dist_init_required=False,
             )
         if self.stage == 3:
-            _let_tangents_through(self.model)
+            let_tangents_through(self.model)
         for name, buffer in self.model.named_buffers():  # rounded to bf16 with the weights
             buffer.data = buffers[name]
         self.shards = self._shards()
@@ -252,61 +244,3 @@ class DeepSpeedEngine:
         for name, tensor in self.model.state_dict().items():
             if name in values and name not in self.parameters:
                 tensor.copy_(values[name])
-
-
-def import_deepspeed(device: torch.device) -> Any:
-    """DeepSpeed, set up for a device."""
-    # The choice is ours, and DeepSpeed would announce its own.
-    os.environ["DS_ACCELERATOR"] = device.type
-    deepspeed: Any = import_module("deepspeed")
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    # It calls collectives by names that torch is about to change.
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    if device.type == "cpu":
-        # Else it compiles a shared-memory all-reduce for most of a minute; gloo does without.
-        deepspeed.ops.__compatible_ops__ = {}
-    return deepspeed
-
-
-def _meet(deepspeed: Any, timeout: float) -> None:
-    """Join the other ranks, once in a process; its collectives fail a minute after `timeout`."""
-    try:
-        deepspeed.init_distributed(verbose=False, timeout=timedelta(seconds=timeout + 60))
-    except dist.DistError as error:
-        address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        raise VidcmError(
-            f"rank {os.environ.get('RANK')} did not meet all {os.environ.get('WORLD_SIZE')} ranks "
-            f"at {address} ({type(error).__name__}: {' '.join(str(error).split())[:200]}); check "
-            "that every host was started, and that it reaches this address"
-        ) from None
-
-
-def _let_tangents_through(model: nn.Module) -> None:
-    """Give ZeRO-3's hooks, identities that watch for the backward pass, a forward-mode rule."""
-    for module in model.modules():
-        for name in ("pre_bwd_fn", "post_bwd_fn"):
-            watch = vars(module).get(name)
-            if watch is not None:
-                watch.jvp = staticmethod(lambda _, tangent: tangent.view_as(tangent))
-
-
-def _settings(
-    config: TrainConfig, stage: int, micro: int, parameters: Iterable[nn.Parameter]
-) -> dict:
-    bf16 = config.precision == "bf16"
-    return {
-        "train_micro_batch_size_per_gpu": micro,
-        "gradient_accumulation_steps": config.gradient_accumulation_steps,
-        "gradient_clipping": config.optimizer.max_grad_norm if stage else 0.0,
-        "bf16": {"enabled": bf16},
-        "data_types": {"grad_accum_dtype": "fp32"},
-        "steps_per_print": None,
-        "zero_optimization": {
-            "stage": stage,
-            "stage3_param_persistence_threshold": PERSISTENT,
-            # Its buffer is as large, whatever the network.
-            "reduce_bucket_size": min(BUCKET, max(sum(p.numel() for p in parameters), 1)),
-            # Else F.linear is replaced for the whole process, by a form without forward-mode AD.
-            "memory_efficient_linear": False,
-        },
-    }

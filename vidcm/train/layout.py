@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vidcm.config import TrainConfig
 from vidcm.data.loader import positions
-from vidcm.train.deepspeed import BUCKET
+from vidcm.train.deepspeed_setup import BUCKET
 
 LIVE = 1_000_000_000  # DeepSpeed's `stage3_max_live_parameters`
 

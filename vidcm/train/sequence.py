@@ -9,7 +9,7 @@ from vidcm.errors import UsageError
 from vidcm.models.backbone import TransformerBackbone
 from vidcm.models.sequence_parallel import SequenceGroup
 from vidcm.objectives.base import Objective
-from vidcm.train.deepspeed import import_deepspeed
+from vidcm.train.deepspeed_setup import import_deepspeed
 
 
 def check_sequence(config: TrainConfig, objective: Objective) -> None:

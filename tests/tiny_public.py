@@ -123,6 +123,53 @@ def wan_5b() -> Any:
     )
 
 
+def image_tower(width: int = 24) -> dict[str, Any]:
+    """CLIP and its processor, of 8 x 8 pixels: 5 tokens of a picture."""
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
+
+    config = CLIPVisionConfig(
+        hidden_size=width,
+        intermediate_size=37,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        image_size=8,
+        patch_size=4,
+    )
+    side = {"height": 8, "width": 8}
+    return {
+        "image_encoder": CLIPVisionModel(config).eval(),
+        "image_processor": CLIPImageProcessor(crop_size=side, size={"shortest_edge": 8}),
+    }
+
+
+def wan_image(clip: bool = True, **options: Any) -> Any:
+    """Wan 2.1 I2V: a mask, a picture's latents and, with `clip`, its tokens beside the noise."""
+    from diffusers import WanImageToVideoPipeline, WanTransformer3DModel
+
+    plain, config = wan(**options), WAN | {"in_channels": 36} | options
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    if clip:
+        config |= {"image_dim": 24, "added_kv_proj_dim": width}
+    parts = {name: plain.components[name] for name in ("vae", "text_encoder", "tokenizer")}
+    return WanImageToVideoPipeline(
+        transformer=WanTransformer3DModel(**config),
+        scheduler=plain.scheduler,
+        **parts,
+        **(image_tower() if clip else {}),
+    )
+
+
+def wan_image_experts() -> Any:
+    """Wan 2.2 I2V A14B: two networks that read a mask and a picture, without CLIP."""
+    from diffusers import WanTransformer3DModel
+
+    pipeline = wan_image(clip=False)
+    second = WanTransformer3DModel(**WAN | {"in_channels": 36})
+    pipeline.register_modules(transformer_2=second)
+    pipeline.register_to_config(boundary_ratio=0.9)
+    return pipeline
+
+
 def anyflow() -> Any:
     from diffusers import AnyFlowPipeline, AnyFlowTransformer3DModel, FlowMapEulerDiscreteScheduler
 
@@ -236,6 +283,8 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "wan_comfy": lambda: wan(num_attention_heads=1, attention_head_dim=128, text_dim=4096),
     "wan_5b": wan_5b,
     "wan_experts": wan_experts,
+    "wan_image": wan_image,
+    "wan_image_experts": wan_image_experts,
     "anyflow": anyflow,
     "ltx": ltx,
     "cogvideox": cogvideox,

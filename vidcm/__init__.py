@@ -10,16 +10,20 @@ from vidcm.version import __version__
 
 if TYPE_CHECKING:
     from vidcm.pipeline import VideoPipeline as VideoPipeline
-    from vidcm.pipeline import load_video as load_video
+    from vidcm.video_input import load_video as load_video
 
 __all__ = ["VideoPipeline", "__version__", "load_video"]
 
 
 def __getattr__(name: str) -> object:
-    if name in ("VideoPipeline", "load_video"):
-        from vidcm import pipeline
+    if name == "VideoPipeline":
+        from vidcm.pipeline import VideoPipeline
 
-        return pipeline.VideoPipeline if name == "VideoPipeline" else pipeline.load_video
+        return VideoPipeline
+    if name == "load_video":
+        from vidcm.video_input import load_video
+
+        return load_video
     raise AttributeError(f"module 'vidcm' has no attribute {name!r}")
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from vidcm.codecs.base import VideoCodec
@@ -111,8 +112,11 @@ def export(
                     f"{models['codec']} reads {pipe.codec.channels}; give the codec it was trained "
                     "with"
                 )
-        pipe("a test", num_inference_steps=settings.student.phases or 1)
-        pipe("a test", num_inference_steps=1, use_teacher=True)
+        source = pipe.model("student").control
+        given = source is not None and source.required
+        image = np.full((settings.height, settings.width, 3), 127, np.uint8) if given else None
+        pipe("a test", image=image, num_inference_steps=settings.student.phases or 1)
+        pipe("a test", image=image, num_inference_steps=1, use_teacher=True)
 
 
 def refuse_still(student: str | Path) -> None:

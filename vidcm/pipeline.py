@@ -4,15 +4,14 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
-from vidcm.arguments import SYNONYMS, checked_names, flag, integer, real_number, texts
-from vidcm.arguments import path as path_of
+from vidcm.arguments import SYNONYMS, checked_names, flag, integer, texts
 from vidcm.arguments import text as check_text
 from vidcm.conditioning.completion import PromptReader, complete_prompts
 from vidcm.conditioning.prompts import check_length, check_prompts
@@ -23,6 +22,7 @@ from vidcm.generation import Generation
 from vidcm.inputs import (
     check_callback,
     check_clips,
+    check_image,
     check_latents,
     check_prompt,
     check_prompt_schedule,
@@ -31,12 +31,12 @@ from vidcm.inputs import (
 )
 from vidcm.limits import BATCH_PIXELS, check_memory
 from vidcm.media.clips import OUTPUT_TYPES, Clips, Clock, as_output
-from vidcm.media.load import fit, load_clip
 from vidcm.pipeline_models import PipelineModels
 from vidcm.registry import build
 from vidcm.rng import SampleRng
-from vidcm.settings import MAX_CLIPS, MAX_FPS, MAX_SECONDS
+from vidcm.settings import MAX_CLIPS
 
+Picture = str | os.PathLike[str] | np.ndarray | Image.Image
 # Called after each step as (pipe, step from 0, time, {"latents": x}); returns {} or new latents.
 StepCallback = Callable[
     ["VideoPipeline", int, float, dict[str, Tensor]], Mapping[str, Tensor] | None
@@ -96,6 +96,7 @@ class VideoPipeline(PipelineModels):
         self,
         prompt: str | Sequence[str] | None = None,
         *,
+        image: Picture | Sequence[Picture] | None = None,
         negative_prompt: str = "",
         negative_prompt_method: str | None = None,
         nag_scale: float | None = None,
@@ -122,6 +123,9 @@ class VideoPipeline(PipelineModels):
 
         Args:
             prompt: One prompt or several.
+            image: The picture that clips begin with, or one for each prompt, for models that take
+                one: a path, uint8 `(h, w, 3)` or a picture of Pillow. It is scaled and cut at the
+                centre to the size of the clips.
             negative_prompt: The prompt to move away from; without effect at guidance 1 unless
                 by nag.
             negative_prompt_method: "guidance", which evaluates the network three times a step, or
@@ -192,6 +196,8 @@ class VideoPipeline(PipelineModels):
         if latents is not None:
             latents = check_latents(latents, (count, *shape))
         on_step = check_callback(self, callback_on_step_end)
+        pixels = generation.pixel_shape(shape[1:])
+        pictures = check_image(image, generation, len(prompts), copies, pixels)
         prompts = [prompt for prompt in prompts for _ in range(copies)]
         embeds = None if prompt_embeds is None else prompt_embeds.repeat(copies)
         reader = self.prompt_reader if complete_prompt and embeds is None else None
@@ -207,6 +213,9 @@ class VideoPipeline(PipelineModels):
                     generation.encode(text), [(frame, c[part]) for frame, c in schedule]
                 )
                 clock("text")
+                if pictures is not None:
+                    cond = cond.with_control(pictures.control(part))
+                    clock("encode")
                 # 3. Draw the noise of each clip from its seed.
                 rng = windowed.repeated_noise(SampleRng.of_seeds(clip_seeds[part], self.device))
                 noise = rng.normal(*shape)
@@ -290,44 +299,3 @@ class VideoPipeline(PipelineModels):
                 zero_shot=zero_shot,
                 on_step=check_callback(self, callback_on_step_end),
             )
-
-
-@checked_names(SYNONYMS | {"pipeline": "pipe"})
-def load_video(
-    path: str | os.PathLike[str],
-    pipe: VideoPipeline,
-    *,
-    num_frames: int | None = None,
-    height: int | None = None,
-    width: int | None = None,
-    fps: float | None = None,
-    start: float = 0.0,
-) -> np.ndarray:
-    """Read a video, a picture or a folder of pictures as a clip for `pipe.edit`.
-
-    Args:
-        path: The file or folder.
-        pipe: The pipeline whose frame rate and size the clip gets, scaled and cut at the centre.
-        num_frames: At most so many (default: all).
-        height: Of the clip (default: the pipeline's); tasks as upscale take smaller clips.
-        width: Of the clip (default: the pipeline's).
-        fps: Frames per second to take (default: the pipeline's).
-        start: Seconds to leave out at the beginning.
-
-    Returns:
-        uint8 `(t, h, w, 3)`.
-
-    Raises:
-        UsageError: There is no such file, it has no frame after `start`, or a number is out of
-            range.
-        BadClip: It cannot be read.
-    """
-    if not isinstance(pipe, VideoPipeline):
-        raise UsageError(f"pipe is a {type(pipe).__name__}; give the VideoPipeline to edit with")
-    own = pipe.settings
-    num_frames, height, width = check_size(num_frames, height, width)
-    rate = own.fps if fps is None else real_number("fps", fps, 0.01, MAX_FPS)
-    start = real_number("start", start, 0, MAX_SECONDS)
-    source = load_clip(Path(path_of("path", path)), rate, num_frames, start)
-    check_memory(1, len(source.frames), height or own.height, width or own.width)
-    return fit(source.frames, (height or own.height, width or own.width))

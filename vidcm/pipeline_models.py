@@ -144,6 +144,8 @@ class PipelineModels:
         for model in self._models.values():
             if isinstance(model.conditioner, PipelineText):
                 model.conditioner.release()
+            for tower in model.control.towers() if model.control else ():
+                tower.release()
 
     def part(self, role: str) -> Path:
         """The folder of the codec, student or teacher."""
@@ -214,6 +216,8 @@ class PipelineModels:
 def _offload(model: Denoiser, offload: Offload) -> None:
     """Let text tower and network of a denoiser come and go."""
     offload.add(model.backbone, when_called=True)
+    for tower in model.control.towers() if model.control else ():
+        tower.offload = offload
     if isinstance(model.conditioner, PipelineText):
         model.conditioner = OffloadedText(model.conditioner, offload)
     else:

@@ -6,6 +6,7 @@ import torch
 from oracle import PATHS, Gaussian
 
 from vidcm.diffusion.base import Cond, batched
+from vidcm.diffusion.control import Region
 from vidcm.diffusion.denoiser import Denoiser
 from vidcm.diffusion.guidance import CFGDenoiser, NegativePromptStudent
 from vidcm.errors import UsageError
@@ -138,7 +139,7 @@ def test_batches_keep_the_scales_that_all_were_told():
     assert both.mask.tolist() == [[True, False, False], [True, True, True]]
     assert batched([told[0], model.encode(["orc"])]).guidance_scale is None
     assert told[0].stack(told[1]).guidance_scale is None
-    assert told[0].at(7) is told[0]
+    assert told[0].inside(Region([0, 1], slice(0, 1), slice(0, 1), 1.0)) is told[0]
 
 
 def test_what_stands_in_padding_is_not_read():

@@ -34,6 +34,15 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--prompt", action="append", default=[], help="content of a clip; may be repeated"
     )
+    p.add_argument(
+        "--image",
+        action="append",
+        default=[],
+        type=existing_file,
+        metavar="PATH",
+        help="picture that clips begin with, for models that take one; may be repeated, once for "
+        "each prompt",
+    )
     p.add_argument("--prompts-file", type=existing_file, metavar="FILE", help="one prompt per line")
     p.add_argument(
         "--negative-prompt", default="", metavar="TEXT", help="content to move away from"
@@ -132,6 +141,7 @@ def _generate(args: argparse.Namespace) -> None:
     with progress_bar(args) as progress:
         clips = pipe(
             prompts,
+            image=args.image or None,
             negative_prompt=args.negative_prompt,
             negative_prompt_method=args.negative_prompt_method,
             nag_scale=args.nag_scale,

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vidcm.diffusion.control import Control, Region, joined
 from vidcm.diffusion.paths import ProbPath
 
 
@@ -19,27 +20,41 @@ class Cond:
         tokens: Embedded text `(b, n, d)`.
         mask: bool `(b, n)`, True where there is a token.
         guidance_scale: `(b,)`, embedded guidance of a student; None for a teacher.
+        control: What the network reads beside the text; None for text alone.
     """
 
     tokens: Tensor
     mask: Tensor
     guidance_scale: Tensor | None = None
+    control: Control | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def stack(self, other: "Cond") -> "Cond":
-        """Both as one batch, the shorter prompts padded, without guidance scales."""
-        return replace(batched([self, other]), guidance_scale=None)
+        """Both as one batch, the shorter prompts padded, without guidance scales.
 
-    def at(self, place: float) -> "Cond":
-        """The condition at a place along the clip, in latent frames; here the same everywhere."""
-        return self
+        The control of `self` goes with both.
+        """
+        return replace(batched([self, self.with_text(other)]), guidance_scale=None)
+
+    def with_text(self, other: "Cond") -> "Cond":
+        """The text and guidance scale of another condition beside this one's control."""
+        return replace(other, control=self.control)
+
+    def with_control(self, control: Control | None) -> "Cond":
+        """The same text beside another control."""
+        return replace(self, control=control)
+
+    def inside(self, region: Region) -> "Cond":
+        """The condition of a part of the clip."""
+        return self if self.control is None else replace(self, control=self.control.inside(region))
 
     def rows(self, part: slice | Tensor) -> "Cond":
         """Some samples of the batch."""
         scale = None if self.guidance_scale is None else self.guidance_scale[part]
-        return Cond(self.tokens[part], self.mask[part], scale)
+        control = None if self.control is None else self.control.rows(part)
+        return Cond(self.tokens[part], self.mask[part], scale, control)
 
     def repeat(self, times: int) -> "Cond":
         """Every sample so many times in a row."""
@@ -57,7 +72,8 @@ def batched(conds: Sequence[Cond]) -> Cond:
     masks = [F.pad(c.mask, p) for c, p in zip(conds, pads, strict=True)]
     scales = [c.guidance_scale for c in conds if c.guidance_scale is not None]
     scale = torch.cat(scales) if len(scales) == len(conds) else None
-    return Cond(torch.cat(tokens), torch.cat(masks), scale)
+    control = joined([c.control for c in conds])
+    return Cond(torch.cat(tokens), torch.cat(masks), scale, control)
 
 
 @dataclass(frozen=True)

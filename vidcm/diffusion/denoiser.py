@@ -37,9 +37,12 @@ class Denoiser(nn.Module, DenoiserBase):
     Attributes:
         shift: Resolution shift of the times that it is sampled at; None for vidcm's own.
         first_time: Rectified-flow time that students start from.
+        control: What makes what the network is given beside text (`vidcm.families.control`); None
+            for text alone.
     """
 
     shift: float | None = None
+    control: Any = None
     first_time: float = T_START
 
     def __init__(

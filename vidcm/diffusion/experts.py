@@ -25,6 +25,7 @@ class Experts(Denoiser):
         self.high, self.low, self.boundary_ratio = high, low, boundary_ratio
         self.path, self.channels, self.shift = high.path, high.channels, high.shift
         self.two_times, self.given_frames = high.two_times, high.given_frames
+        self.control = high.control
         boundary = torch.tensor([boundary_ratio], dtype=torch.float64)
         self.boundary = float(match(boundary, boundary, RectifiedFlow(), self.path)[1])
 

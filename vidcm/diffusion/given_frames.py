@@ -12,6 +12,8 @@ from torch import Tensor
 
 from vidcm.config import TrainConfig
 from vidcm.diffusion.base import Cond, DenoiserBase, Prediction
+from vidcm.diffusion.paths import ProbPath
+from vidcm.diffusion.shapes import like
 from vidcm.errors import UsageError
 from vidcm.rng import SampleRng
 from vidcm.schema import suggest
@@ -176,3 +178,44 @@ class GivenFramesDenoiser(DenoiserBase):
     def predict(self, x_t: Tensor, t: Tensor, cond: Cond, s: Tensor | None = None) -> Prediction:
         target = None if s is None else self.frames.times(s)
         return self.denoiser.predict(self.frames(x_t), self.frames.times(t), cond, target)
+
+
+class FirstFrames:
+    """The first latent frames of each sample, which a network sees clean and which stay.
+
+    Args:
+        latents: `(b, c, k, h, w)`.
+        frames: Latent frames of the clips.
+    """
+
+    def __init__(self, latents: Tensor, frames: int):
+        self.latents, self.count = latents, latents.shape[2]
+        self.given = torch.arange(frames, device=latents.device) < self.count
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Clips `(b c t h w)` with these frames."""
+        return torch.cat([self.latents.to(x), x[:, :, self.count :]], 2)
+
+    def times(self, t: Tensor) -> Tensor:
+        """Times `(b,)` or `(b, t)` per frame: 0 where given."""
+        own = t[:, None].expand(-1, len(self.given)) if t.ndim == 1 else t
+        return own.masked_fill(self.given, 0)
+
+    def prediction(self, found: Prediction, x_t: Tensor, t: Tensor, path: ProbPath) -> Prediction:
+        """A prediction in which the frames are as given, and their noise leads from them to x_t.
+
+        They then stay on their line from data to noise, for every sampler and objective. At t = 0
+        there is no noise, and it is taken for 0.
+
+        Args:
+            found: The network's.
+            x_t: Noisy latents `(b c t h w)`.
+            t: Their times.
+            path: Of both.
+        """
+        alpha, sigma = (like(f(t), x_t) for f in (path.alpha, path.sigma))
+        x0 = self(found.x0)
+        line = (x_t - alpha * x0) / torch.where(sigma == 0, torch.inf, sigma)
+        mark = self.given.view(-1, 1, 1)
+        eps = torch.where(mark, line, found.eps)
+        return Prediction(x0, eps, torch.where(mark, path.velocity(x0, line, t), found.v))

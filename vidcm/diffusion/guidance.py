@@ -68,5 +68,6 @@ class NegativePromptStudent(DenoiserBase):
         own = self.student.predict(x_t, t, cond, s)
         if self.scale == 1:
             return own
-        empty, negative = (self.student.predict(x_t, t, c, s) for c in (self.empty, self.negative))
+        texts = (cond.with_text(c) for c in (self.empty, self.negative))
+        empty, negative = (self.student.predict(x_t, t, c, s) for c in texts)
         return combine(lambda c, u, n: c + (self.scale - 1) * (u - n), own, empty, negative)

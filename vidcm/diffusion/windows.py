@@ -22,31 +22,20 @@ import torch
 from torch import Tensor
 
 from vidcm.diffusion.base import Cond, DenoiserBase, Prediction, batched
+from vidcm.diffusion.control import Region
 from vidcm.errors import UsageError
 from vidcm.rng import Noise
 
 
 @dataclass(frozen=True)
-class Window:
+class Window(Region):
     """One window of a clip.
 
     Attributes:
-        frames: The latent frames it reads, in order.
-        rows: Its latents along the height.
-        columns: Its latents along the width.
         weights: `(t, h, w)` of its prediction; over all windows they sum to one.
-        place: The middle of its frames along the clip, frame 0 left out.
     """
 
-    frames: list[int]
-    rows: slice
-    columns: slice
     weights: Tensor
-    place: float
-
-    def of(self, x: Tensor) -> Tensor:
-        """Its part of `x (b, c, t, h, w)`."""
-        return x[:, :, self.frames, self.rows, self.columns]
 
     def add_to(self, total: Tensor, part: Tensor) -> None:
         """Add its weighted part to `total (b, c, t, h, w)`."""
@@ -111,8 +100,8 @@ class Windowed(DenoiserBase):
                 read,
                 slice(top, top + len(v)),
                 slice(left, left + len(h)),
-                weight.view(-1, 1, 1) * v.view(-1, 1) * h,
                 place,
+                weight.view(-1, 1, 1) * v.view(-1, 1) * h,
             )
             for (read, weight, place), (top, v), (left, h) in product(times, down, across)
         ]
@@ -133,14 +122,14 @@ class Windowed(DenoiserBase):
     def predict(self, x_t: Tensor, t: Tensor, cond: Cond, s: Tensor | None = None) -> Prediction:
         windows = self.windows(*x_t.shape[2:])
         if len(windows) == 1:
-            return self.denoiser.predict(x_t, t, cond.at(windows[0].place), s)
+            return self.denoiser.predict(x_t, t, cond.inside(windows[0]), s)
         x0, eps = (torch.zeros_like(x_t) for _ in range(2))
         count = max(self.rows // len(x_t), 1)
         for some in (windows[i : i + count] for i in range(0, len(windows), count)):
             found = self.denoiser.predict(
                 torch.cat([w.of(x_t) for w in some]),
                 torch.cat([_times_of(w, t) for w in some]),
-                batched([cond.at(w.place) for w in some]),
+                batched([cond.inside(w) for w in some]),
                 None if s is None else torch.cat([_times_of(w, s) for w in some]),
             )
             for total, parts in ((x0, found.x0), (eps, found.eps)):
@@ -164,15 +153,17 @@ class PromptSchedule(Cond):
     @classmethod
     def of(cls, first: Cond, later: Sequence[tuple[float, Cond]]) -> "PromptSchedule":
         """A schedule from its first condition and the later ones."""
-        return cls(first.tokens, first.mask, first.guidance_scale, tuple(later))
+        control = first.control
+        return cls(first.tokens, first.mask, first.guidance_scale, control, tuple(later))
 
     def stack(self, other: Cond) -> "PromptSchedule":
         """Each condition with `other`, as one batch."""
         return PromptSchedule.of(super().stack(other), [(p, c.stack(other)) for p, c in self.later])
 
-    def at(self, place: float) -> Cond:
+    def inside(self, region: Region) -> Cond:
         first = Cond(self.tokens, self.mask, self.guidance_scale)
-        return next((c for start, c in reversed(self.later) if start <= place), first)
+        found = next((c for start, c in reversed(self.later) if start <= region.place), first)
+        return self.with_text(found).inside(region)
 
     def rows(self, part: slice | Tensor) -> "PromptSchedule":
         return PromptSchedule.of(super().rows(part), [(p, c.rows(part)) for p, c in self.later])

@@ -90,7 +90,12 @@ def edit(
     on_step: OnStep = keep,
 ) -> Clips:
     """See `VideoPipeline.edit`."""
-    phases = generation.settings.student.phases
+    source, phases = generation.model.control, generation.settings.student.phases
+    if source is not None and source.required:
+        raise UsageError(
+            f"an edit is of prompts and clips alone, and this model needs {source.reads} beside "
+            "them; use a model of text alone"
+        )
     if generation.role == "student" and phases:
         raise UsageError(
             f"this student was trained in {phases} phases and never predicts the clean clip, which "

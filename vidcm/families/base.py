@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch import Tensor
 from vidcm.diffusion.base import Cond
 from vidcm.diffusion.parameterization import FlowClock, FlowPrediction, Parameterization
 from vidcm.errors import UsageError
+from vidcm.families.control import ControlSource
 from vidcm.families.schedule import resolution_shift
 from vidcm.models.sequence_parallel import SequenceGroup
 from vidcm.registry import TABLE, lookup
@@ -103,6 +105,22 @@ class Family(ABC):
     @abstractmethod
     def text_width(self, config: dict[str, Any]) -> int:
         """Width of the text tokens that a network with this config reads."""
+
+    def latent_channels(self, config: dict[str, Any]) -> int:
+        """Channels of the latents that a network with this config makes."""
+        return config.get("out_channels") or config["in_channels"]
+
+    def control(self, config: dict[str, Any], root: Path | None) -> ControlSource | None:
+        """What a network is given beside text; None for text alone.
+
+        Args:
+            config: Of the network.
+            root: Its pipeline's folder, if it has one.
+
+        Raises:
+            UsageError: It reads something that vidcm cannot make.
+        """
+        return None
 
     def own_inputs(self, group: SequenceGroup, inputs: tuple) -> tuple:
         """What a block reads beside tokens, for the tokens of this rank; of families that split."""

@@ -1,116 +1,29 @@
 """A public transformer as a denoiser: teacher, or student of the same architecture."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from vidcm.diffusion.base import Cond
+from vidcm.diffusion.base import Cond, Prediction
 from vidcm.diffusion.denoiser import Denoiser
+from vidcm.diffusion.given_frames import FirstFrames
 from vidcm.diffusion.paths import ProbPath
 from vidcm.errors import UsageError
-from vidcm.families.attention import guided, rebound, ulysses, with_attend
+from vidcm.families.backbone import PublicBackbone
 from vidcm.families.base import Family, find_family
 from vidcm.families.component import empty_module, read_config
+from vidcm.families.control import ControlSource
 from vidcm.families.ltx import LTX
 from vidcm.families.text import PipelineText
-from vidcm.models.backbone import TransformerBackbone
-from vidcm.models.nag import AttentionGuidance, view
-from vidcm.models.sequence_parallel import SequenceGroup, check_heads, parallelize_blocks
 from vidcm.registry import build
 from vidcm.store import local_folder
 
 TRANSFORMER, SCHEDULER = "transformer", "scheduler/scheduler_config.json"
-
-
-class PublicBackbone(TransformerBackbone):
-    """diffusers' transformer with the call of our backbones.
-
-    Args:
-        transformer: The module.
-        family: Its family.
-    """
-
-    guidance = None  # public architectures take no guidance scale
-
-    def __init__(self, transformer: Any, family: Family):
-        super().__init__()
-        self.transformer, self.family = transformer, family
-        self.patch_size = family.patch_size(dict(transformer.config))
-        config = transformer.config
-        self.hidden_size = config.num_attention_heads * config.attention_head_dim
-        with_attend(transformer)
-
-    @property
-    def blocks(self) -> nn.ModuleList:
-        return getattr(self.transformer, self.family.blocks)
-
-    @property
-    def activation_checkpointing(self) -> bool:
-        return self.transformer.gradient_checkpointing
-
-    @activation_checkpointing.setter
-    def activation_checkpointing(self, on: bool) -> None:
-        network = self.transformer
-        (network.enable_gradient_checkpointing if on else network.disable_gradient_checkpointing)()
-
-    def forward(self, x: Tensor, time: Tensor, cond: Cond, time_to: Tensor | None = None) -> Tensor:
-        layers = (m for m in self.transformer.modules() if isinstance(m, nn.Linear | nn.Conv3d))
-        dtype = next(layers).weight.dtype  # bf16 under DeepSpeed, and of a frozen teacher
-        cond = replace(cond, tokens=cond.tokens.to(dtype))
-        return self.family.forward(self.transformer, x.to(dtype), time, cond, time_to)
-
-    def parallelize(self, group: SequenceGroup) -> None:
-        if not self.family.splits:
-            raise UsageError(
-                f"sequence_parallel cannot split the tokens of {self.family.name} models; use 1"
-            )
-        check_heads(self.transformer.config.num_attention_heads, group)
-        for block in self.blocks:
-            attention: Any = block.attn1
-            attention.processor = rebound(attention.processor, ulysses(group))
-        parallelize_blocks(self.blocks, group, self.family.own_inputs)
-
-    def guided_by_attention(self, negative: Cond, guidance: AttentionGuidance) -> nn.Module:
-        name = self.family.text_attention
-        if name is None:
-            return super().guided_by_attention(negative, guidance)
-        attention, blocks = guided(guidance, negative.tokens.shape[1]), {}
-        for place, block in self.blocks.named_children():
-            to_text: Any = view(getattr(block, name))
-            if getattr(to_text, "add_k_proj", None) is not None:
-                raise UsageError(
-                    "normalized attention guidance is not for networks that attend to a picture "
-                    "beside the text"
-                )
-            to_text.processor = rebound(to_text.processor, attention)
-            blocks[place] = view(block, **{name: to_text})
-        transformer = view(self.transformer, **{self.family.blocks: view(self.blocks, **blocks)})
-        return TwoTexts(view(self, transformer=transformer), negative)
-
-
-class TwoTexts(nn.Module):
-    """A backbone that reads a second text behind the first.
-
-    Args:
-        backbone: It tells them apart.
-        second: The second text, one sample.
-    """
-
-    def __init__(self, backbone: PublicBackbone, second: Cond):
-        super().__init__()
-        self.backbone, self.second = backbone, second
-
-    def forward(self, x: Tensor, time: Tensor, cond: Cond, time_to: Tensor | None = None) -> Tensor:
-        rows = len(cond)
-        pairs = ((cond.tokens, self.second.tokens), (cond.mask, self.second.mask))
-        tokens, mask = (torch.cat([a, b.expand(rows, *b.shape[1:])], 1) for a, b in pairs)
-        return self.backbone(x, time, Cond(tokens, mask, cond.guidance_scale), time_to)
 
 
 class PublicDenoiser(Denoiser):
@@ -126,6 +39,8 @@ class PublicDenoiser(Denoiser):
         scheduler: The `scheduler_config.json` of the pipeline.
         path: Diffusion path; default rectified flow.
         guidance_scale: Of a student; None for a teacher.
+        given_frames: Kinds of given frames the model was trained with.
+        control: What makes what it is given beside text; None for text alone.
     """
 
     first_time = 1.0  # pure noise, which the pipelines of all families start from
@@ -139,16 +54,18 @@ class PublicDenoiser(Denoiser):
         path: ProbPath | None = None,
         guidance_scale: float | None = None,
         given_frames: Sequence[str] = (),
+        control: ControlSource | None = None,
     ):
         super().__init__(
             PublicBackbone(transformer, family),
             conditioner,
-            int(transformer.config.in_channels),
+            family.latent_channels(dict(transformer.config)),
             path,
             parameterization=family.parameterization(scheduler),
             two_times=family.two_times,
             given_frames=given_frames,
         )
+        self.control = control
         self.guidance_scale, self.shift = guidance_scale, family.shift(scheduler)
         self.text_length: int = getattr(conditioner, "max_words", family.text_length)
 
@@ -205,14 +122,16 @@ class PublicDenoiser(Denoiser):
         else:
             assert root is not None
             text = _shared_text(root, type(family))
+        network: Any = empty_module(config, class_name)
         return cls(
-            empty_module(config, class_name),
+            network,
             family,
             text,
             scheduler or {},
             build("path", path) if path else None,
             guidance_scale,
             given_frames,
+            family.control(dict(network.config), root),
         )
 
     @property
@@ -242,6 +161,24 @@ class PublicDenoiser(Denoiser):
             if not any(part in name.split(".") for part in kept):
                 parameter.data = parameter.data.to(dtype)
         return self
+
+    def predict(self, x_t: Tensor, t: Tensor, cond: Cond, s: Tensor | None = None) -> Prediction:
+        """As in the base class. Frames that the control gives are predicted as they are.
+
+        Raises:
+            UsageError: The network is given more than text, and there is nothing.
+        """
+        if cond.control is None and self.control is not None and self.control.required:
+            raise UsageError(
+                f"this {self.backbone.family.name} network needs {self.control.reads} beside the "
+                "prompt, and got none"
+            )
+        if cond.control is None or cond.control.given is None:
+            return super().predict(x_t, t, cond, s)
+        first = FirstFrames(cond.control.given, x_t.shape[2])
+        target = None if s is None else first.times(s)
+        found = super().predict(first(x_t), first.times(t), cond, target)
+        return first.prediction(found, x_t, t, self.path)
 
     def encode(self, prompts: Sequence[str], guidance_scale: Tensor | None = None) -> Cond:
         if isinstance(self.conditioner, PipelineText):

@@ -57,7 +57,8 @@ def snapshot(name: str) -> Path:
     except ImportError as error:
         raise UsageError(NEEDS_EXTRA.format(error)) from None
     part = found["part"]
-    shared = ["text_encoder/*", "tokenizer/*", "scheduler/*", "*.json"]
+    parts = ("text_encoder", "tokenizer", "scheduler", "image_encoder", "image_processor")
+    shared = [*(f"{name}/*" for name in parts), "*.json"]
     patterns = [f"{part}/*", *shared] if part else ["transformer*/*", "vae/*", *shared]
     try:
         # tensors and text only: a pickle is never even fetched

@@ -4,13 +4,17 @@ Rectified flow, one time per sample or, in Wan 2.2's 5B model, per token. Prompt
 zeros to 512 tokens, which cross attention sees.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vidcm.diffusion.base import Cond
+from vidcm.diffusion.control import Control
 from vidcm.families.base import Family
+from vidcm.families.control import ControlSource
+from vidcm.families.wan_control import control_of
 from vidcm.models.sequence_parallel import SequenceGroup
 
 
@@ -33,7 +37,15 @@ class Wan(Family):
             step, height, width = self.patch_size(network.config)
             area = (x.shape[3] // height) * (x.shape[4] // width)
             time = time[:, ::step].repeat_interleave(area, dim=1)
-        return network(x, time, cond.tokens, return_dict=False)[0]
+        control, picture = cond.control or Control(), None
+        if control.channels is not None:
+            x = torch.cat([x, control.channels.to(x)], 1)
+        if control.tokens is not None:
+            picture = control.tokens.to(cond.tokens)
+        return network(x, time, cond.tokens, picture, return_dict=False)[0]
+
+    def control(self, config: dict[str, Any], root: Path | None) -> ControlSource | None:
+        return control_of(config, root)
 
     def own_inputs(self, group: SequenceGroup, inputs: tuple) -> tuple:
         text, modulation, rotary = inputs
@@ -63,6 +75,9 @@ class AnyFlow(Wan):
     pipeline = "AnyFlowPipeline"
     two_times = True
     splits = False
+
+    def control(self, config: dict[str, Any], root: Path | None) -> ControlSource | None:
+        return None
 
     def forward(
         self, network: Any, x: Tensor, time: Tensor, cond: Cond, time_to: Tensor | None

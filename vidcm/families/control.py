@@ -1,0 +1,49 @@
+"""What networks that read more than text are given, and how it is made."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from vidcm.codecs.base import VideoCodec
+from vidcm.diffusion.control import Control
+
+
+class ControlSource(ABC):
+    """Makes the control of a network.
+
+    Attributes:
+        reads: What a user gives for it, as in messages: "a picture".
+        required: Whether the network needs it.
+    """
+
+    reads: ClassVar[str]
+    required: ClassVar[bool]
+
+    @abstractmethod
+    def of_pictures(self, codec: VideoCodec, pictures: Tensor, num_frames: int) -> Control:
+        """The control of clips that begin with pictures.
+
+        Args:
+            codec: Of the network.
+            pictures: uint8 `(b, h, w, 3)`, of the clip's size.
+            num_frames: Of the clip.
+        """
+
+    @abstractmethod
+    def of_clips(self, codec: VideoCodec, frames: Tensor) -> Control:
+        """The control that training clips are given with.
+
+        Args:
+            codec: Of the network.
+            frames: uint8 `(b, t, h, w, 3)`.
+        """
+
+    @abstractmethod
+    def sizes(self, latents: Sequence[int]) -> dict[str, tuple[int, ...]]:
+        """Shapes of its tensors, by name, for one clip of latents `(c, t, h, w)`."""
+
+    def towers(self) -> list[Any]:
+        """Frozen networks that make it, beside the codec."""
+        return []

@@ -41,13 +41,24 @@ def clips(tmp_path_factory):
 @pytest.fixture(scope="session")
 def latents(public, clips, tmp_path_factory):
     """A function from a family to latents by its codec."""
-    root, made = tmp_path_factory.mktemp("latents"), {}
+    return _latents(public, clips, tmp_path_factory.mktemp("latents"), control=False)
+
+
+@pytest.fixture(scope="session")
+def controlled(public, clips, tmp_path_factory):
+    """A function from a family to latents with what its network reads beside captions."""
+    return _latents(public, clips, tmp_path_factory.mktemp("controlled"), control=True)
+
+
+def _latents(public, clips, root, *, control):
+    made = {}
 
     def folder(name):
         if name not in made:
             made[name] = root / name
             size = ["--frames", "9", "--size", "32x32", "--fps", "8"]
             models = ["--codec", str(public(name) / "vae"), "--output", str(made[name])]
+            models += ["--control", str(public(name) / "transformer")] if control else []
             assert encode.main(["--data", "folder", "--root", str(clips), *size, *models]) == 0
         return made[name]
 

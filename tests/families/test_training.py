@@ -179,11 +179,12 @@ CONFIGS = sorted(
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: f"{p.parent.name}/{p.stem}")
-def test_configs_of_public_models_train(tmp_path, public, latents, path):
+def test_configs_of_public_models_train(tmp_path, public, latents, controlled, path):
     """Each config, with the tiny model of its family in the place of the real one."""
     tiny = {"wan21": "wan", "wan22": "wan_5b" if "5b" in path.parent.name else "wan_experts"}
     name = path.parent.name.split("_")[0]
-    family = tiny.get(name, name)
+    family = "wan_image" if path.stem == "i2v" else tiny.get(name, name)
+    cached = controlled if path.stem == "i2v" else latents
     root, config = public(family), load(path)
     pipeline, _, part = config.model["base"].rpartition("/")
     assert config.codec == f"{pipeline}/vae" and config.teacher == f"{pipeline}/{part}"
@@ -191,7 +192,7 @@ def test_configs_of_public_models_train(tmp_path, public, latents, path):
         f"model.base={root}/{part}",
         f"teacher={root}/{part}",
         f"codec={root}/vae",
-        f"data.path={latents(family)}",
+        f"data.path={cached(family)}",
         f"output={tmp_path / 'run'}",
         "steps=2",
         "batch_size=2",

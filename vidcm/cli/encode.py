@@ -4,6 +4,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from vidcm.cli.common import run
+from vidcm.cli.encode_control import control_of
 from vidcm.cli.encode_options import parser, refuse_foreign
 from vidcm.cli.options import art_of
 from vidcm.cli.scan_report import scan_json, scan_text
@@ -28,8 +29,8 @@ def _encode(args: argparse.Namespace) -> None:
     refuse_foreign(args)
     if args.json and not args.scan:
         raise UsageError("--json is the form of a --scan; add --scan")
-    if args.scan and (args.codec or args.output):
-        raise UsageError("--scan encodes nothing; leave --codec and --output out")
+    if args.scan and (args.codec or args.output or args.control):
+        raise UsageError("--scan encodes nothing; leave --codec and --output out, and --control")
     missing = [f"--{name}" for name in ("codec", "output") if getattr(args, name) is None]
     if missing and not args.scan:
         raise UsageError(f"{', '.join(missing)} missing; vidcm encode --help shows examples")
@@ -68,6 +69,7 @@ def _encode(args: argparse.Namespace) -> None:
     fast_cpu()
     device = pick_device(args.device)
     codec = load_model(args.codec, VideoCodec, device)
+    control = control_of(args, codec, device)
     source = _lpc(args, device) if args.data == "lpc" else _folder(args, args.max_bad_fraction)
 
     @torch.no_grad()
@@ -87,6 +89,7 @@ def _encode(args: argparse.Namespace) -> None:
             world=args.world,
             overwrite=args.overwrite,
             progress=bar.update,
+            control=control,
         )
     if found is None:
         print(f"rank {args.rank} is done; the last of {args.world} makes {args.output}")

@@ -6,6 +6,7 @@ from typing import Any
 
 from vidcm.cli.argument_types import integer, number, output_folder, positive_int
 from vidcm.cli.common import Parser
+from vidcm.cli.encode_control import add_control
 from vidcm.cli.options import add_art, add_bucket, add_device, add_seed, add_size
 from vidcm.errors import UsageError
 from vidcm.registry import TABLE, check_name
@@ -26,6 +27,7 @@ def parser() -> argparse.ArgumentParser:
         "  deepspeed --num_gpus 2 tools/encode.py --codec runs/mine/codec/final --data folder ...",
     )
     p.add_argument("--codec", help="a codec's model folder (the `final` of its run)")
+    add_control(p)
     p.add_argument("--data", required=True, choices=["lpc", "folder"], help="what to encode")
     p.add_argument("--output", type=output_folder, help="a new folder for the cache")
     p.add_argument("--batch", type=positive_int, default=32, help="clips at a time")

@@ -7,6 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from vidcm.diffusion.control import Control
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -17,19 +19,23 @@ class Batch:
         frames: uint8 `(b t h w c)`; a batch has frames, latents or only captions.
         latents: float `(b c t h w)`, of unit variance on average.
         labels: int64 `(b, attributes)` if the data set has them.
+        control: What the network is given beside the captions, if it was encoded too.
     """
 
     captions: list[str]
     frames: Tensor | None = None
     latents: Tensor | None = None
     labels: Tensor | None = None
+    control: Control | None = None
 
     def __len__(self) -> int:
         return len(self.captions)
 
     def to(self, device: torch.device | str) -> "Batch":
         tensors = {k: getattr(self, k) for k in ("frames", "latents", "labels")}
-        return replace(self, **{k: v.to(device) for k, v in tensors.items() if v is not None})
+        control = None if self.control is None else self.control.map(lambda x: x.to(device))
+        moved = {k: v.to(device) for k, v in tensors.items() if v is not None}
+        return replace(self, **moved, control=control)
 
 
 class Dataset(Protocol):

@@ -11,18 +11,20 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vidcm.data.clip_control import ClipControl
 from vidcm.data.duplicates import drop_duplicates
 from vidcm.data.latents import write_index
 from vidcm.data.partial_cache import PLAN, begin, made, owned
 from vidcm.data.shards import write_shard
 from vidcm.data.source import Source
+from vidcm.diffusion.control import joined
 from vidcm.errors import UsageError, VidcmError
 from vidcm.files import file_hash, replacing, write_text
 
@@ -39,6 +41,7 @@ def encode_cache(
     world: int = 1,
     overwrite: bool = False,
     progress: Callable[[int], object] = lambda count: None,
+    control: ClipControl | None = None,
 ) -> dict[str, int] | None:
     """Encode this rank's shards; the last rank to end makes the cache.
 
@@ -53,6 +56,7 @@ def encode_cache(
         world: Number of processes, on one or several machines with one file system.
         overwrite: Replace an existing cache, at the end.
         progress: Called with a number of clips, also of those of an earlier run.
+        control: Makes what the network reads beside captions, which is kept too.
 
     Returns:
         Number of clips of the cache, and of those left out by reason; None while other ranks are
@@ -65,7 +69,8 @@ def encode_cache(
     partial = output.with_name(output.name + ".partial")
     shards = _shards(source.counts, shard_size)
     plan = {"codec": codec, "counts": list(source.counts), "shard_size": shard_size}
-    plan = json.loads(json.dumps({**plan, **source.facts}))
+    about = dict(source.facts) | ({} if control is None else {"control": control.facts})
+    plan = json.loads(json.dumps({**plan, **about}))
     if made(output, plan, world):
         return None
     if output.exists() and not overwrite:
@@ -76,8 +81,8 @@ def encode_cache(
             if (partial / f"{name}.json").is_file():
                 progress(len(numbers))
             elif not made(output, plan, world):
-                _encode_shard(source, encode, partial, name, numbers, batch_size, progress)
-        found = _finish(source, partial, output, [name for name, _ in shards], codec)
+                _encode_shard(source, encode, partial, name, numbers, batch_size, progress, control)
+        found = _finish(source, partial, output, [name for name, _ in shards], codec, about)
         late = found is None and made(output, plan, world)
         if late and not list(partial.glob("shard-*")):
             shutil.rmtree(partial, ignore_errors=True)  # begun after it had become the cache
@@ -103,9 +108,10 @@ def _encode_shard(
     numbers: range,
     batch_size: int,
     progress: Callable[[int], object],
+    control: ClipControl | None,
 ) -> None:
     """Write a shard, then its record: the shard is complete, of these clips, without those."""
-    latents, captions, names, fingerprints = [], [], [], []
+    latents, captions, names, fingerprints, controls = [], [], [], [], []
     left_out: dict[str, str] = {}
     for start in range(0, len(numbers), batch_size):
         part = numbers[start : start + batch_size]
@@ -119,6 +125,8 @@ def _encode_shard(
                     f"{part.stop}"
                 )
             latents.append(x.half().cpu())
+            if control is not None:
+                controls.append(control(clips.frames).map(lambda x: x.half().cpu()))
             captions += clips.captions
             names += clips.names
             fingerprints += clips.fingerprints
@@ -129,7 +137,7 @@ def _encode_shard(
     if captions:
         file = partial / f"{name}.safetensors"
         every = torch.cat(latents)
-        write_shard(file, every, captions)
+        write_shard(file, every, captions, joined(controls))
         record |= {
             "shape": list(every.shape[1:]),
             "bytes": file.stat().st_size,
@@ -139,7 +147,12 @@ def _encode_shard(
 
 
 def _finish(
-    source: Source, partial: Path, output: Path, names: Sequence[str], codec: str
+    source: Source,
+    partial: Path,
+    output: Path,
+    names: Sequence[str],
+    codec: str,
+    about: Mapping[str, Any],
 ) -> dict[str, int] | None:
     """Make the cache if all shards are there. One process does, whichever comes first."""
     try:
@@ -162,7 +175,7 @@ def _finish(
             {"name": f"{n}.safetensors", **{k: r[k] for k in ("clips", "shape", "bytes", "sha256")}}
             for n, r in full.items()
         ]
-        write_index(partial, shards, codec, {**source.facts, "left_out": reasons})
+        write_index(partial, shards, codec, {**about, "left_out": reasons})
         if output.exists():
             with replacing(output) as part:
                 os.replace(partial, part)

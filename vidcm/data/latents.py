@@ -11,10 +11,13 @@ from typing import Any
 import torch
 
 from vidcm.data.batch import Batch
+from vidcm.data.clip_control import check_control
 from vidcm.data.order import Order, one_shape
 from vidcm.data.shard_folder import ShardFolder, shard_folder
 from vidcm.data.shards import Shard
+from vidcm.diffusion.control import joined
 from vidcm.errors import UsageError, VidcmError
+from vidcm.families.control import ControlSource
 from vidcm.files import write_text
 from vidcm.rng import mix
 
@@ -119,6 +122,10 @@ class LatentShards:
                 f"{fingerprint[:12]}; encode again or name the codec they were made with"
             )
 
+    def check_control(self, source: ControlSource | None) -> None:
+        """Raise UsageError for latents without the control of a network, or with another's."""
+        check_control(self.index.get("control"), source, str(self.folder))
+
     @property
     def size(self) -> int:
         return len(self)
@@ -175,11 +182,13 @@ class LatentShards:
         Raises:
             UsageError: The positions belong to steps of different shapes.
         """
-        latents, captions, shapes = [], [], set()
+        latents, captions, controls, shapes = [], [], [], set()
         for position in positions:
             shape, row = self.order.at(seed, position)
             latents.append(self.latents(shape, row))
             captions.append(self.caption(seed, position, shape, row))
+            shard, place = self._shard(shape, row)
+            controls.append(shard.control(place))
             shapes.add(shape)
         one_shape(shapes)
-        return Batch(captions, latents=torch.stack(latents))
+        return Batch(captions, latents=torch.stack(latents), control=joined(controls))

@@ -1,8 +1,8 @@
 """A shard of a latent cache: clips of one shape in one file, read without loading it.
 
 The file is safetensors with `latents` `(n c t h w)` in half precision, all captions as UTF-8 bytes
-(`text`), where each caption ends in them (`text_ends`), and where the captions of each clip end
-(`caption_ends`).
+(`text`), where each caption ends in them (`text_ends`), where the captions of each clip end
+(`caption_ends`), and what the network is given beside them (`control.*`), if it was encoded too.
 """
 
 from collections.abc import Sequence
@@ -12,18 +12,24 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from vidcm.diffusion.control import Control
 from vidcm.errors import VidcmError
 from vidcm.files import replacing
 from vidcm.store import save_tensors
 
+CONTROL = "control."
 
-def write_shard(path: Path, latents: Tensor, captions: Sequence[Sequence[str]]) -> None:
+
+def write_shard(
+    path: Path, latents: Tensor, captions: Sequence[Sequence[str]], control: Control | None = None
+) -> None:
     """Write a shard atomically.
 
     Args:
         path: The file.
         latents: `(n c t h w)`.
         captions: One or more of each clip.
+        control: Of the clips.
 
     Raises:
         VidcmError: The file system refuses.
@@ -35,6 +41,8 @@ def write_shard(path: Path, latents: Tensor, captions: Sequence[Sequence[str]]) 
         "text_ends": torch.tensor([len(blob) for blob in blobs]).cumsum(0),
         "caption_ends": torch.tensor([len(group) for group in captions]).cumsum(0),
     }
+    given = {} if control is None else control.tensors()
+    tensors |= {CONTROL + name: x.half().cpu() for name, x in given.items()}
     with replacing(path) as part:
         save_tensors(tensors, part)
 
@@ -57,10 +65,19 @@ class Shard:
                 self._text: Tensor = file.get_tensor("text")
                 self._text_ends: Tensor = file.get_tensor("text_ends")
                 self._caption_ends: Tensor = file.get_tensor("caption_ends")
+                given = [name for name in file.keys() if name.startswith(CONTROL)]
+                tensors = {name.removeprefix(CONTROL): file.get_tensor(name) for name in given}
+                self._control = Control(**tensors) if tensors else None
         except Exception as error:  # safetensors raises kinds of its own
             raise VidcmError(f"{path} cannot be read ({error}); encode again") from None
         if len(self._caption_ends) != len(self.latents):
             raise VidcmError(f"{path} has captions of other clips; encode again")
+
+    def control(self, row: int) -> Control | None:
+        """What the network is given with a clip, float32, one sample."""
+        if self._control is None:
+            return None
+        return self._control.rows(slice(row, row + 1)).map(Tensor.float)
 
     def captions(self, row: int) -> list[str]:
         """The captions of a clip. Raises VidcmError where the shard is damaged."""

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from vidcm.errors import UsageError, VidcmError
 from vidcm.families.base import find_family, library_class
+from vidcm.families.control import ControlSource
 from vidcm.files import file_hash
+from vidcm.store import local_folder
 
 CONFIG = "config.json"
 
@@ -82,6 +84,17 @@ class ComponentFolder:
             except (SafetensorError, OSError) as error:
                 raise VidcmError(f"cannot read {path}: {error}") from None
         return weights
+
+
+def control_source(folder: str | Path) -> ControlSource | None:
+    """What the network of a folder `transformer` is given beside text; None for text alone.
+
+    Raises:
+        UsageError: It is no such folder, or the network reads something that vidcm cannot make.
+    """
+    folder = local_folder(folder)
+    config = read_config(folder)
+    return find_family(str(config.get("_class_name"))).control(config, folder.parent)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -44,6 +44,10 @@ class ControlSource(ABC):
     def sizes(self, latents: Sequence[int]) -> dict[str, tuple[int, ...]]:
         """Shapes of its tensors, by name, for one clip of latents `(c, t, h, w)`."""
 
+    @abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """What its tensors depend on beside codec and clips, as plain data."""
+
     def towers(self) -> list[Any]:
         """Frozen networks that make it, beside the codec."""
         return []

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vidcm.errors import UsageError
 from vidcm.families.base import library_class
-from vidcm.families.component import component, read_config
+from vidcm.families.component import ComponentFolder, component, read_config
 from vidcm.models.offload import Offload
 
 ENCODER, PROCESSOR = "image_encoder", "image_processor"
@@ -42,6 +42,11 @@ class PipelineImage:
         """Move the encoder if it is loaded."""
         if self._parts is not None:
             self._parts[0].to(device)
+
+    @property
+    def hash(self) -> str:
+        """sha256 of its weights and config."""
+        return ComponentFolder(self.root / ENCODER).hash()
 
     @property
     def tokens(self) -> tuple[int, int]:

@@ -21,6 +21,7 @@ from vidcm.families.image import ENCODER, PipelineImage
 from vidcm.media.pixels import to_video
 
 INDEX = "model_index.json"
+CHANNELS = 16  # of a config that does not say
 
 
 class ImageChannels(ControlSource):
@@ -55,6 +56,10 @@ class ImageChannels(ControlSource):
         found = {"channels": (self.masks + channels, *size)}
         return found | ({"tokens": self.tower.tokens} if self.tower else {})
 
+    def facts(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"kind": "image_channels", "masks": self.masks}
+        return found | ({"image_encoder": self.tower.hash} if self.tower else {})
+
     def towers(self) -> list[Any]:
         return [self.tower] if self.tower else []
 
@@ -74,6 +79,9 @@ class FirstFrame(ControlSource):
         channels, _, height, width = latents
         return {"given": (channels, 1, height, width)}
 
+    def facts(self) -> dict[str, Any]:
+        return {"kind": "first_frame"}
+
 
 def control_of(config: dict[str, Any], root: Path | None) -> ControlSource | None:
     """What a Wan network is given; None for text alone.
@@ -85,7 +93,8 @@ def control_of(config: dict[str, Any], root: Path | None) -> ControlSource | Non
     Raises:
         UsageError: It reads something that vidcm cannot make.
     """
-    read, made = config["in_channels"], config.get("out_channels") or config["in_channels"]
+    read = int(config.get("in_channels", CHANNELS))
+    made = int(config.get("out_channels") or read)
     if config.get("pos_embed_seq_len"):
         raise UsageError(
             "this Wan network continues a first and a last picture; vidcm has those of a first one"

@@ -14,6 +14,7 @@ from torch import Tensor
 from vidcm.config import TrainConfig
 from vidcm.data.batch import Batch
 from vidcm.diffusion.base import Cond
+from vidcm.diffusion.control import Control
 from vidcm.diffusion.denoiser import Denoiser
 from vidcm.diffusion.derivative import Derivative, Exact
 from vidcm.diffusion.given_frames import free_mean
@@ -43,10 +44,12 @@ class PromptBatch:
     Args:
         prompts: One for each sample.
         scale: Guidance scales `(b,)`.
+        control: What the networks are given beside them.
     """
 
     prompts: list[str]
     scale: Tensor
+    control: Control | None = None
     _encoded: dict[tuple[Any, bool], tuple[Cond, bool]] = field(default_factory=dict, repr=False)
 
     def encode(self, network: Denoiser, *, with_guidance: bool) -> Cond:
@@ -55,13 +58,15 @@ class PromptBatch:
         grad = torch.is_grad_enabled()
         if key not in self._encoded or (grad and not self._encoded[key][1]):
             cond = network.encode(self.prompts, self.scale if with_guidance else None)
-            self._encoded[key] = cond, grad
+            self._encoded[key] = cond.with_control(self.control), grad
         return self._encoded[key][0]
 
     def select(self, rows: Tensor) -> "PromptBatch":
         """Return the prompts at some places of the batch, `(n,)`, as encoded already."""
         encoded = {k: (cond.rows(rows), grad) for k, (cond, grad) in self._encoded.items()}
-        return PromptBatch([self.prompts[i] for i in rows.tolist()], self.scale[rows], encoded)
+        control = None if self.control is None else self.control.rows(rows)
+        prompts = [self.prompts[i] for i in rows.tolist()]
+        return PromptBatch(prompts, self.scale[rows], control, encoded)
 
 
 @dataclass(eq=False)
@@ -105,7 +110,7 @@ class StudentObjective(Objective):
     def draw_prompts(self, batch: Batch, rng: SampleRng) -> PromptBatch:
         """Draw dropped prompts and guidance scales."""
         prompts, (low, high) = draw_prompts(batch, rng, self.prompt_dropout), self.guidance_range
-        return PromptBatch(prompts, low + (high - low) * rng.uniform())
+        return PromptBatch(prompts, low + (high - low) * rng.uniform(), batch.control)
 
     def encode(self, prompts: PromptBatch, student: Denoiser) -> Cond:
         """Return the student's condition, with guidance scales if a teacher supervises it."""

@@ -56,7 +56,8 @@ class FlowMatching(Objective):
         prompts = draw_prompts(batch, rng, self.prompt_dropout)
         given = self.given_mask.draw(rng, x0.shape[2])
         t = hold(t, given)
-        v = model.velocity(model.path.add_noise(x0, eps, t), t, model.encode(prompts))
+        cond = model.encode(prompts).with_control(batch.control)
+        v = model.velocity(model.path.add_noise(x0, eps, t), t, cond)
         errors = self.errors(v - model.path.velocity(x0, eps, t), given)
         return Loss(errors.mean(), _by_time(errors.detach(), sigma / (1 + sigma)))
 

@@ -10,6 +10,7 @@ import torch
 from vidcm.codecs.base import VideoCodec
 from vidcm.config import TrainConfig
 from vidcm.data.batch import Dataset
+from vidcm.data.clip_control import ClipControl
 from vidcm.data.encoded import Encoded
 from vidcm.data.latents import LatentShards
 from vidcm.diffusion.denoiser import Denoiser
@@ -43,8 +44,12 @@ def denoiser_task(
     assert config.codec is not None
     if isinstance(data, LatentShards):
         data.check_codec(weights_hash(config.codec))
+        data.check_control(model.control)
     else:
-        data = Encoded(data, codec, device)
+        source, control = model.control, None
+        if source is not None and source.required:
+            control = ClipControl(source, codec, device)
+        data = Encoded(data, codec, device, control)
     preview = Preview(config, objective, teacher, codec, data, device)
     if (group := sequence_group(config, device)) is None:
         return Task(model, objective, data, preview)
@@ -140,6 +145,11 @@ def _teacher(
             "true, or for a public model model.guidance_scale to the scale to build in (the "
             "weights of an init without stay good)"
         )
+    if _control_facts(teacher) != _control_facts(student):
+        raise UsageError(
+            "teacher and student read different things beside text; give both networks of one "
+            "architecture"
+        )
     before = _text_tower(spec)
     for option, value in _text_tower(config.model).items():
         if before.get(option) != value:
@@ -154,6 +164,10 @@ def _teacher(
         )
     # public weights are published in bf16, so nothing is lost
     return teacher.store_in(torch.bfloat16) if config.precision == "bf16" else teacher
+
+
+def _control_facts(network: Denoiser) -> dict[str, Any] | None:
+    return None if network.control is None else network.control.facts()
 
 
 def _text_tower(spec: dict) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from vidcm.codecs.base import VideoCodec
 from vidcm.config import TrainConfig
 from vidcm.data.batch import Batch, MicroBatch
+from vidcm.diffusion.control import Control
 from vidcm.diffusion.denoiser import Denoiser
 from vidcm.diffusion.guidance import CFGDenoiser
 from vidcm.errors import UsageError
@@ -131,6 +132,8 @@ def estimate(
         steps[name] = TrainStep(module, RoleObjective(role, student), CPU)
         shares[name] = layout.of(module, averaged=False)
     own, towers = shares[STUDENT], _towers(student, found.teacher)
+    if config.data["name"] not in CACHED and student.control is not None:
+        towers += [tower.without_data() for tower in student.control.towers()]
     parts = own.lasting | {
         "gradients": own.gradients,
         "further networks": sum(
@@ -147,12 +150,14 @@ def estimate(
     for step in steps.values():
         step.bf16 = layout.bf16
         layout.cast(step.model)
-    works = {}
+    works, prompts = {}, [_longest_prompt(student)] * layout.micro
+    latents = torch.empty(layout.micro, *shape, device=META)
+    control = _control(student, shape, layout.micro)
+    batch = Batch(prompts, latents=latents, control=control)
     for name, step in steps.items():
-        share, prompts = shares[name], [_longest_prompt(student)] * layout.micro
+        share = shares[name]
         work = max(
-            _step_work(step, config, prompts, shape, layout) - share.whole,
-            share.update - share.gradients,
+            _step_work(step, config, batch, layout) - share.whole, share.update - share.gradients
         )
         # The turns of others are without the student's gradients.
         works[name] = work + share.gradients - share.left - own.gradients + own.left
@@ -164,22 +169,20 @@ def estimate(
     return Memory({k: v for k, v in parts.items() if v}, work, preview)
 
 
-def _step_work(
-    step: TrainStep, config: TrainConfig, prompts: list[str], shape: Sequence[int], layout: Layout
-) -> int:
+def _step_work(step: TrainStep, config: TrainConfig, batch: Batch, layout: Layout) -> int:
     """The most that the passes of a step hold, with the gradients that they leave."""
     if layout.stage >= 2:  # a gradient goes to its owner as soon as it is there
         for parameter in step.model.parameters():
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
-    latents = torch.empty(layout.micro, *shape, device=META)
-    part = MicroBatch(Batch(prompts, latents=latents), config.seed, list(range(layout.micro)))
+    part = MicroBatch(batch, config.seed, list(range(layout.micro)))
     with metered() as meter:
         for _ in range(min(config.gradient_accumulation_steps, 2)):
             loss, logs = step(part, 1 - 1 / config.steps)
             backward(loss)
             del loss, logs
-    return latents.numel() * latents.element_size() + meter.peak
+    read = batch.control.tensors() if batch.control else {}
+    return sum(x.nbytes for x in (batch.latents, *read.values()) if x is not None) + meter.peak
 
 
 @torch.no_grad()
@@ -187,14 +190,24 @@ def _preview_work(student: Denoiser, found: DenoiserParts, shape: Sequence[int])
     """The most that sampling and decoding the clips of a preview hold."""
     x, t = torch.empty(PREVIEWED, *shape, device=META), torch.ones(PREVIEWED)
     sampled = found.teacher or student
+    control = _control(student, shape, PREVIEWED)
     with metered() as meter:
-        cond = sampled.encode([_longest_prompt(sampled)] * PREVIEWED)
+        cond = sampled.encode([_longest_prompt(sampled)] * PREVIEWED).with_control(control)
         if found.teacher or found.objective.sampling is None:
             CFGDenoiser(sampled, 3.0, cond).predict(x, t, cond)
         else:
             sampled.predict(x, t, cond)
         found.codec.decode(x)
     return x.numel() * x.element_size() + meter.peak
+
+
+def _control(network: Denoiser, shape: Sequence[int], clips: int) -> Control | None:
+    """What a network needs beside text, without data."""
+    source = network.control
+    if source is None or not source.required:
+        return None
+    sizes = source.sizes(shape).items()
+    return Control(**{name: torch.empty(clips, *size, device=META) for name, size in sizes})
 
 
 @torch.no_grad()

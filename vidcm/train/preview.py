@@ -12,8 +12,9 @@ from tqdm import tqdm
 
 from vidcm.codecs.base import VideoCodec
 from vidcm.config import TrainConfig
-from vidcm.data.batch import Dataset
+from vidcm.data.batch import Batch, Dataset
 from vidcm.diffusion import samplers
+from vidcm.diffusion.control import Control, joined
 from vidcm.diffusion.denoiser import Denoiser
 from vidcm.diffusion.guidance import CFGDenoiser
 from vidcm.diffusion.times import SHIFT, shifted_timesteps, student_timesteps, to_path_time
@@ -58,8 +59,11 @@ class Preview:
         low, high = objective.guidance_range or (GUIDANCE, GUIDANCE)
         self.guidance = min(max(GUIDANCE, low), high)  # a student knows no other scales
         # One by one: neighbours may be of several shapes.
-        captions = (data.batch(config.seed, [i]).captions[0] for i in range(6))
-        self.prompts = config.preview_prompts or list(captions)
+        samples = [data.batch(config.seed, [i]) for i in range(6)]
+        self.control = joined([s.control for s in samples if _shape(s) == self.shape])
+        if self.control is not None:
+            samples = [s for s in samples if _shape(s) == self.shape]
+        self.prompts = config.preview_prompts or [s.captions[0] for s in samples]
 
     def __call__(self, weights: dict[str, Tensor], path: Path) -> dict[str, float]:
         """Draw a sheet at `path`; returns numbers for the log.
@@ -96,14 +100,22 @@ class Preview:
         numbers["preview/healthy"] = int(not _warn(path.name, frames, reference))
         return numbers
 
-    def _parts(self) -> Iterator[tuple[list[str], Tensor, SampleRng]]:
-        """Prompts, noise and draws of as many clips as memory should hold, one after the other."""
+    def _parts(self) -> Iterator[tuple[list[str], Control | None, Tensor, SampleRng]]:
+        """Prompts, control, noise and draws of as many clips as memory should hold at a time.
+
+        The control is that of the first clips of the data, in turn.
+        """
         pixels = math.prod(self.shape[1:]) * self.codec.time_stride * self.codec.stride**2
         size = max(BATCH_PIXELS // pixels, 1)
         for first in range(0, len(self.prompts), size):
             prompts = self.prompts[first : first + size]
-            rng = SampleRng(self.config.seed, range(first, first + len(prompts)), self.device)
-            yield prompts, rng.normal(*self.shape), rng
+            places = range(first, first + len(prompts))
+            rng, control = SampleRng(self.config.seed, places, self.device), self.control
+            if control is not None:
+                count = len(next(iter(control.tensors().values())))
+                control = control.rows(torch.tensor([i % count for i in places]))
+                control = control.map(lambda x: x.to(self.device))
+            yield prompts, control, rng.normal(*self.shape), rng
 
     @cached_property
     def _teacher_frames(self) -> Tensor:
@@ -115,10 +127,11 @@ class Preview:
         grid = shifted_timesteps(TEACHER_STEPS, by=teacher.shift or SHIFT)
         times = to_path_time(teacher.path, grid)
         clips = []
-        for prompts, noise, _ in self._parts():
+        for prompts, control, noise, _ in self._parts():
             guided = CFGDenoiser(teacher, self.guidance, teacher.encode([""] * len(prompts)))
             start = noise * teacher.path.sigma(times[0]).float()
-            x = samplers.euler(guided, start, times, teacher.encode(prompts))
+            cond = teacher.encode(prompts).with_control(control)
+            x = samplers.euler(guided, start, times, cond)
             clips.append(self._decode(x, f"teacher, {TEACHER_STEPS} steps"))
         return torch.cat(clips)
 
@@ -128,10 +141,10 @@ class Preview:
         if sampling is None:
             return
         parts = []
-        for prompts, noise, rng in self._parts():
+        for prompts, control, noise, rng in self._parts():
             scale = torch.full((len(prompts),), self.guidance, device=self.device)
             cond = student.encode(prompts, scale if self.teacher else None)
-            parts.append((cond, noise, rng))
+            parts.append((cond.with_control(control), noise, rng))
         for steps in [sampling["phases"]] if "phases" in sampling else STUDENT_STEPS:
             timesteps = sampling.get("timesteps") or student_timesteps(
                 steps, sampling.get("lowest_sigma"), student.shift, student.first_time
@@ -147,6 +160,10 @@ class Preview:
     def _decode(self, latents: Tensor, label: str) -> Tensor:
         check_finite(latents, label)
         return to_frames(self.codec.decode(latents))
+
+
+def _shape(sample: Batch) -> torch.Size | None:
+    return None if sample.latents is None else sample.latents.shape[1:]
 
 
 def _student_label(steps: int) -> str:

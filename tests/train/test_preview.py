@@ -7,10 +7,12 @@ import torch
 from vidcm.config import TrainConfig
 from vidcm.diffusion.denoiser import Denoiser
 from vidcm.registry import build
+from vidcm.store import load_model, save_model
 from vidcm.train import denoiser_task as module
 from vidcm.train import preview as sheets
 
 CPU = torch.device("cpu")
+STUDENTS = {"name": "consistency_tuning"}
 
 
 @pytest.mark.parametrize(
@@ -113,3 +115,47 @@ def test_large_clips_are_drawn_one_by_one(tmp_path, monkeypatch):
         sheets_of.append(task.preview(state, tmp_path / f"{pixels}.png"))
         assert sizes == ({6, 3} if pixels > 1 else {2, 1})
     assert sheets_of[0] == pytest.approx(sheets_of[1], rel=1e-3)
+
+
+def test_a_student_that_is_trained_on_is_compared_with_what_it_was(tmp_path):
+    models = tiny.parts(tmp_path)
+    spec = tiny.denoiser(guidance_embed=True)
+    facts = {"config": {"objective": STUDENTS}}
+    weights = build("model", spec).state_dict()
+    save_model(tmp_path / "student", spec, weights, metadata=facts)
+    config = TrainConfig(
+        model=spec,
+        objective=STUDENTS,
+        data={"name": "clips"},
+        output=str(tmp_path / "run"),
+        steps=1,
+        init=str(tmp_path / "student"),
+        teacher=str(models["teacher"]),
+        codec=str(models["codec"]),
+        preview_prompts=["an orc", "a lady"],
+    )
+    student = load_model(tmp_path / "student", Denoiser)
+    task = module.denoiser_task(config, student, tiny.Clips(), CPU)
+    same = task.preview(student.state_dict(), tmp_path / "same.png")
+    assert [same[f"preview/drift_{n}"] for n in (1, 2, 4)] == [0, 0, 0]
+    other = {k: v + 0.1 * torch.randn_like(v) for k, v in student.state_dict().items()}
+    moved = task.preview(other, tmp_path / "moved.png")
+    assert all(moved[f"preview/drift_{n}"] > 0 for n in (1, 2, 4))
+
+
+def test_a_student_that_begins_as_its_teacher_has_no_drift(tmp_path):
+    models = tiny.parts(tmp_path)
+    config = TrainConfig(
+        model=tiny.denoiser(guidance_embed=True),
+        objective=STUDENTS,
+        data={"name": "clips"},
+        output=str(tmp_path / "run"),
+        steps=1,
+        init=str(models["teacher"]),
+        teacher=str(models["teacher"]),
+        codec=str(models["codec"]),
+        preview_prompts=["an orc"],
+    )
+    task = module.denoiser_task(config, build("model", config.model), tiny.Clips(), CPU)
+    numbers = task.preview(task.model.state_dict(), tmp_path / "sheet.png")
+    assert "preview/healthy" in numbers and not [name for name in numbers if "drift" in name]

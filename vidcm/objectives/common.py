@@ -121,13 +121,26 @@ class StudentObjective(Objective):
     def teacher_velocity(self, prompts: PromptBatch, x_t: Tensor, t: Tensor) -> Tensor:
         """Return the guided teacher's velocity at `(x_t, t)`, without gradients."""
         assert self.teacher is not None
-        if self._null is None:  # the same in every step, as the teacher is frozen
+        guided = CFGDenoiser(self.teacher, prompts.scale, self._negative(len(prompts.prompts)))
+        return guided.velocity(x_t, t, prompts.encode(self.teacher, with_guidance=False))
+
+    @torch.no_grad()
+    def teacher_guidance(self, prompts: PromptBatch, x_t: Tensor, t: Tensor) -> Tensor:
+        """Return what guidance adds to the teacher's velocity, (w - 1) (v_c - v_u)."""
+        assert self.teacher is not None
+        cond = prompts.encode(self.teacher, with_guidance=False)
+        both = cond.stack(self._negative(len(prompts.prompts)))
+        v = self.teacher.velocity(torch.cat([x_t, x_t]), torch.cat([t, t]), both)
+        conditional, unconditional = v.chunk(2)
+        return like(prompts.scale - 1, x_t) * (conditional - unconditional)
+
+    def _negative(self, rows: int) -> Cond:
+        """The teacher's condition of the empty prompt, the same in every step as it is frozen."""
+        assert self.teacher is not None
+        if self._null is None:
             self._null = self.teacher.encode([""])
         null = self._null
-        rows = len(prompts.prompts)
-        negative = Cond(null.tokens.expand(rows, -1, -1), null.mask.expand(rows, -1))
-        guided = CFGDenoiser(self.teacher, prompts.scale, negative)
-        return guided.velocity(x_t, t, prompts.encode(self.teacher, with_guidance=False))
+        return Cond(null.tokens.expand(rows, -1, -1), null.mask.expand(rows, -1))
 
     def errors(self, difference: Tensor, given: Tensor | None = None) -> Tensor:
         """Return the mean square of each sample `(b,)`, over the frames that are not given."""

@@ -3,7 +3,8 @@
 f(x_t, t) is regressed on f(x_r, r), r < t on the same trajectory. Geng et al. 2024 (ECT, arXiv
 2406.14548) give the gap: r = sigma (1 - q^-(stage + 1) n(sigma)), from diffusion (r = 0) towards
 the limit as the stages pass. With a teacher, x_r is one guided Euler step of the teacher from x_t,
-and the student learns the guidance scale as an input; without, x_r shares the noise of x_t.
+and the student learns the guidance scale as an input; without, x_r shares the noise of x_t. Between
+them, x_r shares the noise and has the teacher's guidance added.
 """
 
 import math
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vidcm.config import TrainConfig
 from vidcm.data.batch import Batch
 from vidcm.diffusion.denoiser import Denoiser
 from vidcm.diffusion.given_frames import GivenFrames, hold
@@ -44,6 +46,9 @@ class ConsistencyTuning(StudentObjective):
             noise.
         given_frames: Share of samples by kind of frames that teacher and student see clean
             (`vidcm.diffusion.given_frames`); the loss covers the other frames.
+        teacher_guidance_only: Step along the sample itself and take only the guidance,
+            (w - 1) (v_c - v_u), from the teacher: fine-tuning on clips that the teacher does not
+            know, with guidance kept.
 
     Raises:
         UsageError: An option makes no sense.
@@ -58,6 +63,7 @@ class ConsistencyTuning(StudentObjective):
     max_weight: float = 1e3
     min_sigma: float = 0.0
     given_frames: dict[str, float] | None = None
+    teacher_guidance_only: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,6 +81,14 @@ class ConsistencyTuning(StudentObjective):
         check_log_normal(self.p_mean, self.p_std)
         self.given_mask = GivenFrames(self.given_frames)
 
+    def check(self, config: TrainConfig) -> None:
+        super().check(config)
+        if self.teacher_guidance_only and config.teacher is None:
+            raise UsageError(
+                "objective.teacher_guidance_only needs a teacher: set teacher to the `final` "
+                "folder of the model that the student was distilled from"
+            )
+
     def __call__(self, model: Denoiser, batch: Batch, progress: float, rng: SampleRng) -> Loss:
         assert batch.latents is not None
         x0, path = batch.latents, model.path
@@ -88,6 +102,9 @@ class ConsistencyTuning(StudentObjective):
         x_t = path.add_noise(x0, eps, t)
         if self.teacher is None:
             x_r = self.data_step(path, x0, eps, r)
+        elif self.teacher_guidance_only:
+            guidance = self.teacher_guidance(prompts, x_t, t)
+            x_r = self.data_step(path, x0, eps, r) + like(r - t, x_t) * guidance
         else:
             x_r = self.teacher_step(prompts, x_t, t, r)
         cond = self.encode(prompts, model)

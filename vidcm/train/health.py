@@ -18,6 +18,7 @@ from vidcm.errors import VidcmError
 from vidcm.metrics.motion import motion, motion_ratio
 
 RATIO = "preview/motion_ratio_"  # of the log's names; the number of steps follows
+DRIFT = "preview/drift_"  # likewise
 LEAST_MOTION = 0.8  # of a student's clips over its teacher's from the same noise (RECIPES)
 MOST_MOTION = 2.0  # the same: noise in latents decodes to blotches, smooth but restless
 STILL = 0.1  # grey levels: one pixel in ten off by one, less than a 2x2 dot's way across 64x64

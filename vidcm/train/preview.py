@@ -23,15 +23,20 @@ from vidcm.media.contact_sheet import contact_sheet
 from vidcm.media.pixels import to_frames
 from vidcm.metrics.motion import motion, motion_ratio
 from vidcm.objectives.base import Objective
-from vidcm.registry import build
+from vidcm.objectives.common import StudentObjective
+from vidcm.registry import TABLE, build, lookup
 from vidcm.rng import SampleRng
-from vidcm.train.health import RATIO, check_finite, diagnose
+from vidcm.store import load_model, read_card
+from vidcm.train.health import DRIFT, RATIO, check_finite, diagnose
 
 TEACHER_STEPS, STUDENT_STEPS, GUIDANCE = 25, (4, 2, 1), 3.0
 
 
 class Preview:
     """Samples some prompts from the same noise every time: the teacher, then the student.
+
+    Where a run goes on with a student (`init`), its clips are drawn too, and how far those of the
+    trained weights are from them is logged as drift, the mean difference in grey levels.
 
     Args:
         config: Of the run; its `preview_prompts`, or the first captions of the data.
@@ -94,6 +99,10 @@ class Preview:
             if reference is not None:
                 ratio = motion_ratio(motion(clips), motion(reference)).overall
                 numbers[f"{RATIO}{steps}"] = ratio
+            if (before := self._clips_before.get(steps)) is not None:
+                difference = (clips.float() - before.float()).abs().mean()
+                numbers[f"{DRIFT}{steps}"] = float(difference)
+                frames[f"before, {_student_label(steps)}"] = before
         stride = self.codec.time_stride
         rows = [list(clips[:, ::stride].cpu().numpy()) for clips in frames.values()]
         contact_sheet(rows, list(frames), path, scale=1, overwrite=True)
@@ -122,6 +131,21 @@ class Preview:
         """The frozen teacher's clips, the same in every preview."""
         assert self.teacher is not None
         return self._sample_teacher(self.teacher)
+
+    @cached_property
+    def _clips_before(self) -> dict[int, Tensor]:
+        """The clips by number of steps of the student that the run goes on with, if it does."""
+        folder = self.config.init
+        if folder is None or self.objective.sampling is None:
+            return {}
+        card = read_card(folder)
+        trained_by = card["metadata"].get("config", {}).get("objective", {}).get("name")
+        known = trained_by in TABLE["objective"]
+        kind = lookup("objective", trained_by) if known else Objective
+        if not issubclass(kind, StudentObjective):
+            return {}
+        before = load_model(folder, Denoiser, self.device)
+        return dict(self._sample_student(before))
 
     def _sample_teacher(self, teacher: Denoiser) -> Tensor:
         grid = shifted_timesteps(TEACHER_STEPS, by=teacher.shift or SHIFT)

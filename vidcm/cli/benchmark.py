@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from vidcm.cli import benchmark_data
+from vidcm.cli import benchmark_data, benchmark_serve
 from vidcm.cli.argument_types import existing_file, integer, positive_int
 from vidcm.cli.common import Parser, run
 from vidcm.cli.options import add_checkpoint, add_device, add_seed, check_writable
@@ -15,6 +15,8 @@ from vidcm.evaluation.latency_report import SCHEMA, compare_latency, latency_tab
 from vidcm.evaluation.markdown import block, rewrite
 from vidcm.evaluation.results import well_formed
 from vidcm.evaluation.rows import Row
+
+PARTS = {"data": benchmark_data.data, "media": benchmark_data.media, "serve": benchmark_serve.serve}
 
 
 def parser() -> Parser:
@@ -27,9 +29,9 @@ def parser() -> Parser:
         "  vidcm benchmark --rows teacher-8,student-1 --repeats 20 --threads 1\n"
         "  vidcm benchmark --table bench.json --into README.md\n"
         "  vidcm benchmark --compare old.json new.json   (exit code 1 when slower)\n"
-        "  vidcm benchmark --serve --output serve.json   (vidcm serve under load)\n"
         "  vidcm benchmark data --help    (decoding, loader threads and shards)\n"
-        "  vidcm benchmark media --help   (frames against those of ffmpeg)",
+        "  vidcm benchmark media --help   (frames against those of ffmpeg)\n"
+        "  vidcm benchmark serve --help   (vidcm serve under load)",
     )
     how = p.add_argument_group("what to measure")
     add_checkpoint(how)
@@ -48,18 +50,6 @@ def parser() -> Parser:
     how.add_argument(
         "--threads", type=integer(1, 1024), help="CPU threads (default: torch's choice)"
     )
-    how.add_argument(
-        "--serve",
-        action="store_true",
-        help="measure vidcm serve instead: its throughput with requests in one forward, one by "
-        "one, and that of the bare pipeline",
-    )
-    how.add_argument(
-        "--clients", type=integer(1, 256), default=32, help="with --serve: that ask at once"
-    )
-    how.add_argument(
-        "--seconds", type=integer(1, 600), default=4, help="with --serve: of a turn of each row"
-    )
     out = p.add_argument_group("what to write")
     out.add_argument("--output", type=Path, metavar="JSON", help="keep every number here")
     out.add_argument("--overwrite", action="store_true", help="replace what --output names")
@@ -75,18 +65,14 @@ def parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] == ["data"]:
-        return benchmark_data.data(argv[1:])
-    if argv[:1] == ["media"]:
-        return benchmark_data.media(argv[1:])
+    if argv[:1] and argv[0] in PARTS:
+        return PARTS[argv[0]](argv[1:])
     return run(_benchmark, parser().parse_args(argv))
 
 
 def _benchmark(args: argparse.Namespace) -> int:
     if (args.table or args.compare) and args.output:
         raise UsageError("--table and --compare show numbers measured before; leave out --output")
-    if args.serve:
-        return _serving(args)
     if args.compare:
         if args.into:
             raise UsageError("--into takes a table; leave out --compare, or --into")
@@ -104,31 +90,6 @@ def _benchmark(args: argparse.Namespace) -> int:
         rewrite(args.into, "latency", text)
     else:
         print(text, end="")
-    return 0
-
-
-def _serving(args: argparse.Namespace) -> int:
-    """Measure a server, and show or keep its numbers."""
-    if args.table or args.compare:
-        raise UsageError("--serve measures; leave out --table and --compare")
-    if args.output:
-        _check_free(args.output, args.overwrite)
-    if args.into:
-        block(args.into, "serving")
-
-    from vidcm.evaluation.reports import serving_table
-    from vidcm.evaluation.results import to_plain
-    from vidcm.evaluation.serving import ServingPlan, measure_serving
-    from vidcm.files import write_text
-
-    plan = ServingPlan(clients=args.clients, seconds=args.seconds)
-    results = to_plain(measure_serving(args.checkpoint, args.device, plan))
-    if args.output:
-        write_text(args.output, json.dumps(results, indent=1) + "\n")
-    if args.into:
-        rewrite(args.into, "serving", serving_table(results))
-    else:
-        print(serving_table(results), end="")
     return 0
 
 

@@ -1,31 +1,16 @@
 """`vidcm benchmark data` and `vidcm benchmark media`: reading videos, measured and refereed."""
 
 import argparse
-import json
 import sys
-from pathlib import Path
 
 from vidcm.cli.argument_types import existing_path, integer, number, positive_int
+from vidcm.cli.benchmark_output import check, check_new, keep, output_parser, show
 from vidcm.cli.common import Parser, run
-from vidcm.cli.options import check_writable
-from vidcm.errors import UsageError
-from vidcm.evaluation.markdown import block, rewrite
 from vidcm.evaluation.results import to_plain
-from vidcm.files import write_text
-
-
-def _parser(name: str, description: str, example: str, required: bool = False) -> Parser:
-    p = Parser(f"benchmark {name}", description, f"example:\n  vidcm benchmark {name} {example}")
-    what = "keep every number here"
-    p.add_argument("--output", type=Path, metavar="JSON", required=required, help=what)
-    p.add_argument("--overwrite", action="store_true", help="replace what --output names")
-    p.add_argument("--into", type=Path, metavar="MD", help=f"fill the block {name} of this file")
-    p.set_defaults(block=name)
-    return p
 
 
 def data_parser() -> Parser:
-    p = _parser(
+    p = output_parser(
         "data",
         "Measure decoding against bare PyAV, loader threads, and shards of latents against plain\n"
         "reading of the same files. decord and webdataset take part where they are installed.",
@@ -39,7 +24,7 @@ def data_parser() -> Parser:
 
 
 def media_parser() -> Parser:
-    p = _parser(
+    p = output_parser(
         "media",
         "Compare the frames of every file with those of the program ffmpeg. The exit code is 1\n"
         "for a wrong frame, a hang or a crash. A run that was stopped goes on when it is repeated.",
@@ -64,13 +49,10 @@ def media(argv: list[str]) -> int:
 def _data(args: argparse.Namespace) -> int:
     from vidcm.evaluation.data_speed import data_table, measure_data
 
-    if args.output and args.output.exists() and not args.overwrite:
-        raise UsageError(f"{args.output} exists; give another --output, or --overwrite")
-    _check(args)
+    check_new(args)
     results = to_plain(measure_data(str(args.root), args.workers, args.repeats, args.clips))
-    if args.output:
-        write_text(args.output, json.dumps(results, indent=1) + "\n")
-    _show(args, data_table(results))
+    keep(args, results)
+    show(args, data_table(results))
     return 0
 
 
@@ -79,26 +61,11 @@ def _media(args: argparse.Namespace) -> int:
 
     from vidcm.evaluation.media_referee import judge_media, media_table
 
-    _check(args)
+    check(args)
     paths = sorted(path for folder in args.folders for path in folder.iterdir() if path.is_file())
     with tqdm(total=len(paths), unit="file", disable=not sys.stderr.isatty()) as bar:
         results = judge_media(
             paths, args.deadline, args.output, lambda name: bar.update(), args.overwrite
         )
-    _show(args, media_table(results))
+    show(args, media_table(results))
     return int(any(row["verdict"] in ("wrong", "hang") for row in results["rows"].values()))
-
-
-def _check(args: argparse.Namespace) -> None:
-    """Refuse outputs before minutes of measuring."""
-    if args.output:
-        check_writable(args.output)
-    if args.into:
-        block(args.into, args.block)
-
-
-def _show(args: argparse.Namespace, table: str) -> None:
-    if args.into:
-        rewrite(args.into, args.block, table)
-    else:
-        print(table, end="")

@@ -288,7 +288,7 @@ def test_a_scan_reports_what_encode_would_leave_out(codec, videos, tmp_path, cap
     assert [p.name for p in tmp_path.iterdir()] == ["clips"]
     for options, message in (
         (["--json"], "add --scan"),
-        (["--scan", "--codec", str(codec)], "leave --codec and --output out"),
+        (["--scan", "--codec", str(codec)], "--codec and --output out"),
         ([], "--codec, --output missing"),
     ):
         assert encode.main([*command, *options]) == 2

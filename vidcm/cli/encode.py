@@ -16,6 +16,7 @@ from vidcm.registry import build
 if TYPE_CHECKING:
     import torch
 
+    from vidcm.data.caption_tokens import CaptionTokens
     from vidcm.data.filters import Filter
     from vidcm.data.folder_source import FolderSource
     from vidcm.data.source import Source
@@ -29,8 +30,12 @@ def _encode(args: argparse.Namespace) -> None:
     refuse_foreign(args)
     if args.json and not args.scan:
         raise UsageError("--json is the form of a --scan; add --scan")
-    if args.scan and (args.codec or args.output or args.control):
-        raise UsageError("--scan encodes nothing; leave --codec and --output out, and --control")
+    if args.scan and (args.codec or args.output or args.control or args.text):
+        raise UsageError(
+            "--scan encodes nothing; leave --codec and --output out, and --control and --text"
+        )
+    if args.prompt and not args.text:
+        raise UsageError("--prompt is for the text tower that --text names; add --text")
     missing = [f"--{name}" for name in ("codec", "output") if getattr(args, name) is None]
     if missing and not args.scan:
         raise UsageError(f"{', '.join(missing)} missing; vidcm encode --help shows examples")
@@ -70,6 +75,7 @@ def _encode(args: argparse.Namespace) -> None:
     device = pick_device(args.device)
     codec = load_model(args.codec, VideoCodec, device)
     control = control_of(args, codec, device)
+    text = _text(args, device) if args.text else None
     source = _lpc(args, device) if args.data == "lpc" else _folder(args, args.max_bad_fraction)
 
     @torch.no_grad()
@@ -88,6 +94,7 @@ def _encode(args: argparse.Namespace) -> None:
             rank=args.rank,
             world=args.world,
             overwrite=args.overwrite,
+            text=text,
             progress=bar.update,
             control=control,
         )
@@ -104,6 +111,13 @@ def _lpc(args: argparse.Namespace, device: "torch.device") -> "Source":
     from vidcm.lpc.latents import LPCSource
 
     return LPCSource(LPC(args.art).to(device), args.count, args.seed, args.captions_per_clip)
+
+
+def _text(args: argparse.Namespace, device: "torch.device") -> "CaptionTokens":
+    from vidcm.data.caption_tokens import CaptionTokens
+    from vidcm.families.text import text_tower
+
+    return CaptionTokens(text_tower(args.text), device, args.prompt)
 
 
 def _scan(args: argparse.Namespace) -> None:

@@ -23,6 +23,7 @@ def parser() -> argparse.ArgumentParser:
         "    --count 30000 --output runs/lpc/latents\n"
         "  vidcm encode --codec runs/mine/codec/final --data folder --root my_clips \\\n"
         "    --frames 17 --size 128x128 --windows all --output latents\n"
+        "  vidcm encode --codec hf://owner/name/vae --text hf://owner/name/text_encoder ...\n"
         "  vidcm encode --data folder --root my_clips --scan\n"
         "  deepspeed --num_gpus 2 tools/encode.py --codec runs/mine/codec/final --data folder ...",
     )
@@ -30,6 +31,18 @@ def parser() -> argparse.ArgumentParser:
     add_control(p)
     p.add_argument("--data", required=True, choices=["lpc", "folder"], help="what to encode")
     p.add_argument("--output", type=output_folder, help="a new folder for the cache")
+    p.add_argument(
+        "--text",
+        metavar="PIPELINE",
+        help="a public pipeline's folder, or its `text_encoder`, local or on the hub: keep the "
+        "tokens of every caption beside the latents, and training does not load this text tower",
+    )
+    p.add_argument(
+        "--prompt",
+        action="append",
+        default=[],
+        help="with --text: a further prompt, as those of previews; may be repeated",
+    )
     p.add_argument("--batch", type=positive_int, default=32, help="clips at a time")
     add_device(p)
     p.add_argument("--overwrite", action="store_true", help="replace an existing cache")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vidcm.data.shards import Shard, write_shard
+from vidcm.diffusion.control import joined
 from vidcm.files import file_hash, write_text
 
 REASON = "near-duplicate"
@@ -73,7 +74,8 @@ def drop_duplicates(folder: Path, records: Mapping[str, dict[str, Any]], distanc
             before = Shard(file)
             if len(before.latents) == len(numbers):
                 captions = [before.captions(row) for row in kept]
-                write_shard(file, before.latents[kept], captions)
+                control = joined([before.control(row) for row in kept])
+                write_shard(file, before.latents[kept], captions, control, before.prompts())
             record |= {"bytes": file.stat().st_size, "sha256": file_hash(file)}
         dropped = {names[n]: names[near[n]] for n in numbers if n in near}
         record["duplicates"] = record.get("duplicates", {}) | dropped

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vidcm.data.caption_tokens import CaptionTokens
 from vidcm.data.clip_control import ClipControl
 from vidcm.data.duplicates import drop_duplicates
 from vidcm.data.latents import write_index
@@ -40,6 +41,7 @@ def encode_cache(
     rank: int = 0,
     world: int = 1,
     overwrite: bool = False,
+    text: CaptionTokens | None = None,
     progress: Callable[[int], object] = lambda count: None,
     control: ClipControl | None = None,
 ) -> dict[str, int] | None:
@@ -55,6 +57,7 @@ def encode_cache(
         rank: Of this process.
         world: Number of processes, on one or several machines with one file system.
         overwrite: Replace an existing cache, at the end.
+        text: Gives captions the tokens of a text tower, which are kept beside the latents.
         progress: Called with a number of clips, also of those of an earlier run.
         control: Makes what the network reads beside captions, which is kept too.
 
@@ -70,6 +73,7 @@ def encode_cache(
     shards = _shards(source.counts, shard_size)
     plan = {"codec": codec, "counts": list(source.counts), "shard_size": shard_size}
     about = dict(source.facts) | ({} if control is None else {"control": control.facts})
+    about |= {} if text is None else {"text": text.key}
     plan = json.loads(json.dumps({**plan, **about}))
     if made(output, plan, world):
         return None
@@ -81,7 +85,9 @@ def encode_cache(
             if (partial / f"{name}.json").is_file():
                 progress(len(numbers))
             elif not made(output, plan, world):
-                _encode_shard(source, encode, partial, name, numbers, batch_size, progress, control)
+                _encode_shard(
+                    source, encode, partial, name, numbers, batch_size, progress, control, text
+                )
         found = _finish(source, partial, output, [name for name, _ in shards], codec, about)
         late = found is None and made(output, plan, world)
         if late and not list(partial.glob("shard-*")):
@@ -109,6 +115,7 @@ def _encode_shard(
     batch_size: int,
     progress: Callable[[int], object],
     control: ClipControl | None,
+    text: CaptionTokens | None,
 ) -> None:
     """Write a shard, then its record: the shard is complete, of these clips, without those."""
     latents, captions, names, fingerprints, controls = [], [], [], [], []
@@ -137,7 +144,10 @@ def _encode_shard(
     if captions:
         file = partial / f"{name}.safetensors"
         every = torch.cat(latents)
-        write_shard(file, every, captions, joined(controls))
+        if text is None:
+            write_shard(file, every, captions, joined(controls))
+        else:
+            write_shard(file, every, text(captions), joined(controls), text.prompts)
         record |= {
             "shape": list(every.shape[1:]),
             "bytes": file.stat().st_size,

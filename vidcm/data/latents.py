@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from vidcm.conditioning.embedded import EmbeddedPrompt
 from vidcm.data.batch import Batch
 from vidcm.data.clip_control import check_control
 from vidcm.data.order import Order, one_shape
@@ -17,7 +18,9 @@ from vidcm.data.shard_folder import ShardFolder, shard_folder
 from vidcm.data.shards import Shard
 from vidcm.diffusion.control import joined
 from vidcm.errors import UsageError, VidcmError
+from vidcm.families.cached_text import CachedText
 from vidcm.families.control import ControlSource
+from vidcm.families.text import PipelineText
 from vidcm.files import write_text
 from vidcm.rng import mix
 
@@ -35,7 +38,7 @@ def read_index(folder: ShardFolder) -> dict[str, Any]:
     try:
         index = json.loads(folder.index(INDEX))
         known = isinstance(index["codec"], str) and all(map(_is_entry, index["shards"]))
-        if not known:
+        if not known or not _is_text(index.get("text")):
             raise TypeError
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(
@@ -53,6 +56,11 @@ def _is_entry(shard: Mapping[str, Any]) -> bool:
     # A name leads to no other folder.
     plain = isinstance(name, str) and Path(name).name == name and "\0" not in name
     return plain and len(shape) == 4 and all(type(n) is int and n > 0 for n in numbers)
+
+
+def _is_text(text: Mapping[str, Any] | None) -> bool:
+    """Whether a key `text` of the index is one that `CaptionTokens` may have written."""
+    return text is None or (isinstance(text["tower"], str) and type(text["length"]) is int)
 
 
 def write_index(folder: Path, shards: Sequence[Mapping], codec: str, about: Mapping) -> None:
@@ -89,15 +97,27 @@ class LatentShards:
             shards are copied as they are needed, and checked against the hashes of the index.
         batch_size: Positions of a training step, which have the same shape.
         cache_gb: Bound of the local copies of remote shards, in GB.
+        cached_text: Use text tokens where the cache holds some, instead of running a frozen text
+            tower in training.
+
+    Attributes:
+        text: What the tokens depend on; None where none are used.
 
     Raises:
         UsageError: The folder is not a latent cache.
         VidcmError: The cache is damaged.
     """
 
-    def __init__(self, path: str | Path, batch_size: int = 1, cache_gb: float = CACHE_GB):
+    def __init__(
+        self,
+        path: str | Path,
+        batch_size: int = 1,
+        cache_gb: float = CACHE_GB,
+        cached_text: bool = True,
+    ):
         self.folder = shard_folder(path, cache_gb)
         self.index = read_index(self.folder)
+        self.text: dict[str, Any] | None = self.index.get("text") if cached_text else None
         by_shape: dict[tuple[int, ...], list[dict]] = {}
         for entry in self.index["shards"]:
             self.folder.check(entry)
@@ -126,6 +146,28 @@ class LatentShards:
         """Raise UsageError for latents without the control of a network, or with another's."""
         check_control(self.index.get("control"), source, str(self.folder))
 
+    def cached_tower(self, tower: PipelineText) -> CachedText | None:
+        """What takes the place of a frozen text tower; None where no tokens are used.
+
+        Raises:
+            UsageError: The tokens are another tower's, or of another length.
+        """
+        if self.text is None:
+            return None
+        fix = "encode again with --text, or set data.cached_text=false to run the tower in training"
+        if self.text["length"] != tower.family.text_length:
+            raise UsageError(
+                f"the text tokens in {self.folder} are {self.text['length']} a prompt, and "
+                f"{tower.family.name} models read {tower.family.text_length}; {fix}"
+            )
+        if self.text["tower"] != (own := tower.fingerprint()):
+            raise UsageError(
+                f"the text tokens in {self.folder} were made by the tower "
+                f"{self.text['tower'][:12]}, and that of {tower.root} is {own[:12]}; {fix}"
+            )
+        known = [prompt.in_memory() for prompt in self._open(0, 0).prompts()]
+        return CachedText(tower, known, str(self.folder))
+
     @property
     def size(self) -> int:
         return len(self)
@@ -148,7 +190,8 @@ class LatentShards:
     def caption(self, seed: int, position: int, shape: int, row: int) -> str:
         """The caption of a clip at a position."""
         choices = self.captions(shape, row)
-        return choices[mix(seed, position, 1) % len(choices)]
+        found = choices[mix(seed, position, 1) % len(choices)]
+        return found.in_memory() if isinstance(found, EmbeddedPrompt) else found
 
     def place(self, shape: int, row: int) -> tuple[dict[str, Any], int]:
         """The index entry of the shard of a clip, and the clip's row in it."""

@@ -1,5 +1,6 @@
 """Prompts as a family's own pipeline encodes them."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,11 @@ import torch
 from torch import Tensor
 
 from vidcm.errors import UsageError
-from vidcm.families.base import Family, library_class
-from vidcm.families.component import component, read_config
+from vidcm.families.base import Family, find_family, library_class
+from vidcm.families.component import ComponentFolder, component, read_config
+from vidcm.files import file_hash
 from vidcm.models.offload import Offload
+from vidcm.store import local_folder
 
 
 class PipelineText:
@@ -39,6 +42,24 @@ class PipelineText:
         found = tokenizer(prompt, return_offsets_mapping=True, add_special_tokens=False)
         last = self.family.text_length - 1  # the end token takes one
         return prompt[found["offset_mapping"][last][0] :].split() if len(found[0]) > last else []
+
+    def fingerprint(self) -> str:
+        """sha256 of what the tokens depend on: weights, tokenizer, and the pipeline's cleaning.
+
+        Raises:
+            UsageError: A part of the tower is missing, or its weights are pickled.
+            VidcmError: Weights are missing.
+        """
+        found = hashlib.sha256(self.family.pipeline.encode())
+        found.update(ComponentFolder(self.root / "text_encoder").hash().encode())
+        files = (p for p in (self.root / "tokenizer").rglob("*") if p.is_file())
+        for path in sorted(files):
+            found.update(f"{path.name} {file_hash(path)}".encode())
+        return found.hexdigest()
+
+    def dtype(self, device: torch.device | str) -> torch.dtype:
+        """Of its weights, to which its tokens are rounded; loads it."""
+        return self._load(device).text_encoder.dtype
 
     def release(self) -> None:
         """Free the tower; the next prompt loads it again."""
@@ -99,6 +120,29 @@ class PipelineText:
         if len(names) != 1:
             raise UsageError(f"{self.root / 'text_encoder'}/config.json names no architecture")
         return names[0]
+
+
+def text_tower(name: str) -> PipelineText:
+    """The text tower of a pipeline.
+
+    Args:
+        name: The pipeline's folder, or its `text_encoder`; on the hub too.
+
+    Raises:
+        UsageError: There is none, or vidcm knows no family of its network.
+    """
+    folder = local_folder(name)
+    if (folder / "model.json").is_file():
+        raise UsageError(
+            f"{name} is a model of vidcm, whose text tower is trained with its denoiser, so its "
+            "tokens cannot be kept; give the folder of a public pipeline"
+        )
+    root = folder.parent if folder.name == "text_encoder" else folder
+    read_config(root / "text_encoder")
+    if not (root / "tokenizer").is_dir():
+        raise UsageError(f"{root} has no folder tokenizer; copy the whole pipeline")
+    class_name = str(read_config(root / "transformer").get("_class_name"))
+    return PipelineText(root, find_family(class_name))
 
 
 class OffloadedText(PipelineText):

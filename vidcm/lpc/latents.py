@@ -31,7 +31,7 @@ class LPCLatents(LatentShards):
     def __init__(
         self, path: str | Path, batch_size: int = 1, partial: float = 0.3, complete: float = 0.3
     ):
-        super().__init__(path, batch_size)
+        super().__init__(path, batch_size, cached_text=False)
         if not (0 <= partial <= 1 and 0 <= complete <= 1):
             raise UsageError(f"partial {partial}, complete {complete}: shares are 0 to 1")
         if self.index.get("data") != "lpc" or len(self.shapes) != 1:

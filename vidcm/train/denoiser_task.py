@@ -15,6 +15,8 @@ from vidcm.data.encoded import Encoded
 from vidcm.data.latents import LatentShards
 from vidcm.diffusion.denoiser import Denoiser
 from vidcm.errors import UsageError
+from vidcm.families.cached_text import CachedText
+from vidcm.families.text import PipelineText
 from vidcm.objectives.base import Objective
 from vidcm.registry import build, lookup, options_of
 from vidcm.store import read_card, weights_hash
@@ -39,7 +41,9 @@ def denoiser_task(
         UsageError: Teacher and student do not fit together, the data are another codec's, or the
             objective contradicts the config.
     """
-    parts = denoiser_parts(config, model, device, Models())
+    models = Models(_cached_text(config, model, data))
+    models.with_text(model)
+    parts = denoiser_parts(config, model, device, models)
     objective, teacher, codec = parts.objective, parts.teacher, parts.codec
     assert config.codec is not None
     if isinstance(data, LatentShards):
@@ -50,7 +54,7 @@ def denoiser_task(
         if source is not None and source.required:
             control = ClipControl(source, codec, device)
         data = Encoded(data, codec, device, control)
-    preview = Preview(config, objective, teacher, codec, data, device)
+    preview = Preview(config, objective, teacher, codec, data, device, models)
     if (group := sequence_group(config, device)) is None:
         return Task(model, objective, data, preview)
     for network in filter(None, (model, teacher)):
@@ -61,6 +65,17 @@ def denoiser_task(
             return preview(weights, path)
 
     return Task(model, objective, data, alone)
+
+
+def _cached_text(config: TrainConfig, model: Denoiser, data: Dataset) -> CachedText | None:
+    """What takes the place of the model's frozen text tower, if its tokens lie beside latents."""
+    tower = model.conditioner
+    if not isinstance(tower, PipelineText) or not isinstance(data, LatentShards):
+        return None
+    text = data.cached_tower(tower)
+    if text is not None:
+        text.check(config.preview_prompts)
+    return text
 
 
 @dataclass

@@ -8,6 +8,7 @@ computes with is not counted; its weights are. The buffers of DeepSpeed are thos
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,10 +18,11 @@ from torch import Tensor, nn
 from vidcm.codecs.base import VideoCodec
 from vidcm.config import TrainConfig
 from vidcm.data.batch import Batch, MicroBatch
+from vidcm.data.latents import LatentShards
 from vidcm.diffusion.control import Control
 from vidcm.diffusion.denoiser import Denoiser
 from vidcm.diffusion.guidance import CFGDenoiser
-from vidcm.errors import UsageError
+from vidcm.errors import UsageError, VidcmError
 from vidcm.families.text import PipelineText
 from vidcm.objectives.base import STUDENT
 from vidcm.registry import build
@@ -124,7 +126,11 @@ def estimate(
             f"the memory of a {config.model['name']} is not estimated; denoisers' alone is"
         )
     found = denoiser_parts(config, student, META, models)
-    shape = _latent_shape(config, found.codec, clip)
+    data = _data(config, needed=clip is None)
+    if clip is None:
+        shape = _latent_shape(config, found.codec, data)
+    else:
+        shape = found.codec.latent_shape(*clip)
     steps = {STUDENT: TrainStep(student, found.objective, CPU)}
     shares = {STUDENT: layout.of(student)}
     for name, role in found.objective.roles.items():
@@ -132,6 +138,8 @@ def estimate(
         steps[name] = TrainStep(module, RoleObjective(role, student), CPU)
         shares[name] = layout.of(module, averaged=False)
     own, towers = shares[STUDENT], _towers(student, found.teacher)
+    if isinstance(data, LatentShards) and data.text is not None:
+        towers = []  # its tokens are read
     if config.data["name"] not in CACHED and student.control is not None:
         towers += [tower.without_data() for tower in student.control.towers()]
     parts = own.lasting | {
@@ -220,15 +228,20 @@ def _encode_work(codec: VideoCodec, shape: Sequence[int], clips: int) -> int:
     return meter.peak
 
 
-def _latent_shape(
-    config: TrainConfig, codec: VideoCodec, clip: Sequence[int] | None
-) -> tuple[int, ...]:
-    """Latents `(c, t, h, w)` of a clip, or of the largest or first one of the data."""
-    if clip is not None:
-        return codec.latent_shape(*clip)
-    data = build("data", config.data, batch_size=config.batch_size)
+def _data(config: TrainConfig, *, needed: bool) -> Any:
+    """The data set; None for one that is not needed and is not there or takes long to open."""
+    if needed:
+        return build("data", config.data, batch_size=config.batch_size)
     if config.data["name"] == "latents":
-        return max((tuple(shape) for shape in data.shapes), key=math.prod)
+        with suppress(VidcmError):
+            return build("data", config.data, batch_size=config.batch_size)
+    return None
+
+
+def _latent_shape(config: TrainConfig, codec: VideoCodec, data: Any) -> tuple[int, ...]:
+    """Latents `(c, t, h, w)` of the largest or first clip of the data."""
+    if isinstance(data, LatentShards):
+        return max(data.shapes, key=math.prod)
     first = data.batch(config.seed, [0])
     if first.latents is not None:
         return tuple(first.latents.shape[1:])

@@ -24,10 +24,11 @@ from vidcm.media.pixels import to_frames
 from vidcm.metrics.motion import motion, motion_ratio
 from vidcm.objectives.base import Objective
 from vidcm.objectives.common import StudentObjective
-from vidcm.registry import TABLE, build, lookup
+from vidcm.registry import TABLE, lookup
 from vidcm.rng import SampleRng
-from vidcm.store import load_model, read_card
+from vidcm.store import read_card
 from vidcm.train.health import DRIFT, RATIO, check_finite, diagnose
+from vidcm.train.setup import Models
 
 TEACHER_STEPS, STUDENT_STEPS, GUIDANCE = 25, (4, 2, 1), 3.0
 
@@ -45,6 +46,7 @@ class Preview:
         codec: Decodes the latents.
         data: Latents; the first sample has the shape of the clips.
         device: Of the networks.
+        models: Builds the network that is sampled.
     """
 
     def __init__(
@@ -55,9 +57,10 @@ class Preview:
         codec: VideoCodec,
         data: Dataset,
         device: torch.device,
+        models: Models,
     ):
         self.config, self.objective, self.teacher = config, objective, teacher
-        self.codec, self.device = codec, device
+        self.codec, self.device, self.models = codec, device, models
         first = data.batch(config.seed, [0]).latents
         assert first is not None
         self.shape = first.shape[1:]
@@ -76,7 +79,7 @@ class Preview:
         Raises:
             VidcmError: Samples are not finite.
         """
-        model: Denoiser = build("model", self.config.model)
+        model: Denoiser = self.models.build(self.config.model)
         model = model.to(self.device).eval().requires_grad_(False)
         model.load_state_dict(weights)
         half = self.config.precision == "bf16"
@@ -144,7 +147,7 @@ class Preview:
         kind = lookup("objective", trained_by) if known else Objective
         if not issubclass(kind, StudentObjective):
             return {}
-        before = load_model(folder, Denoiser, self.device)
+        before: Denoiser = self.models.load(folder, Denoiser, self.device)
         return dict(self._sample_student(before))
 
     def _sample_teacher(self, teacher: Denoiser) -> Tensor:

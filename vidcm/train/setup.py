@@ -10,17 +10,33 @@ from torch import nn
 from vidcm.config import TrainConfig
 from vidcm.diffusion.denoiser import Denoiser
 from vidcm.errors import UsageError
+from vidcm.families.cached_text import CachedText
+from vidcm.families.text import PipelineText
 from vidcm.models.backbone import TransformerBackbone
 from vidcm.registry import build, lookup
 from vidcm.store import load_model, load_weights, read_card, read_weights
 
 
 class Models:
-    """Builds the networks of a run, with the weights of their folders."""
+    """Builds the networks of a run, with the weights of their folders.
+
+    Args:
+        text: In the place of the frozen text tower of denoisers, if there is one.
+    """
+
+    def __init__(self, text: CachedText | None = None):
+        self.text = text
 
     def build(self, spec: dict[str, Any]) -> Any:
         """A network with fresh weights, to be trained."""
-        return build("model", spec)
+        return self.with_text(build("model", spec))
+
+    def with_text(self, model: Any) -> Any:
+        """The network, its frozen text tower replaced."""
+        frozen = isinstance(model, Denoiser) and isinstance(model.conditioner, PipelineText)
+        if self.text is not None and frozen:
+            model.conditioner = self.text
+        return model
 
     def start(self, model: nn.Module, folder: str) -> None:
         """Give a network its first weights; see `init_from`."""
@@ -32,7 +48,7 @@ class Models:
 
     def load(self, folder: str, kind: type, device: torch.device) -> Any:
         """A frozen network with its weights."""
-        return load_model(folder, kind, device)
+        return self.with_text(load_model(folder, kind, device))
 
 
 def apply_memory_options(model: nn.Module, config: TrainConfig) -> None:

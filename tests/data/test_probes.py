@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -105,6 +106,20 @@ def test_a_database_that_cannot_be_used_is_said_and_not_needed(root, cache, capl
         assert len(folder(root)) == 3
     assert len(probed) == 6 and len(caplog.records) == 2
     assert "so videos are probed in every run; delete it" in caplog.text
+
+
+def test_threads_that_meet_the_damage_at_once_say_it_once(cache, caplog, monkeypatch):
+    at_once = threading.Barrier(4)
+
+    def refuse(self):
+        at_once.wait(30)
+        raise sqlite3.OperationalError("unable to open database file")
+
+    monkeypatch.setattr(Database, "_connection", refuse)
+    database = Database()
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(database.get, [b"key"] * 4)) == [None] * 4
+    assert len(caplog.records) == 1
 
 
 def test_processes_and_threads_share_the_database(cache):

@@ -120,7 +120,7 @@ class Database:
     def __init__(self) -> None:
         self.file = cache_folder() / "media.sqlite"
         self._local = threading.local()
-        self._broken = False
+        self._broken, self._lock = False, threading.Lock()
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return Database, ()
@@ -141,13 +141,15 @@ class Database:
             with self._connection() as connection:
                 return connection.execute(command, values).fetchall()
         except (sqlite3.Error, OSError) as error:
-            self._broken = True
-            log.warning(
-                "%s cannot be used (%s), so videos are probed in every run; delete it, or set "
-                "VIDCM_CACHE to a folder that can be written",
-                self.file,
-                error,
-            )
+            with self._lock:  # said once, whatever the number of threads that meet it
+                first, self._broken = not self._broken, True
+            if first:
+                log.warning(
+                    "%s cannot be used (%s), so videos are probed in every run; delete it, or set "
+                    "VIDCM_CACHE to a folder that can be written",
+                    self.file,
+                    error,
+                )
             return []
 
     def _connection(self) -> sqlite3.Connection:

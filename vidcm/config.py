@@ -117,6 +117,7 @@ class TrainConfig:
         sample_every: Steps between previews.
         save_every: Steps between checkpoints.
         keep_checkpoints: How many of the newest stay.
+        async_checkpoints: Copy what a checkpoint holds, and train on while it is written.
         rank_timeout: Seconds that ranks wait for one of them before the run ends and names it.
         preview_prompts: Of the previews; the first captions of the data by default.
     """
@@ -147,6 +148,7 @@ class TrainConfig:
     sample_every: int = 500
     save_every: int = 500
     keep_checkpoints: int = 2
+    async_checkpoints: bool = True
     rank_timeout: float = 1800.0
     preview_prompts: list[str] = field(default_factory=list)
 

@@ -21,6 +21,24 @@ def memory() -> int:
     return total
 
 
+def available_memory() -> int:
+    """Bytes of memory that are free for this process: the machine's, or its container's if less."""
+    lines = Path("/proc/meminfo")
+    if not lines.is_file():  # not Linux
+        return memory()
+    named = dict(line.split(":") for line in lines.read_text().splitlines())
+    free = int(named["MemAvailable"].split()[0]) * 2**10
+    for folder, usage in (("", "memory.current"), ("memory", "memory.usage_in_bytes")):
+        file = Path("/sys/fs/cgroup", folder, usage)
+        if file.is_file():
+            numbers = dict(
+                x.split() for x in (file.parent / "memory.stat").read_text().splitlines()
+            )
+            cached = int(numbers.get("inactive_file", 0)) + int(numbers.get("active_file", 0))
+            free = min(free, memory() - int(file.read_text()) + cached)
+    return free
+
+
 def check_memory(clips: int, frames: int, height: int, width: int, batch_size: int = 1) -> None:
     """Refuse clips that cannot fit into memory, by an estimate from below.
 

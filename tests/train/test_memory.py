@@ -137,6 +137,9 @@ def test_the_command_reads_no_weights_and_no_data(models: dict[str, Path], capsy
     assert command.main([*words, "--device", "cpu", *small]) == 0
     printed = capsys.readouterr().out
     assert "1 rank, fp32" in printed and "peak of a step" in printed and "fits on 24 GB" in printed
+    assert "copy for a checkpoint" in printed
+    assert command.main([*words, "--device", "cpu", *small, "async_checkpoints=false"]) == 0
+    assert "copy for a checkpoint" not in capsys.readouterr().out
     assert command.main([*words[:2], "--world", "2", *small]) == 2
     assert "add --dry-run" in capsys.readouterr().err
 

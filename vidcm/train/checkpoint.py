@@ -3,16 +3,18 @@
 Files reach the disk before the folder gets its name, so that this holds after a power cut too.
 """
 
+import errno
 import fcntl
+import hashlib
 import json
 import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -63,23 +65,48 @@ def folder_of(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"step-{step:08d}"
 
 
-def save(run: Path, step: int, state: dict[str, Any], config: dict, *, keep: int) -> Path:
-    """Write `state` (tensors and plain data) for `step`, then remove all but the newest `keep`."""
+def save(
+    run: Path,
+    step: int,
+    state: dict[str, Any],
+    config: dict,
+    *,
+    keep: int,
+    given_up: Callable[[], bool] = lambda: False,
+) -> Path:
+    """Write a checkpoint, then remove all but the newest `keep`.
+
+    Args:
+        run: Folder of the run.
+        step: Number of steps that are done.
+        state: Tensors and plain data.
+        config: Of the run, as plain data.
+        keep: Number of checkpoints that stay.
+        given_up: Whether to stop writing; it is asked every few megabytes.
+
+    Returns:
+        The folder of the checkpoint.
+
+    Raises:
+        VidcmError: The file system refuses, or the writing was given up. What was there before is
+            there still.
+    """
     folder = folder_of(run, step)
     with replacing(folder) as part:
         part.mkdir()
         try:
-            torch.save(state, part / "state.pt")
-        except RuntimeError:  # torch's writer does not say what the system said
+            digest = _write_state(state, part / "state.pt", given_up)
+        except OSError as error:
             raise VidcmError(
-                f"cannot write {folder}: the disk is full, or files may not be as large as this"
+                f"cannot write {folder}: {error.strerror}; when that is mended, the same command "
+                "resumes from the newest checkpoint"
             ) from None
         manifest = {
             "format": FORMAT,
             "vidcm": __version__,
             "step": step,
             "config": config,
-            "sha256": {"state.pt": file_hash(part / "state.pt")},
+            "sha256": {"state.pt": digest},
         }
         (part / "manifest.json").write_text(json.dumps(manifest, indent=1), "utf-8")
         for path in (part / "state.pt", part / "manifest.json", part):
@@ -87,6 +114,55 @@ def save(run: Path, step: int, state: dict[str, Any], config: dict, *, keep: int
     _to_disk(folder.parent)
     _remove_old(folder, keep)
     return folder
+
+
+def _write_state(state: dict[str, Any], path: Path, given_up: Callable[[], bool]) -> str:
+    """Write the file of a state; returns its sha256."""
+    with path.open("wb") as file:
+        hashed = HashedFile(file, given_up)
+        torch.save(state, hashed)  # type: ignore[arg-type]  # of a file it needs these two
+        if hashed.error:
+            raise hashed.error
+    return hashed.sha256.hexdigest()
+
+
+class HashedFile:
+    """A file that `torch.save` writes to, and its hash, so that it need not be read again.
+
+    torch's writer ends the process where a write raises. So an error is kept, and nothing more is
+    written. Other threads run while a slice is written or hashed.
+
+    Args:
+        file: To write to.
+        given_up: Whether to stop.
+    """
+
+    SLICE = 2**24  # bytes
+
+    def __init__(self, file: BinaryIO, given_up: Callable[[], bool]):
+        self.file, self.given_up = file, given_up
+        self.sha256 = hashlib.sha256()
+        self.error: OSError | None = None
+
+    def write(self, data: bytes | memoryview) -> int:
+        view = memoryview(data).cast("B")
+        for start in range(0, len(view), self.SLICE):
+            self._write(view[start : start + self.SLICE])
+        return len(view)
+
+    def flush(self) -> None:
+        """Do nothing: the file is flushed when it is closed."""
+
+    def _write(self, part: memoryview) -> None:
+        if self.error:
+            return
+        try:
+            if self.given_up():
+                raise OSError(errno.ECANCELED, "given up")
+            self.file.write(part)
+            self.sha256.update(part)
+        except OSError as error:
+            self.error = error
 
 
 def _to_disk(path: Path) -> None:

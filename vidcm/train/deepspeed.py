@@ -25,7 +25,7 @@ from vidcm.config import TrainConfig
 from vidcm.data.batch import MicroBatch
 from vidcm.data.loader import positions
 from vidcm.train.deepspeed_setup import import_deepspeed, let_tangents_through, meet, settings
-from vidcm.train.engine import StepReport, TrainStep, frozen_hash, mean_logs
+from vidcm.train.engine import StepReport, TrainStep, copied, frozen_hash, mean_logs
 from vidcm.train.optimizers import make_optimizer
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -123,18 +123,22 @@ class DeepSpeedEngine:
         gathered = self._gather(self.average if ema else self.shards)
         return self._buffers() | self.frozen_weights | gathered if self.rank == 0 else {}
 
-    def state(self) -> dict:
+    def state(self, *, copy: bool = True) -> dict:
         trained = self._gather(self.shards)
         average = self._gather(self.average) if self.average else {}
         optimizer = self._optimizer_state()
         if self.rank:
             return {}
+        target = self.module.target_state()
+        if copy:  # the others were gathered, so they are copies
+            target = copied(target)
+            optimizer = copied(optimizer) if self.stage == 0 else optimizer
         return {
             "model": self._buffers() | trained,
             "optimizer": optimizer,
             "average": average,
             "frozen": self.frozen,
-            **self.module.target_state(),
+            **target,
         }
 
     def _buffers(self) -> dict[str, Tensor]:

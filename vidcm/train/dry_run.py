@@ -31,6 +31,9 @@ def report(
         yield f"  {name:<24}{_gib(size)}"
     yield f"  {'peak of a step':<24}{_gib(found.step)}"
     yield f"  {'peak of a preview':<24}{_gib(found.preview)}   (rank 0, every sample_every steps)"
+    if config.async_checkpoints:
+        copy = "memory of rank 0's host, beside these; none with async_checkpoints=false"
+        yield f"  {'copy for a checkpoint':<24}{_gib(found.checkpoint)}   ({copy})"
     spare = f"{1 - USABLE:.0%} of a card is left for the driver, work space and fragments"
     yield f"{_fits(found)}; {spare}"
     if _smallest(found) == CARDS[0]:

@@ -7,7 +7,7 @@ import copy
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -71,11 +71,15 @@ class Engine(Protocol):
         """Return the full state dict on rank 0's CPU, empty elsewhere; trained tensors are fp32."""
         ...
 
-    def state(self) -> dict:
+    def state(self, *, copy: bool = True) -> dict:
         """Return the state of an exact resume on rank 0, empty elsewhere.
 
         It has tensors and plain data; frozen tensors are left out. Engines write one format, so
         that a run may resume in another.
+
+        Args:
+            copy: The state is on the CPU and stays as it is while training goes on. Without, it may
+                hold the tensors that are trained, which saves memory.
         """
         ...
 
@@ -206,15 +210,16 @@ class LocalEngine:
         tensors = self.module.model.state_dict() | (self.average if ema else {})
         return {k: v.detach().to("cpu", copy=True) for k, v in tensors.items()}
 
-    def state(self) -> dict:
+    def state(self, *, copy: bool = True) -> dict:
         tensors = self.module.model.state_dict()
-        return {
+        state = {
             "model": {k: v for k, v in tensors.items() if k in self.module.saved},
             "optimizer": self.optimizer.state_dict(),
             "average": self.average,
             "frozen": self.frozen,
             **self.module.target_state(),
         }
+        return copied(state) if copy else state
 
     def load(self, state: dict) -> None:
         self.module.model.load_state_dict(state["model"], strict=False)
@@ -225,6 +230,24 @@ class LocalEngine:
 
     def all_reduce_max(self, value: int) -> int:
         return value
+
+
+def copied(state: Any) -> Any:
+    """Return a copy of a state on the CPU. Tensors that share their memory share it in the copy."""
+    return _copied(state, {})
+
+
+def _copied(value: Any, done: dict[tuple, Tensor]) -> Any:
+    if isinstance(value, dict):
+        return {k: _copied(v, done) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_copied(v, done) for v in value)
+    if not isinstance(value, Tensor):
+        return value
+    place = (value.data_ptr(), value.dtype, tuple(value.shape), value.stride(), value.device)
+    if place not in done:
+        done[place] = value.detach().to("cpu", copy=True)
+    return done[place]
 
 
 def _finite(value: float) -> bool:

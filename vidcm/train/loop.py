@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -19,9 +18,11 @@ from vidcm.errors import UsageError, VidcmError
 from vidcm.files import write_text
 from vidcm.objectives.base import Objective
 from vidcm.train import checkpoint
+from vidcm.train.checkpoint_writer import CheckpointWriter, state_size
 from vidcm.train.engine import Engine, StepReport
 from vidcm.train.log import Log
 from vidcm.train.lr_schedule import learning_rate
+from vidcm.train.same_run import check_same_run
 from vidcm.train.stop_signal import StopSignal
 
 Weights = dict[str, Tensor]
@@ -49,7 +50,13 @@ class Task:
     merge: Callable[[Weights], Weights] = dict
 
 
-def train(config: TrainConfig, task: Task, engine: Engine, export: Export) -> int:
+def train(
+    config: TrainConfig,
+    task: Task,
+    engine: Engine,
+    export: Export,
+    writer: CheckpointWriter | None = None,
+) -> int:
     """Run, or resume, to `config.steps`; the last act writes the model folder `<output>/final`.
 
     Ranks act alike: what one alone knows (a signal, a failure) is agreed on before any acts.
@@ -59,24 +66,34 @@ def train(config: TrainConfig, task: Task, engine: Engine, export: Export) -> in
         task: What is trained.
         engine: How.
         export: Writes a model folder.
+        writer: Of checkpoints; by default a new one, as the config says.
 
     Returns:
         The exit code: 0, or 143 or 130 after a signal, with a checkpoint saved.
     """
+    writer = writer or checkpoint_writer(config, task)
     with ExitStack() as stack:
 
         def claim() -> None:
             stack.enter_context(checkpoint.claimed(Path(config.output)))
 
         on_rank_zero(engine, claim)
-        return _Run(config, task, engine).train(export)
+        stack.enter_context(writer)
+        return _Run(config, task, engine, writer).train(export)
+
+
+def checkpoint_writer(config: TrainConfig, task: Task) -> CheckpointWriter:
+    """Return the writer of a run's checkpoints, before its networks are sharded."""
+    size = state_size(task.model, task.objective) if config.async_checkpoints else None
+    keep = config.keep_checkpoints
+    return CheckpointWriter(Path(config.output), to_dict(config), keep=keep, size=size)
 
 
 class _Run:
     """A run: its folder, its log and what is saved."""
 
-    def __init__(self, config: TrainConfig, task: Task, engine: Engine):
-        self.config, self.task, self.engine = config, task, engine
+    def __init__(self, config: TrainConfig, task: Task, engine: Engine, writer: CheckpointWriter):
+        self.config, self.task, self.engine, self.writer = config, task, engine, writer
         self.folder, self.stop = Path(config.output), StopSignal()
         self.log = Log(self.folder, enabled=engine.rank == 0)
         self.bad = Counter[str]()  # steps in a row that were not finite, by role
@@ -89,6 +106,7 @@ class _Run:
             done = self._steps(self.saved)
             if self.saved < done:
                 self._save(done)
+            on_rank_zero(self.engine, self.writer.wait)
         if done < self.config.steps:
             self._say(f"stopped after step {self.saved}, which is saved; the same command resumes")
             return self.stop.code
@@ -129,7 +147,7 @@ class _Run:
             mininterval=2,
         ) as bar:
             for step in range(start, config.steps):
-                parts = next_parts(stream, self.stop, self.engine)
+                parts = next_parts(stream, self.stop, self.engine, self.writer.check)
                 if parts is None:
                     return step
                 lr = learning_rate(config.optimizer, step, config.steps)
@@ -170,13 +188,10 @@ class _Run:
         on_rank_zero(self.engine, act)
 
     def _save(self, step: int) -> None:
-        state, config = self.engine.state(), self.config
-
-        def act() -> None:
-            keep = config.keep_checkpoints
-            checkpoint.save(self.folder, step, state, to_dict(config), keep=keep)
-
-        on_rank_zero(self.engine, act)
+        on_rank_zero(self.engine, self.writer.wait)  # before there is another copy
+        copy = self.engine.rank == 0 and self.writer.wants_copy()
+        state = self.engine.state(copy=copy)
+        on_rank_zero(self.engine, lambda: self.writer.save(step, state, copied=copy))
         self.saved = step
 
     def _resume(self) -> int:
@@ -201,7 +216,7 @@ class _Run:
     def _check_resumable(self, state: dict, manifest: dict) -> None:
         """Raises UsageError where a checkpoint is another run's, or began with other weights."""
         config = self.config
-        _check_same_run(self.folder, config, manifest["config"])
+        check_same_run(self.folder, config, manifest["config"])
         if manifest["step"] > config.steps:
             raise UsageError(
                 f"{self.folder} holds a run of {manifest['step']} steps, and steps is "
@@ -223,14 +238,19 @@ _FAILED = 255  # above every exit code of a signal, so that it wins the reductio
 
 
 def next_parts(
-    stream: Iterator[list[MicroBatch]], stop: StopSignal, engine: Engine
+    stream: Iterator[list[MicroBatch]],
+    stop: StopSignal,
+    engine: Engine,
+    check: Callable[[], None] = lambda: None,
 ) -> list[MicroBatch] | None:
     """Return the next micro-batches, or None when a rank got a signal.
 
-    Where one rank fails to read, it raises the reason and the others exit silently.
+    Where one rank fails to read, or fails the check, it raises the reason and the others exit
+    silently.
     """
     parts, error = None, None
     try:
+        check()
         parts = next(stream)
     except Exception as caught:
         error = caught
@@ -268,30 +288,3 @@ def _give_up(config: TrainConfig, step: int, bad: int) -> None:
         f"{first + config.batch_size - 1} of seed {config.seed}. "
         "Lower optimizer.lr, or look at those clips"
     )
-
-
-# Keys that may change between the parts of a run without making it another run.
-_FREE = {
-    *("output", "steps", "num_workers", "log_every", "sample_every", "save_every"),
-    *("keep_checkpoints", "preview_prompts", "rank_timeout"),
-    *("max_skipped", "zero", "sequence_parallel", "gradient_accumulation_steps"),
-    *("activation_checkpointing", "compile"),
-}
-
-
-def _check_same_run(run: Path, config: TrainConfig, before: dict) -> None:
-    """Raises UsageError where a key of the config makes it another run."""
-    now: dict[str, Any] = json.loads(json.dumps(to_dict(config)))
-    for key in (k for k in now if k not in _FREE and before.get(k) != now[k]):
-        was, wanted = before.get(key), now[key]
-        if isinstance(was, dict) and isinstance(wanted, dict):  # name the one that differs
-            inner = min(k for k, _ in _items(was) ^ _items(wanted))
-            key, was, wanted = f"{key}.{inner}", was.get(inner), wanted.get(inner)
-        raise UsageError(
-            f"{run} holds a run with {key}={was!r}, not {wanted!r}; "
-            "choose another output, or restore the value to resume"
-        )
-
-
-def _items(group: dict) -> set[tuple[str, str]]:
-    return {(k, repr(v)) for k, v in group.items()}

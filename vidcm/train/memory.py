@@ -27,6 +27,7 @@ from vidcm.families.text import PipelineText
 from vidcm.objectives.base import STUDENT
 from vidcm.registry import build
 from vidcm.store import read_card
+from vidcm.train.checkpoint_writer import state_size
 from vidcm.train.denoiser_task import DenoiserParts, denoiser_parts
 from vidcm.train.engine import TrainStep
 from vidcm.train.layout import Layout
@@ -48,11 +49,13 @@ class Memory:
         parts: What stays through a step, by name, all gradients included.
         work: Activations and everything else that comes and goes, at the peak of a step.
         preview: The most that rank 0 holds in a preview, parts included.
+        checkpoint: A checkpoint, in the memory of rank 0's host.
     """
 
     parts: dict[str, int]
     work: int
     preview: int
+    checkpoint: int
 
     @property
     def step(self) -> int:
@@ -155,6 +158,7 @@ def estimate(
         "text towers": sum(map(_bytes, towers)),
     }
     copy = _bytes(student)  # of a preview
+    checkpoint = state_size(student, found.objective)
     for step in steps.values():
         step.bf16 = layout.bf16
         layout.cast(step.model)
@@ -174,7 +178,7 @@ def estimate(
         work = max(work, _encode_work(found.codec, shape, layout.micro))
     preview = sum(parts.values()) - own.gradients + own.left + copy
     preview += _preview_work(student, found, shape)
-    return Memory({k: v for k, v in parts.items() if v}, work, preview)
+    return Memory({k: v for k, v in parts.items() if v}, work, preview, checkpoint)
 
 
 def _step_work(step: TrainStep, config: TrainConfig, batch: Batch, layout: Layout) -> int:

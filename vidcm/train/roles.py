@@ -99,9 +99,9 @@ class Ensemble:
     def weights(self, *, ema: bool) -> dict[str, Tensor]:
         return self.student.weights(ema=ema)
 
-    def state(self) -> dict:
-        state = self.student.state()
-        roles = {name: engine.state() for name, engine in self.others.items()}
+    def state(self, *, copy: bool = True) -> dict:
+        state = self.student.state(copy=copy)
+        roles = {name: engine.state(copy=copy) for name, engine in self.others.items()}
         return {**state, "roles": roles} if state else {}
 
     def load(self, state: dict) -> None:

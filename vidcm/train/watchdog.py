@@ -50,9 +50,9 @@ class WatchedEngine:
         with self.watchdog.call("gathering weights"):
             return self.engine.weights(ema=ema)
 
-    def state(self) -> dict:
+    def state(self, *, copy: bool = True) -> dict:
         with self.watchdog.call("gathering a checkpoint"):
-            return self.engine.state()
+            return self.engine.state(copy=copy)
 
     def load(self, state: dict) -> None:
         with self.watchdog.call("loading a checkpoint"):

@@ -170,6 +170,16 @@ def wan_image_experts() -> Any:
     return pipeline
 
 
+def wan_vace(**options: Any) -> Any:
+    """Wan VACE: a branch of two layers that reads a control clip."""
+    from diffusers import WanVACEPipeline, WanVACETransformer3DModel
+
+    plain, config = wan(**options), WAN | {"num_layers": 4} | options
+    parts = {name: plain.components[name] for name in ("vae", "text_encoder", "tokenizer")}
+    network = WanVACETransformer3DModel(**config, vace_layers=[0, 2], vace_in_channels=96)
+    return WanVACEPipeline(transformer=network, scheduler=plain.scheduler, **parts)
+
+
 def anyflow() -> Any:
     from diffusers import AnyFlowPipeline, AnyFlowTransformer3DModel, FlowMapEulerDiscreteScheduler
 
@@ -284,6 +294,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "wan_5b": wan_5b,
     "wan_experts": wan_experts,
     "wan_image": wan_image,
+    "wan_vace": wan_vace,
     "wan_image_experts": wan_image_experts,
     "anyflow": anyflow,
     "ltx": ltx,

@@ -1,13 +1,10 @@
 """Checks of the tensors, prompts and clips that a pipeline is called with, and warnings."""
 
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from vidcm.arguments import MAX_SEED, integer, seeds, texts
@@ -15,11 +12,9 @@ from vidcm.conditioning.completion import PromptReader
 from vidcm.conditioning.prompts import check_prompts, unknown_words
 from vidcm.diffusion import samplers
 from vidcm.diffusion.base import Cond
-from vidcm.diffusion.control import Control
 from vidcm.diffusion.windows import check_schedule
 from vidcm.errors import UsageError
 from vidcm.generation import Generation
-from vidcm.media.load import fit, load_clip
 from vidcm.media.write import check_clip
 from vidcm.settings import MAX_FRAMES, MAX_SIDE
 
@@ -103,10 +98,10 @@ def check_clips(clips: Any) -> list[np.ndarray]:
     if isinstance(clips, np.ndarray):
         raise UsageError("clips is one array; give a list of clips, as [clip]")
     if not isinstance(clips, Sequence):
-        raise UsageError(f"clips is {_named(clips)}; give a list of uint8 arrays (t, h, w, 3)")
+        raise UsageError(f"clips is {named(clips)}; give a list of uint8 arrays (t, h, w, 3)")
     for clip in clips:
         if not isinstance(clip, np.ndarray):
-            raise UsageError(f"a clip is {_named(clip)}; give arrays (load_video reads files so)")
+            raise UsageError(f"a clip is {named(clip)}; give arrays (load_video reads files so)")
         try:
             check_clip(clip, (3,))
         except ValueError as error:
@@ -114,89 +109,7 @@ def check_clips(clips: Any) -> list[np.ndarray]:
     return list(clips)
 
 
-class Pictures:
-    """The pictures that clips of a call begin with, as the network reads them.
-
-    Args:
-        generation: Its model and codec.
-        pictures: uint8 `(h, w, 3)`, one for all clips or one for each.
-        shape: Frames, height and width of the clips.
-    """
-
-    def __init__(self, generation: Generation, pictures: list[np.ndarray], shape: Sequence[int]):
-        self.generation, self.frames = generation, shape[0]
-        fitted = [fit(picture[None], (shape[1], shape[2]))[0] for picture in pictures]
-        self.pictures = torch.from_numpy(np.stack(fitted))
-        self._shared: Control | None = None
-
-    def control(self, part: slice) -> Control:
-        """The control of some clips of the call."""
-        if len(self.pictures) > 1:
-            return self._encoded(self.pictures[part])
-        if self._shared is None:
-            self._shared = self._encoded(self.pictures)
-        count = part.stop - part.start
-        return self._shared.map(lambda x: x.expand(count, *x.shape[1:]))
-
-    def _encoded(self, pictures: Tensor) -> Control:
-        generation = self.generation
-        source, device = generation.model.control, generation.device
-        return source.of_pictures(generation.codec, pictures.to(device), self.frames)
-
-
-def check_image(
-    image: Any, generation: Generation, prompts: int, copies: int, shape: Sequence[int]
-) -> Pictures | None:
-    """Pictures for a model that takes them; None without any.
-
-    Args:
-        image: A picture, or a list of one for each prompt: uint8 arrays `(h, w, 3)`, pictures of
-            Pillow, or paths.
-        generation: Of the model.
-        prompts: Number of prompts.
-        copies: Clips of each.
-        shape: Frames, height and width of the clips.
-
-    Raises:
-        UsageError: The model takes none or needs one, or what was given is none.
-    """
-    source = generation.model.control
-    if image is None:
-        if source is not None and source.required:
-            raise UsageError(f"this model needs {source.reads} beside the prompt; give image")
-        return None
-    if source is None:
-        raise UsageError("this model takes no picture beside the prompt; leave out image")
-    given = list(image) if isinstance(image, list | tuple) else [image]
-    if len(given) not in (1, prompts):
-        raise UsageError(
-            f"image has {len(given)} pictures for {prompts} prompt{'s' * (prompts != 1)}; give "
-            "one, or one for each"
-        )
-    pictures = [_picture(one) for one in given]
-    if len(pictures) > 1:
-        pictures = [picture for picture in pictures for _ in range(copies)]
-    return Pictures(generation, pictures, shape)
-
-
-def _picture(image: Any) -> np.ndarray:
-    """A picture as uint8 `(h, w, 3)`. Raises UsageError, or BadClip for a file."""
-    if isinstance(image, str | os.PathLike):
-        return load_clip(Path(image), 1.0, 1, 0.0).frames[0]
-    if isinstance(image, Image.Image):
-        return np.asarray(image.convert("RGB"))
-    if not isinstance(image, np.ndarray):
-        raise UsageError(
-            f"image is {_named(image)}; give a path, a uint8 array (h, w, 3) or a picture of Pillow"
-        )
-    try:
-        check_clip(image[None], (3,))
-    except ValueError as error:
-        raise UsageError(f"image does not fit: {error}; expected uint8 (h, w, 3)") from None
-    return image
-
-
-def _named(value: Any) -> str:
+def named(value: Any) -> str:
     """A value in a message: itself if it is short, else its type."""
     short = value is None or isinstance(value, str | int | float)
     return repr(value)[:60] if short else f"a {type(value).__name__}"

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from vidcm.arguments import SYNONYMS, checked_names, flag, integer, texts
 from vidcm.arguments import text as check_text
 from vidcm.conditioning.completion import PromptReader, complete_prompts
 from vidcm.conditioning.prompts import check_length, check_prompts
+from vidcm.control_inputs import ControlArguments, Picture, check_control
 from vidcm.diffusion.base import Cond
 from vidcm.editing.edit import TaskSpec, edit
 from vidcm.errors import UsageError
@@ -22,7 +22,6 @@ from vidcm.generation import Generation
 from vidcm.inputs import (
     check_callback,
     check_clips,
-    check_image,
     check_latents,
     check_prompt,
     check_prompt_schedule,
@@ -36,7 +35,6 @@ from vidcm.registry import build
 from vidcm.rng import SampleRng
 from vidcm.settings import MAX_CLIPS
 
-Picture = str | os.PathLike[str] | np.ndarray | Image.Image
 # Called after each step as (pipe, step from 0, time, {"latents": x}); returns {} or new latents.
 StepCallback = Callable[
     ["VideoPipeline", int, float, dict[str, Tensor]], Mapping[str, Tensor] | None
@@ -97,6 +95,9 @@ class VideoPipeline(PipelineModels):
         prompt: str | Sequence[str] | None = None,
         *,
         image: Picture | Sequence[Picture] | None = None,
+        control_video: str | os.PathLike[str] | np.ndarray | None = None,
+        control_mask: np.ndarray | None = None,
+        control_scale: float | Sequence[float] | None = None,
         negative_prompt: str = "",
         negative_prompt_method: str | None = None,
         nag_scale: float | None = None,
@@ -126,6 +127,12 @@ class VideoPipeline(PipelineModels):
             image: The picture that clips begin with, or one for each prompt, for models that take
                 one: a path, uint8 `(h, w, 3)` or a picture of Pillow. It is scaled and cut at the
                 centre to the size of the clips.
+            control_video: A clip to follow, for models that take one, as of depths, poses or parts
+                that stay: a path or uint8 `(t, h, w, 3)`; fitted as `image`.
+            control_mask: Where it is to be generated, bool `(t, h, w)` or `(h, w)` of its size;
+                elsewhere it stays (default: everywhere).
+            control_scale: Weight of the control, or one for each layer of its branch, 0 to 10
+                (default: 1).
             negative_prompt: The prompt to move away from; without effect at guidance 1 unless
                 by nag.
             negative_prompt_method: "guidance", which evaluates the network three times a step, or
@@ -197,7 +204,8 @@ class VideoPipeline(PipelineModels):
             latents = check_latents(latents, (count, *shape))
         on_step = check_callback(self, callback_on_step_end)
         pixels = generation.pixel_shape(shape[1:])
-        pictures = check_image(image, generation, len(prompts), copies, pixels)
+        given = ControlArguments(image, control_video, control_mask, control_scale)
+        control = check_control(given, generation, len(prompts), copies, pixels)
         prompts = [prompt for prompt in prompts for _ in range(copies)]
         embeds = None if prompt_embeds is None else prompt_embeds.repeat(copies)
         reader = self.prompt_reader if complete_prompt and embeds is None else None
@@ -213,8 +221,8 @@ class VideoPipeline(PipelineModels):
                     generation.encode(text), [(frame, c[part]) for frame, c in schedule]
                 )
                 clock("text")
-                if pictures is not None:
-                    cond = cond.with_control(pictures.control(part))
+                if control is not None:
+                    cond = cond.with_control(control.control(part))
                     clock("encode")
                 # 3. Draw the noise of each clip from its seed.
                 rng = windowed.repeated_noise(SampleRng.of_seeds(clip_seeds[part], self.device))

@@ -32,6 +32,7 @@ TABLE: dict[str, dict[str, str]] = {
     "family": {  # of public models, by the class of diffusers
         "WanTransformer3DModel": "vidcm.families.wan:Wan",
         "AutoencoderKLWan": "vidcm.families.wan:Wan",
+        "WanVACETransformer3DModel": "vidcm.families.wan:WanVACE",
         "AnyFlowTransformer3DModel": "vidcm.families.wan:AnyFlow",
         "LTXVideoTransformer3DModel": "vidcm.families.ltx:LTX",
         "AutoencoderKLLTXVideo": "vidcm.families.ltx:LTX",

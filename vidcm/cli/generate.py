@@ -8,6 +8,7 @@ from vidcm.arguments import seeds
 from vidcm.cli.argument_types import existing_file, integer, number, positive_int
 from vidcm.cli.clips import note, progress_bar, report, warn
 from vidcm.cli.common import Parser, run
+from vidcm.cli.control_clip import add_control_clip, control_clip
 from vidcm.cli.options import add_output, add_sampling, add_seed, add_size, free_output
 from vidcm.conditioning.prompts import check_length, check_prompts
 from vidcm.errors import UsageError
@@ -43,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
         help="picture that clips begin with, for models that take one; may be repeated, once for "
         "each prompt",
     )
+    add_control_clip(p)
     p.add_argument("--prompts-file", type=existing_file, metavar="FILE", help="one prompt per line")
     p.add_argument(
         "--negative-prompt", default="", metavar="TEXT", help="content to move away from"
@@ -142,6 +144,7 @@ def _generate(args: argparse.Namespace) -> None:
         clips = pipe(
             prompts,
             image=args.image or None,
+            **control_clip(args, settings),
             negative_prompt=args.negative_prompt,
             negative_prompt_method=args.negative_prompt_method,
             nag_scale=args.nag_scale,

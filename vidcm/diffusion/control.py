@@ -1,7 +1,7 @@
 """What a network reads beside noisy latents and text: pictures, masks, control clips."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -40,11 +40,13 @@ class Control:
         tokens: Tokens of pictures `(b, n, d)` that it attends to beside the text.
         given: The first latent frames `(b, c, k, h, w)`, which it sees clean, at time 0 of their
             own, and which every prediction has.
+        scales: Weights `(b, layers)` of what each layer of a control branch adds; None for 1.
     """
 
     channels: Tensor | None = None
     tokens: Tensor | None = None
     given: Tensor | None = None
+    scales: Tensor | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         """Those that there are, by name."""
@@ -60,8 +62,8 @@ class Control:
 
     def inside(self, region: Region) -> "Control":
         """That of a part of the clip."""
-        cut = {n: region.of(x) for n, x in self.tensors().items() if n != "tokens"}
-        return Control(**cut, tokens=self.tokens)
+        latents = {n: x for n, x in self.tensors().items() if n in ("channels", "given")}
+        return replace(self, **{name: region.of(x) for name, x in latents.items()})
 
 
 def joined(controls: Sequence[Control | None]) -> Control | None:

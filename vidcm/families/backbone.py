@@ -67,17 +67,21 @@ class PublicBackbone(TransformerBackbone):
         name = self.family.text_attention
         if name is None:
             return super().guided_by_attention(negative, guidance)
-        attention, blocks = guided(guidance, negative.tokens.shape[1]), {}
-        for place, block in self.blocks.named_children():
-            to_text: Any = view(getattr(block, name))
-            if getattr(to_text, "add_k_proj", None) is not None:
-                raise UsageError(
-                    "normalized attention guidance is not for networks that attend to a picture "
-                    "beside the text"
-                )
-            to_text.processor = rebound(to_text.processor, attention)
-            blocks[place] = view(block, **{name: to_text})
-        transformer = view(self.transformer, **{self.family.blocks: view(self.blocks, **blocks)})
+        attention = guided(guidance, negative.tokens.shape[1])
+        parts = {}
+        for part in self.family.text_blocks:
+            blocks, found = getattr(self.transformer, part), {}
+            for place, block in blocks.named_children():
+                to_text: Any = view(getattr(block, name))
+                if getattr(to_text, "add_k_proj", None) is not None:
+                    raise UsageError(
+                        "normalized attention guidance is not for networks that attend to a "
+                        "picture beside the text"
+                    )
+                to_text.processor = rebound(to_text.processor, attention)
+                found[place] = view(block, **{name: to_text})
+            parts[part] = view(blocks, **found)
+        transformer = view(self.transformer, **parts)
         return TwoTexts(view(self, transformer=transformer), negative)
 
 

@@ -41,6 +41,7 @@ class Family(ABC):
         latent_step: Clips have `k * latent_step + 1` latent frames: the codec changes the number of
             frames of others silently.
         blocks: Attribute of the network that holds its blocks.
+        text_blocks: Attributes of the network whose blocks attend to text.
         text_attention: Attribute of a block that is its attention to text; None where text and
             video attend together.
         times_per_frame: Whether the network takes a time for each token.
@@ -57,6 +58,7 @@ class Family(ABC):
     codec: ClassVar[str]
     latent_step: ClassVar[int] = 1
     blocks: ClassVar[str] = "blocks"
+    text_blocks: ClassVar[tuple[str, ...]] = ("blocks",)
     text_attention: ClassVar[str | None] = "attn2"
     times_per_frame: ClassVar[bool] = False
     two_times: ClassVar[bool] = False

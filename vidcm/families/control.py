@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vidcm.codecs.base import VideoCodec
 from vidcm.diffusion.control import Control
+from vidcm.errors import UsageError
 
 
 class ControlSource(ABC):
@@ -30,6 +31,22 @@ class ControlSource(ABC):
             pictures: uint8 `(b, h, w, 3)`, of the clip's size.
             num_frames: Of the clip.
         """
+
+    def of_control_clips(
+        self, codec: VideoCodec, frames: Tensor, mask: Tensor, scales: Sequence[float]
+    ) -> Control:
+        """The control of clips that follow other clips.
+
+        Args:
+            codec: Of the network.
+            frames: uint8 `(b, t, h, w, 3)`, of the clip's frames and size.
+            mask: bool `(b, t, h, w)`, True where pixels are to be generated.
+            scales: Weights of the control, one for all layers or one for each.
+
+        Raises:
+            UsageError: The network reads no control clips.
+        """
+        raise UsageError(f"this model takes {self.reads}, and no control clip")
 
     @abstractmethod
     def of_clips(self, codec: VideoCodec, frames: Tensor) -> Control:

@@ -28,6 +28,7 @@ class LTX(Family):
     text_mask = True
     codec = "AutoencoderKLLTXVideo"
     blocks = "transformer_blocks"
+    text_blocks = ("transformer_blocks",)
     times_per_frame = True
     defaults = (161, 512, 704, 25.0)
     guidance_scale = 3.0

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from vidcm.diffusion.base import Cond
 from vidcm.diffusion.control import Control
+from vidcm.errors import UsageError
 from vidcm.families.base import Family
 from vidcm.families.control import ControlSource
+from vidcm.families.vace_control import VaceControl
 from vidcm.families.wan_control import control_of
 from vidcm.models.sequence_parallel import SequenceGroup
 
@@ -63,6 +65,36 @@ class Wan(Family):
 
     def text_width(self, config: dict[str, Any]) -> int:
         return config["text_dim"]
+
+
+class WanVACE(Wan):
+    """`WanVACETransformer3DModel` (arXiv 2503.07598): a branch reads a control clip."""
+
+    name = "wan_vace"
+    pipeline = "WanVACEPipeline"
+    text_blocks = ("blocks", "vace_blocks")
+    times_per_frame = False
+    splits = False
+
+    def forward(
+        self, network: Any, x: Tensor, time: Tensor, cond: Cond, time_to: Tensor | None
+    ) -> Tensor:
+        control = cond.control
+        if time.ndim == 2:
+            raise UsageError("Wan VACE takes one time for all frames; leave out given_frames")
+        assert control is not None and control.channels is not None
+        scales = None if control.scales is None else control.scales[0].to(x)  # as for all clips
+        return network(
+            x,
+            time,
+            cond.tokens,
+            control_hidden_states=control.channels.to(x),
+            control_hidden_states_scale=scales,
+            return_dict=False,
+        )[0]
+
+    def control(self, config: dict[str, Any], root: Path | None) -> ControlSource | None:
+        return VaceControl(len(config["vace_layers"]))
 
 
 class AnyFlow(Wan):

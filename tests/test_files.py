@@ -1,6 +1,7 @@
 """Atomic writes: a file or folder appears complete or not at all, whatever fails on the way."""
 
 import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from vidcm.errors import VidcmError
-from vidcm.files import replacing, write_text
+from vidcm.files import remove_workspaces, replacing, write_text
 
 
 def contents(root: Path) -> dict[str, bytes]:
@@ -151,6 +152,53 @@ def test_a_write_in_progress_is_not_cleaned_up(tmp_path: Path) -> None:
     go.set()
     thread.join()
     assert contents(tmp_path) == {"name": b"slow"} and os.listdir(tmp_path) == ["name"]
+
+
+def test_what_killed_processes_left_is_removed_and_what_living_ones_use_stays(
+    tmp_path: Path,
+) -> None:
+    for moment in ("within", "between"):
+        target = tmp_path / moment
+        write(target, "old", folder=True)
+        subprocess.run([sys.executable, "-c", KILLED, str(target), moment])
+    (tmp_path / ".vidcm-new-12345678").mkdir()  # killed before it was locked
+    (tmp_path / ".vidcm-file").touch()
+    with replacing(tmp_path / "living") as part:
+        part.write_text("half")
+        remove_workspaces(tmp_path)
+        assert part.read_text() == "half"
+    remove_workspaces(tmp_path)
+    left = sorted(p.name for p in tmp_path.iterdir() if p.is_dir())
+    # The old content of "between" is nowhere else.
+    assert len(left) == 2 and left[0].startswith(".vidcm-") and left[1] == "within"
+    with pytest.raises(RuntimeError), replacing(tmp_path / "between"):
+        raise RuntimeError
+    assert (tmp_path / "between" / "inside").read_text() == "old"
+
+
+def test_a_workspace_that_is_taken_for_one_left_behind_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between its making and its lock, and between its opening and its lock."""
+    real_open, real_lock, taken = os.open, fcntl.flock, []
+
+    def before_open(path, *args, **options):
+        if ".vidcm-new" in str(path) and not taken:
+            taken.append(path)
+            remove_workspaces(tmp_path)
+        return real_open(path, *args, **options)
+
+    def before_lock(descriptor, operation):
+        if operation == fcntl.LOCK_EX and len(taken) == 1:
+            taken.append(descriptor)
+            remove_workspaces(tmp_path)
+        return real_lock(descriptor, operation)
+
+    monkeypatch.setattr(os, "open", before_open)
+    monkeypatch.setattr(fcntl, "flock", before_lock)
+    write_text(tmp_path / "name", "new")
+    assert len(taken) == 2
+    assert contents(tmp_path) == {"name": b"new"} and os.listdir(tmp_path) == ["name"]
 
 
 def test_the_usual_permissions_and_the_longest_name(tmp_path: Path) -> None:

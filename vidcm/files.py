@@ -76,11 +76,9 @@ def _workspace(target: Path) -> Iterator[Path]:
     # Hashed, since the name of the target may already be as long as the file system allows.
     prefix = f"{PREFIX}{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:12]}-"
     _recover(target, prefix)
-    # It gets the name that `_recover` looks for only once it is locked.
-    workspace = Path(tempfile.mkdtemp(dir=target.parent, prefix=f"{PREFIX}new-"))
-    lock = os.open(workspace, os.O_RDONLY)
+    workspace, lock = _locked_folder(target.parent)
     try:
-        lock_folder(lock)
+        # Now that it is locked, it gets the name that `_recover` looks for.
         workspace = workspace.rename(target.parent / (prefix + workspace.name[-8:]))
         yield workspace
     finally:
@@ -88,6 +86,34 @@ def _workspace(target: Path) -> Iterator[Path]:
             _clean(workspace, target)
         finally:
             os.close(lock)
+
+
+def _locked_folder(parent: Path) -> tuple[Path, int]:
+    """A new folder and its lock; anew if it was taken for one left behind before it was locked."""
+    while True:
+        folder = Path(tempfile.mkdtemp(dir=parent, prefix=f"{PREFIX}new-"))
+        with suppress(FileNotFoundError):
+            lock = os.open(folder, os.O_RDONLY)
+            with suppress(OSError):  # file systems without locks
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if folder.is_dir():
+                return folder, lock
+            os.close(lock)
+
+
+def remove_workspaces(folder: Path) -> None:
+    """Remove what killed processes left in a folder, but for the only old content of a target.
+
+    Those of living processes are locked and stay.
+    """
+    for workspace in folder.glob(f"{PREFIX}*"):
+        with suppress(FileNotFoundError, NotADirectoryError):
+            lock = os.open(workspace, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                if lock_folder(lock) and not (workspace / OLD).exists():
+                    shutil.rmtree(workspace, ignore_errors=True)
+            finally:
+                os.close(lock)
 
 
 def _recover(target: Path, prefix: str) -> None:

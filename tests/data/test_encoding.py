@@ -14,7 +14,7 @@ import pytest
 import tiny
 import torch
 
-from vidcm.data import encoding
+from vidcm.data import encoding, partial_cache
 from vidcm.data.encoding import encode_cache
 from vidcm.data.latents import LatentShards
 from vidcm.data.source import Clips
@@ -133,6 +133,59 @@ def test_another_number_of_processes_goes_on(tmp_path, whole):
     assert files(tmp_path / "cache") == files(whole)
 
 
+LEFT = """
+import os, signal, sys
+from pathlib import Path
+from vidcm.data import encoding, partial_cache
+sys.path[:0] = [sys.argv[1]]
+import test_encoding as t
+count, real = 0, os.replace
+def replace(source, target):
+    real(source, target)
+    global count
+    count += 1
+    if count == int(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+os.replace = replace
+t.run(Path(sys.argv[2]), t.Numbers(mark=sys.argv[4]), overwrite=True)
+"""
+
+
+@pytest.mark.parametrize("replaces", [1, 2, 3, 15, 16, 17, 18])
+def test_nothing_is_left_of_killed_processes(tmp_path, whole, replaces):
+    """Killed right after a rename, by which files, index and cache come into place. Cases: S07."""
+    cache = tmp_path / "cache"
+    run(cache, Numbers(mark="old"))
+    command = [
+        sys.executable,
+        "-c",
+        LEFT,
+        str(Path(__file__).parent),
+        str(cache),
+        str(replaces),
+        "a",
+    ]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+    assert done.returncode == -signal.SIGKILL
+    if (tmp_path / "cache.partial").exists():
+        run(cache, Numbers(), overwrite=True)
+    else:
+        partial_cache.tidy(cache)
+    assert files(cache) == files(whole)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cache", "whole"]
+
+
+def test_an_earlier_cache_is_back_if_the_run_that_replaced_it_is_given_up(tmp_path, whole):
+    """Killed between the two renames, and then the command was another."""
+    before = files(whole)
+    command = [sys.executable, "-c", LEFT, str(Path(__file__).parent), str(whole), "17", "b"]
+    subprocess.run(command, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+    assert not whole.exists()
+    with pytest.raises(UsageError, match="whole exists"):
+        run(whole, Numbers(mark="c"))
+    assert files(whole) == before
+
+
 def test_other_clips_or_settings_are_refused(tmp_path):
     """Cases: C13."""
     assert run(tmp_path / "x", Numbers(), rank=1, world=2) is None
@@ -227,7 +280,9 @@ def test_a_killed_command_goes_on_to_the_same_files(tmp_path, videos, wait):
     time.sleep(wait)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
-    if not cache.exists():
+    if cache.exists():  # it was too late, and may be the reason for files that are left
+        partial_cache.tidy(cache)
+    else:
         both = [
             subprocess.Popen(
                 [*command, str(cache)], env=os.environ | {"RANK": str(r), "WORLD_SIZE": "2"}

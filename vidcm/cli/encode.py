@@ -8,6 +8,7 @@ from vidcm.cli.encode_control import control_of
 from vidcm.cli.encode_options import parser, refuse_foreign
 from vidcm.cli.options import art_of
 from vidcm.cli.scan_report import scan_json, scan_text
+from vidcm.data.partial_cache import tidy
 from vidcm.errors import UsageError, VidcmError
 from vidcm.limits import check_memory
 from vidcm.media.sizes import check_frames, check_size
@@ -41,14 +42,8 @@ def _encode(args: argparse.Namespace) -> None:
         raise UsageError(f"{', '.join(missing)} missing; vidcm encode --help shows examples")
     if args.rank >= args.world:
         raise UsageError(f"--rank is {args.rank}; use 0 to {args.world - 1}, below --world")
-    alone = args.world == 1  # another process may just have made the cache
-    if alone and args.output and args.output.exists() and not args.overwrite:
-        raise UsageError(f"{args.output} exists; give another --output, or --overwrite")
-    if args.output and args.output.exists() and not (args.output / "index.json").is_file():
-        raise UsageError(
-            f"{args.output} is no latent cache, and --overwrite would replace all of it; give "
-            "another --output"
-        )
+    if args.output and args.output.exists():
+        _check_output(args)
     if args.data == "lpc":
         args.art = art_of(args)
     elif not args.root:
@@ -104,6 +99,19 @@ def _encode(args: argparse.Namespace) -> None:
     count = found.pop("clips")
     reasons = ", ".join(f"{number} {reason}" for reason, number in found.items())
     print(f"{args.output}: {count} clips{reasons and '; left out: '}{reasons}")
+
+
+def _check_output(args: argparse.Namespace) -> None:
+    """Refuse an output that is there and may not be replaced."""
+    if (args.output / "index.json").is_file():
+        tidy(args.output)
+    if args.world == 1 and not args.overwrite:  # otherwise another process may just have made it
+        raise UsageError(f"{args.output} exists; give another --output, or --overwrite")
+    if not (args.output / "index.json").is_file():
+        raise UsageError(
+            f"{args.output} is no latent cache, and --overwrite would replace all of it; give "
+            "another --output"
+        )
 
 
 def _lpc(args: argparse.Namespace, device: "torch.device") -> "Source":

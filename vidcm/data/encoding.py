@@ -22,12 +22,12 @@ from vidcm.data.caption_tokens import CaptionTokens
 from vidcm.data.clip_control import ClipControl
 from vidcm.data.duplicates import drop_duplicates
 from vidcm.data.latents import write_index
-from vidcm.data.partial_cache import PLAN, begin, made, owned
+from vidcm.data.partial_cache import PLAN, begin, made, owned, put_in_place, restore
 from vidcm.data.shards import write_shard
 from vidcm.data.source import Source
 from vidcm.diffusion.control import joined
 from vidcm.errors import UsageError, VidcmError
-from vidcm.files import file_hash, replacing, write_text
+from vidcm.files import file_hash, write_text
 
 
 def encode_cache(
@@ -75,9 +75,11 @@ def encode_cache(
     about = dict(source.facts) | ({} if control is None else {"control": control.facts})
     about |= {} if text is None else {"text": text.key}
     plan = json.loads(json.dumps({**plan, **about}))
+    restore(partial, output)
+    before = output.exists()  # asked first: another rank may be making it
     if made(output, plan, world):
         return None
-    if output.exists() and not overwrite:
+    if before and not overwrite:
         raise UsageError(f"{output} exists; give another --output, or --overwrite")
     with owned(partial, rank):
         begin(partial, plan)
@@ -186,13 +188,7 @@ def _finish(
             for n, r in full.items()
         ]
         write_index(partial, shards, codec, {**about, "left_out": reasons})
-        if output.exists():
-            with replacing(output) as part:
-                os.replace(partial, part)
-        else:
-            os.replace(partial, output)
-        for lock_file in output.glob("rank-*.lock"):
-            lock_file.unlink()
+        put_in_place(partial, output)
         return {"clips": sum(r["clips"] for r in full.values()), **reasons}
     finally:
         os.close(lock)

@@ -3,15 +3,17 @@
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from vidcm.errors import UsageError, VidcmError
-from vidcm.files import write_text
+from vidcm.files import remove_workspaces, write_text
 
 PLAN = "plan.json"
+REPLACED = "replaced"  # an earlier cache, until the new one is in its place
 
 
 def made(output: Path, plan: Mapping[str, Any], world: int) -> bool:
@@ -24,9 +26,11 @@ def made(output: Path, plan: Mapping[str, Any], world: int) -> bool:
 
 @contextmanager
 def owned(partial: Path, rank: int) -> Iterator[None]:
-    """Hold the lock of a rank, so that two runs do not do the same work."""
-    partial.mkdir(parents=True, exist_ok=True)
-    lock = os.open(partial / f"rank-{rank}.lock", os.O_CREAT | os.O_RDWR)
+    """Hold the lock of a rank, so that two runs do not do the same work.
+
+    What killed processes left behind is removed first.
+    """
+    lock = _opened(partial, f"rank-{rank}.lock")
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -35,9 +39,59 @@ def owned(partial: Path, rank: int) -> Iterator[None]:
                 f"another process encodes into {partial} as rank {rank}; wait for it, or give each "
                 "process a --rank of its own"
             ) from None
+        remove_workspaces(partial)
         yield
     finally:
         os.close(lock)
+
+
+def _opened(partial: Path, name: str) -> int:
+    """A file of the folder, both made if they are missing."""
+    while True:
+        partial.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # another rank has just made it the cache
+            return os.open(partial / name, os.O_CREAT | os.O_RDWR)
+
+
+def put_in_place(partial: Path, output: Path) -> None:
+    """Make the folder the cache, by the process that has locked its plan.
+
+    An earlier cache is removed once the new one is in its place. A killed process leaves both
+    whole: the next run goes on by `restore` or `tidy`.
+
+    Raises:
+        VidcmError: The file system refuses; the earlier cache is in its place again.
+    """
+    try:
+        if output.exists():
+            os.replace(output, partial / REPLACED)
+        os.replace(partial, output)
+    except OSError as error:
+        if (partial / REPLACED).exists():
+            os.replace(partial / REPLACED, output)
+        raise VidcmError(f"cannot write {output}: {error.strerror}; it is in {partial}") from None
+    tidy(output)
+
+
+def restore(partial: Path, output: Path) -> None:
+    """Put back an earlier cache that a killed process was about to replace."""
+    with suppress(FileNotFoundError):
+        lock = os.open(partial / PLAN, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not output.exists():
+                os.replace(partial / REPLACED, output)
+        finally:
+            os.close(lock)
+
+
+def tidy(output: Path) -> None:
+    """Remove from a cache what it was made with, and what killed processes left in it."""
+    for lock in output.glob("rank-*.lock"):
+        with suppress(OSError):  # not ours to remove
+            lock.unlink()
+    shutil.rmtree(output / REPLACED, ignore_errors=True)
+    remove_workspaces(output)
 
 
 def begin(partial: Path, plan: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -35,6 +36,9 @@ from vidcm.media.shots import Shot, find_shots
 
 START_SECONDS = 120.0  # imports on a busy machine or a network disk
 GRACE_SECONDS = 1.0  # the deadline inside the worker gives the better message, so it comes first
+# The parent handles these, which terminals, schedulers and launchers send to every process: a run
+# ends after its step, for which clips are still read.
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 KILLED = (-signal.SIGKILL, -signal.SIGTERM)  # from outside, as for memory: no fault of the clip
 BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[2]);"
@@ -217,10 +221,15 @@ class ReaderProcess:
         self._link, far = Pipe()
         self._owner = os.getpid()
         command = [sys.executable, "-c", self._boot, str(far.fileno()), json.dumps(sys.path)]
-        with far:
-            self._worker = subprocess.Popen(
-                command, pass_fds=[far.fileno()], stdin=subprocess.DEVNULL
-            )
+        # The worker inherits that they are blocked, so none meets it before it ignores them.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+        try:
+            with far:
+                self._worker = subprocess.Popen(
+                    command, pass_fds=[far.fileno()], stdin=subprocess.DEVNULL
+                )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         try:
             if self._link.poll(START_SECONDS):
                 self._link.recv()
@@ -254,21 +263,22 @@ class ReaderPool:
 
 
 def serve(descriptor: int) -> None:
-    """Run the worker: answer requests from the pipe until it closes."""
-    link = Connection(descriptor)
+    """Run the worker: answer requests from the pipe until it closes, or its parent is gone."""
     # The default action ends the process in the kernel, whatever thread holds the GIL: a worker
     # whose parent was killed cannot hang for ever.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    # The parent handles these, which terminals, schedulers and launchers send to every process: a
-    # run ends after its step, for which clips are still read.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in ENDING:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+    with suppress(EOFError, ConnectionError):
+        _answer(Connection(descriptor))
+
+
+def _answer(link: Connection) -> None:
+    """Answer requests. Raises EOFError or ConnectionError at the end."""
     link.send("ready")
     while True:
-        try:
-            name, values, options, deadline = link.recv()
-        except EOFError:
-            return
+        name, values, options, deadline = link.recv()
         signal.setitimer(signal.ITIMER_REAL, deadline + 2 * GRACE_SECONDS)
         try:
             answer = CALLS[name](*values, **options)

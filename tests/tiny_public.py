@@ -123,7 +123,7 @@ def wan_5b() -> Any:
     )
 
 
-def image_tower(width: int = 24) -> dict[str, Any]:
+def image_tower(width: int) -> dict[str, Any]:
     """CLIP and its processor, of 8 x 8 pixels: 5 tokens of a picture."""
     from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
@@ -142,20 +142,20 @@ def image_tower(width: int = 24) -> dict[str, Any]:
     }
 
 
-def wan_image(clip: bool = True, **options: Any) -> Any:
-    """Wan 2.1 I2V: a mask, a picture's latents and, with `clip`, its tokens beside the noise."""
+def wan_image(clip: int = 24, **options: Any) -> Any:
+    """Wan 2.1 I2V: a mask, a picture's latents and CLIP's tokens of that width."""
     from diffusers import WanImageToVideoPipeline, WanTransformer3DModel
 
     plain, config = wan(**options), WAN | {"in_channels": 36} | options
     width = config["num_attention_heads"] * config["attention_head_dim"]
     if clip:
-        config |= {"image_dim": 24, "added_kv_proj_dim": width}
+        config |= {"image_dim": clip, "added_kv_proj_dim": width}
     parts = {name: plain.components[name] for name in ("vae", "text_encoder", "tokenizer")}
     return WanImageToVideoPipeline(
         transformer=WanTransformer3DModel(**config),
         scheduler=plain.scheduler,
         **parts,
-        **(image_tower() if clip else {}),
+        **(image_tower(clip) if clip else {}),
     )
 
 
@@ -163,7 +163,7 @@ def wan_image_experts() -> Any:
     """Wan 2.2 I2V A14B: two networks that read a mask and a picture, without CLIP."""
     from diffusers import WanTransformer3DModel
 
-    pipeline = wan_image(clip=False)
+    pipeline = wan_image(clip=0)
     second = WanTransformer3DModel(**WAN | {"in_channels": 36})
     pipeline.register_modules(transformer_2=second)
     pipeline.register_to_config(boundary_ratio=0.9)
@@ -193,7 +193,8 @@ def anyflow() -> Any:
     )
 
 
-def ltx() -> Any:
+def ltx(channels: int = 8, *, large: bool = False, **options: Any) -> Any:
+    """With `large`, the codec has the strides of the real one, 8 frames and 32 pixels."""
     from diffusers import (
         AutoencoderKLLTXVideo,
         FlowMatchEulerDiscreteScheduler,
@@ -202,39 +203,41 @@ def ltx() -> Any:
     )
 
     codec = AutoencoderKLLTXVideo(
-        latent_channels=8,
+        latent_channels=channels,
         block_out_channels=(8,) * 4,
         decoder_block_out_channels=(8,) * 4,
         layers_per_block=(1,) * 5,
         decoder_layers_per_block=(1,) * 5,
-        spatio_temporal_scaling=(True, True, False, False),
-        decoder_spatio_temporal_scaling=(True, True, False, False),
+        spatio_temporal_scaling=(True, True, large, False),
+        decoder_spatio_temporal_scaling=(True, True, large, False),
         decoder_inject_noise=(False,) * 5,
         upsample_residual=(False,) * 4,
         upsample_factor=(1,) * 4,
-        patch_size=1,
+        patch_size=4 if large else 1,
         patch_size_t=1,
         encoder_causal=True,
         decoder_causal=False,
     )
-    codec.latents_mean.copy_(torch.linspace(-0.3, 0.4, 8))
-    codec.latents_std.copy_(torch.linspace(0.5, 1.5, 8))
-    transformer = LTXVideoTransformer3DModel(
-        in_channels=8,
-        out_channels=8,
-        patch_size=1,
-        patch_size_t=1,
-        num_attention_heads=4,
-        attention_head_dim=8,
-        cross_attention_dim=32,
-        num_layers=1,
-        caption_channels=TEXT,
-    )
+    codec.latents_mean.copy_(torch.linspace(-0.3, 0.4, channels))
+    codec.latents_std.copy_(torch.linspace(0.5, 1.5, channels))
+    config = {
+        "in_channels": channels,
+        "out_channels": channels,
+        "patch_size": 1,
+        "patch_size_t": 1,
+        "num_attention_heads": 4,
+        "attention_head_dim": 8,
+        "cross_attention_dim": 32,
+        "num_layers": 1,
+        "caption_channels": TEXT,
+        **options,
+    }
+    transformer = LTXVideoTransformer3DModel(**config)
     return LTXPipeline(
         transformer=transformer,
         vae=codec,
         scheduler=FlowMatchEulerDiscreteScheduler(),
-        text_encoder=text_encoder("T5"),
+        text_encoder=text_encoder("T5", config["caption_channels"]),
         tokenizer=tokenizer(),
     )
 
@@ -287,10 +290,21 @@ def cogvideox(rotary: bool = False) -> Any:
     )
 
 
+COMFY = {"num_attention_heads": 1, "attention_head_dim": 128, "text_dim": 4096}
 FAMILIES: dict[str, Callable[[], Any]] = {
     "wan": wan,
     # With the widths that ComfyUI takes for granted.
-    "wan_comfy": lambda: wan(num_attention_heads=1, attention_head_dim=128, text_dim=4096),
+    "wan_comfy": lambda: wan(**COMFY),
+    "wan_image_comfy": lambda: wan_image(clip=1280, **COMFY),
+    "wan_vace_comfy": lambda: wan_vace(**COMFY),
+    "ltx_comfy": lambda: ltx(
+        channels=128,
+        large=True,
+        num_attention_heads=32,
+        attention_head_dim=2,
+        cross_attention_dim=64,
+        caption_channels=4096,
+    ),
     "wan_5b": wan_5b,
     "wan_experts": wan_experts,
     "wan_image": wan_image,

@@ -32,16 +32,24 @@ def main() -> int:
 
     try:
         manifest = read_manifest(args.export)
+        reference = references.load(args.export)
         checks = {"comfy": check_file, "lora": check_lora}
         if manifest["target"] not in checks:
             print(f"error: ComfyUI reads no export to {manifest['target']}", file=sys.stderr)
             return 2
+        others = [name for name in reference if name.startswith("control.")]
+        if manifest["family"] != "wan" or others:
+            print(
+                f"skipped: {manifest['family']} that reads {'more than ' if others else ''}text is "
+                "compared with diffusers' reader alone (vidcm export --verify)"
+            )
+            return 0
         library_class("WanPipeline")  # before ComfyUI's modules, which have common names
         sys.path.insert(0, str(args.comfyui.resolve()))
         import comfy.cli_args  # pyright: ignore[reportMissingImports]
 
         comfy.cli_args.args.cpu = True
-        found = checks[manifest["target"]](args.export, manifest, references.load(args.export))
+        found = checks[manifest["target"]](args.export, manifest, reference)
     except VidcmError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -48,6 +48,8 @@ def test_clips_are_those_of_vidcm_at_any_number_of_steps(public, student_of, tmp
     "name, facts, shift, message",
     [
         ("wan", {}, None, "runs AnyFlowTransformer3DModel alone, .* is wan .*--to diffusers"),
+        ("wan_image", {}, None, "runs AnyFlowTransformer3DModel alone, .* is wan .*--to diffusers"),
+        ("wan_vace", {}, None, "runs AnyFlowTransformer3DModel alone, .* is wan_vace "),
         ("anyflow", {"sampler": "consistency"}, None, "samples flow maps, .* one of consistency"),
         ("anyflow", {"sampler": "flow_map", "lowest_sigma": 9.0}, None, "give --shift"),
     ],

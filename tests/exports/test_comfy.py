@@ -62,6 +62,56 @@ def test_names_are_the_published_ones_without_a_prefix(exported):
     assert not any(n.startswith(("model.", "diffusion_model.")) for n in names)
 
 
+@pytest.mark.parametrize(
+    ("family", "names", "nodes"),
+    [
+        (
+            "wan_image_comfy",
+            {"img_emb.proj.1.weight", "blocks.1.cross_attn.k_img.weight"},
+            {"WanImageToVideo", "LoadImage", "CLIPVisionEncode"},
+        ),
+        (
+            "wan_vace_comfy",
+            {"vace_patch_embedding.weight", "vace_blocks.0.before_proj.weight"},
+            {"WanVaceToVideo", "GetVideoComponents"},
+        ),
+        (
+            "ltx_comfy",
+            {"patchify_proj.weight", "transformer_blocks.0.attn1.q_norm.weight"},
+            {"EmptyLTXVLatentVideo", "ModelSamplingAuraFlow"},
+        ),
+    ],
+)
+def test_other_networks_come_back_through_diffusers(student_of, tmp_path, family, names, nodes):
+    """Names, the network's output with what it reads beside text, and a graph without loose ends."""
+    student, out = load_student(student_of(family), storage="fp32"), tmp_path / "out"
+    manifest = export_student(student, target(), out)
+    assert manifest["differences"]["network"] < 1e-5
+    assert verify(out)["network"] < 1e-5
+    written = set(load_file(out / manifest["weights"]))
+    assert names <= written and len(written) == len(student.transformer.state_dict())
+    graph = json.loads((out / "workflow.json").read_text())
+    assert nodes <= {node["class_type"] for node in graph.values()}
+    for node in graph.values():
+        for value in node["inputs"].values():
+            assert not isinstance(value, list) or value[0] in graph
+
+
+def test_a_branch_of_other_layers_is_refused(student_of, tmp_path):
+    student = load_student(student_of("wan_vace_comfy"))
+    student.transformer.register_to_config(vace_layers=[0, 3])
+    with pytest.raises(UsageError, match="spreads the layers of VACE's branch evenly"):
+        export_student(student, target(), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_codec_of_other_strides_is_refused(student_of, tmp_path):
+    student = load_student(student_of("ltx_comfy"))
+    student.family.strides = (4, 4)
+    with pytest.raises(UsageError, match="8 frames and 32 pixels .* has 4 and 4"):
+        export_student(student, target(), tmp_path / "out")
+
+
 @pytest.mark.parametrize("image", [False, True], ids=["text", "image"])
 def test_vace_and_image_to_video_have_published_names_too(image):
     """Compared with diffusers' conversion, which takes the published names as they are."""
@@ -131,8 +181,9 @@ def test_phased_students_are_sampled_without_fresh_noise(student_of, tmp_path):
     "name, facts, message",
     [
         ("wan", {}, "ComfyUI knows attention heads of width 128 only, and the student has 12"),
-        ("ltx", {}, "exports Wan to ComfyUI, not ltx"),
-        ("cogvideox", {}, "exports Wan to ComfyUI, not cogvideox"),
+        ("ltx", {}, "numbers of attention heads of 32 only, and the student has 4"),
+        ("cogvideox", {}, "exports Wan and LTX-Video to ComfyUI, not cogvideox"),
+        ("wan_image", {}, "attention heads of width 128"),
         ("wan_comfy", {"lowest_sigma": 9.0}, "times 1, .* are of no shift.*give --shift"),
     ],
 )

@@ -11,7 +11,9 @@ import torch
 from vidcm.codecs.base import VideoCodec
 from vidcm.diffusion import samplers
 from vidcm.errors import UsageError, VidcmError
+from vidcm.exports import reference as references
 from vidcm.exports import scheduling_few_step
+from vidcm.exports.control import OF_PIPELINES
 from vidcm.exports.layout import layout_of
 from vidcm.exports.reference import SchedulerNoise
 from vidcm.exports.run import export_student, verify
@@ -84,6 +86,26 @@ def test_clips_are_those_of_vidcm(public, exported, name):
         assert (theirs.movedim(1, 2) * 2 - 1 - ours).abs().max() < 1e-4
     # Tiny networks barely change their input, so that a comparison might pass whatever they do.
     assert (clips[1] - clips[2]).abs().max() > 1e-3 and (clips[2] - clips[4]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["wan_image", "wan_vace"])
+def test_clips_of_pictures_and_control_clips_are_those_of_vidcm(exported, name):
+    """The export compares them: with other pixels they are other clips."""
+    student, folder = exported(name)
+    found = verify(folder)
+    assert found.keys() == {"1 step", "2 steps", "4 steps", "decoded", "same seed"}
+    assert max(found.values()) < 1e-4
+    reference = references.load(folder)
+    pipeline, frames = pipeline_of(folder), reference["frames"]
+    make = OF_PIPELINES[type(pipeline).__name__]
+    call = {"num_frames": 9, "height": 64, "width": 64, "guidance_scale": 1.0}
+    call |= {"num_inference_steps": 2, "output_type": "latent", "latents": reference["noise"]}
+    call |= {"prompt_embeds": reference["tokens"]}
+    same, other = (
+        pipeline(**make.arguments(pixels), **call).frames for pixels in (frames, 255 - frames)
+    )
+    assert torch.allclose(same, reference["clip.2"], atol=1e-4)
+    assert (same - other).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("name", ["wan", "ltx", "cogvideox"])

@@ -256,10 +256,21 @@ def test_pickles_are_not_opened(tmp_path):
         LoraFile.read(tmp_path / "x.safetensors")
 
 
-@pytest.mark.parametrize(
-    "name, message", [("ltx", "no map .* of ltx"), ("cogvideox", "no map .* of cogvideox")]
-)
-def test_families_without_published_names_are_refused(student_of, tmp_path, name, message):
-    with pytest.raises(UsageError, match=message):
-        exported(student_of(name), tmp_path / "out")
+def test_families_without_published_names_are_refused(student_of, tmp_path):
+    with pytest.raises(UsageError, match="no map .* of cogvideox"):
+        exported(student_of("cogvideox"), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("family", ["ltx", "wan_image", "wan_vace"])
+def test_updates_of_other_networks(student_of, tmp_path, family):
+    """Layers that diffusers reads under their published names; the others are told of."""
+    manifest = exported(student_of(family), tmp_path / "out", rank=4)
+    assert max(manifest["differences"].values()) < 1e-4
+    keys = set(load_file(tmp_path / "out" / NAME))
+    assert any(key.endswith(".lora_A.weight") for key in keys)
+    if family == "ltx":
+        assert not any(key.endswith(".alpha") for key in keys)
+        assert "proj_in.weight" in manifest["left_out"]
+    if family == "wan_vace":
+        assert any(name.startswith("vace_blocks.0.attn1") for name in manifest["left_out"])

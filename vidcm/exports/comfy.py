@@ -1,4 +1,4 @@
-"""One file in the layout that Wan's authors published, with a workflow, for ComfyUI."""
+"""One file in the layout that a network's authors published, with a workflow, for ComfyUI."""
 
 import json
 from pathlib import Path
@@ -9,24 +9,43 @@ import torch
 from vidcm.diffusion.times import shifted_timesteps
 from vidcm.errors import UsageError, VidcmError
 from vidcm.exports.base import ExportTarget, facts
+from vidcm.exports.comfy_workflow import comfy_workflow
 from vidcm.exports.reference import Reference, difference, network_outputs, outputs
 from vidcm.exports.student import PublicStudent
 from vidcm.families.base import find_family, library_class
-from vidcm.families.component import check_complete
+from vidcm.families.component import check_complete, read_config
+from vidcm.families.ltx import LTX
 from vidcm.families.original import original_names
 from vidcm.store import save_tensors
 
 SAMPLERS = {"consistency": "lcm", "flow_map": "euler"}  # ours and ComfyUI's
-HEAD, TEXT, FREQUENCIES = 128, 4096, 256  # widths that ComfyUI takes for granted
-PATCH = (1, 2, 2)
+# What ComfyUI takes for granted, by options of diffusers' config: words for it, and the values.
+WAN: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "attention_head_dim": ("attention heads of width", (128,)),
+    "text_dim": ("text tokens of width", (4096,)),
+    "freq_dim": ("time embeddings of width", (256,)),
+    "patch_size": ("patches of", ((1, 2, 2),)),
+    "image_dim": ("tokens of pictures of width", (None, 1280)),
+}
+WIDTHS = {
+    "wan": WAN,
+    "wan_vace": WAN,
+    "ltx": {
+        "num_attention_heads": ("numbers of attention heads of", (32,)),
+        "in_channels": ("latent channels of number", (128,)),
+        "caption_channels": ("text tokens of width", (4096,)),
+        "patch_size": ("patches of side", (1,)),
+        "patch_size_t": ("patches of frames", (1,)),
+    },
+}
 WORKFLOW, CONFIG = "workflow.json", "config.json"
 
 
 class ComfyFile(ExportTarget):
     """A file for ComfyUI's folder `models/diffusion_models`, and a workflow that sets its times.
 
-    Its `config.json` is for diffusers, which reads the file by
-    `WanTransformer3DModel.from_single_file(file, config=folder)`.
+    Its `config.json` is for diffusers, which reads the file by `from_single_file(file,
+    config=folder)` of the network's class.
     """
 
     name = "comfy"
@@ -37,17 +56,29 @@ class ComfyFile(ExportTarget):
                 "ComfyUI would run this student as plain Wan: it drops the second time with a line "
                 "in its log; use --to anyflow"
             )
-        if student.family.name != "wan":
-            raise UsageError(f"vidcm exports Wan to ComfyUI, not {student.family.name}")
+        if student.family.name not in WIDTHS:
+            raise UsageError(
+                f"vidcm exports Wan and LTX-Video to ComfyUI, not {student.family.name}"
+            )
         config = student.transformer.config
-        for what, value, only in (
-            ("attention heads of width", config.attention_head_dim, HEAD),
-            ("text tokens of width", config.text_dim, TEXT),
-            ("time embeddings of width", config.freq_dim, FREQUENCIES),
-            ("patches of", tuple(config.patch_size), PATCH),
-        ):
-            if value != only:
-                raise UsageError(f"ComfyUI knows {what} {only} only, and the student has {value}")
+        for option, (what, only) in WIDTHS[student.family.name].items():
+            value = config[option]
+            value = tuple(value) if isinstance(value, list) else value
+            if value not in only:
+                raise UsageError(
+                    f"ComfyUI knows {what} {only[-1]} only, and the student has {value}"
+                )
+        if isinstance(student.family, LTX) and student.family.strides != LTX().strides:
+            raise UsageError(
+                "ComfyUI knows LTX codecs of 8 frames and 32 pixels for a latent only, and the "
+                "student's has {} and {}".format(*student.family.strides)
+            )
+        if student.family.name == "wan_vace":
+            layers, own = config.num_layers, list(config.vace_layers)
+            if own != list(range(0, layers, layers // len(own))):
+                raise UsageError(
+                    f"ComfyUI spreads the layers of VACE's branch evenly, and the student has {own}"
+                )
         comfy_shift(student)
 
     def write(self, student: PublicStudent, folder: Path) -> dict[str, Any]:
@@ -65,7 +96,7 @@ class ComfyFile(ExportTarget):
         file = f"{student.family.name}_{sampling['steps']}_steps.safetensors"
         save_tensors({names[k]: v for k, v in weights.items()}, folder / file, metadata)
         student.transformer.save_config(folder)
-        workflow = comfy_workflow(file, sampling, student.denoiser.channels)
+        workflow = comfy_workflow(student, file, sampling)
         (folder / WORKFLOW).write_text(json.dumps(workflow, indent=1) + "\n", "utf-8")
         return {"weights": file, "comfy": sampling}
 
@@ -75,7 +106,9 @@ class ComfyFile(ExportTarget):
     def compare(
         self, folder: Path, manifest: dict[str, Any], reference: Reference
     ) -> dict[str, float]:
-        cls, file = library_class("WanTransformer3DModel"), folder / str(manifest.get("weights"))
+        config = read_config(folder, CONFIG)
+        cls = library_class(str(config.get("_class_name")))
+        file = folder / str(manifest.get("weights"))
         try:
             network = cls.from_single_file(
                 str(file), config=str(folder), torch_dtype=torch.float32, local_files_only=True
@@ -108,58 +141,3 @@ def comfy_shift(student: PublicStudent) -> float:
             "needs; give --shift"
         )
     return shift
-
-
-def comfy_workflow(file: str, sampling: dict[str, Any], channels: int) -> dict[str, Any]:
-    """A text-to-video graph in ComfyUI's API format, which its window opens too.
-
-    Args:
-        file: Of the network, in ComfyUI's folder of networks.
-        sampling: Steps, shift, guidance, sampler and scheduler.
-        channels: Latent channels: 48 are those of Wan 2.2 5B, others of Wan 2.1.
-    """
-    small = channels == 48
-    vae = "wan2.2_vae.safetensors" if small else "wan_2.1_vae.safetensors"
-    size = {"width": 1280, "height": 704, "length": 121} if small else {}
-    size = size or {"width": 832, "height": 480, "length": 81}
-    latent = {"Wan22ImageToVideoLatent": {"vae": ["vae", 0]}} if small else {}
-    ((latent_class, more),) = (latent or {"EmptyHunyuanLatentVideo": {}}).items()
-    graph = {
-        "model": ("UNETLoader", {"unet_name": file, "weight_dtype": "default"}),
-        "shift": ("ModelSamplingSD3", {"model": ["model", 0], "shift": sampling["shift"]}),
-        "clip": (
-            "CLIPLoader",
-            {"clip_name": "umt5_xxl_fp8_e4m3fn_scaled.safetensors", "type": "wan"},
-        ),
-        "vae": ("VAELoader", {"vae_name": vae}),
-        "prompt": ("CLIPTextEncode", {"clip": ["clip", 0], "text": "a red ball bounces"}),
-        "no prompt": ("CLIPTextEncode", {"clip": ["clip", 0], "text": ""}),
-        "latent": (latent_class, {**size, "batch_size": 1, **more}),
-        "sampler": (
-            "KSampler",
-            {
-                "model": ["shift", 0],
-                "positive": ["prompt", 0],
-                "negative": ["no prompt", 0],
-                "latent_image": ["latent", 0],
-                "seed": 0,
-                "steps": sampling["steps"],
-                "cfg": sampling["guidance"],
-                "sampler_name": sampling["sampler"],
-                "scheduler": sampling["scheduler"],
-                "denoise": 1.0,
-            },
-        ),
-        "frames": ("VAEDecode", {"samples": ["sampler", 0], "vae": ["vae", 0]}),
-        "video": ("CreateVideo", {"images": ["frames", 0], "fps": 24.0 if small else 16.0}),
-        "save": (
-            "SaveVideo",
-            {
-                "video": ["video", 0],
-                "filename_prefix": "video/vidcm",
-                "format": "auto",
-                "codec": "auto",
-            },
-        ),
-    }
-    return {key: {"class_type": kind, "inputs": inputs} for key, (kind, inputs) in graph.items()}

@@ -13,6 +13,7 @@ import torch
 from vidcm.diffusion.base import Cond
 from vidcm.errors import UsageError, VidcmError
 from vidcm.exports.base import ExportTarget
+from vidcm.exports.control import FRAMES, OF_PIPELINES, needed
 from vidcm.exports.layout import LAYOUTS, SampleLayout, layout_of
 from vidcm.exports.reference import PROMPT, Reference, clips, difference, pipeline_codec
 from vidcm.exports.student import PublicStudent
@@ -45,6 +46,8 @@ class DiffusersFolder(ExportTarget):
         if student.denoiser.parameterization.sign != 1:
             raise UsageError("the few-step scheduler knows networks of the usual sign only")
         base_index(student)
+        if needed(student.denoiser.control) is not None and student.base is None:
+            raise UsageError("the student reads more than text, and has no pipeline to run it in")
 
     def write(self, student: PublicStudent, folder: Path) -> dict[str, Any]:
         return write_pipeline(student, folder, [MODULE, CLASS]) | self._write_scheduler(
@@ -192,6 +195,8 @@ def compare_pipeline(
     noise = reference["noise"]
     shape, cond = noise.shape, Cond(reference["tokens"], reference["mask"])
     call = pipeline_call(pipeline, manifest, shape, cond)
+    if FRAMES in reference:
+        call |= OF_PIPELINES[type(pipeline).__name__].arguments(reference[FRAMES])
     found: dict[str, float] = {}
     for name, expected in reference.items():
         if name.startswith("clip."):
@@ -254,8 +259,8 @@ def _strides(pipeline: Any) -> tuple[int, int]:
 def _repeated(pipeline: Any, steps: int, call: dict[str, Any]) -> float:
     """How far two clips of one seed, from a prompt if there is a text tower, are apart."""
     if pipeline.text_encoder is not None:
-        kept = ("num_frames", "height", "width", "guidance_scale")
-        call = {"prompt": PROMPT, **{k: call[k] for k in kept}}
+        kept = {k: v for k, v in call.items() if not k.startswith("prompt_")}
+        call = {"prompt": PROMPT, **kept}
     first, second = (
         pipeline(
             num_inference_steps=steps,

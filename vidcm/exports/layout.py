@@ -55,6 +55,7 @@ class Tokens(SampleLayout):
 
 LAYOUTS = {
     "wan": SameLayout(),
+    "wan_vace": SameLayout(),
     "anyflow": SameLayout(),
     "cogvideox": FramesFirst(),
     "ltx": Tokens(),

@@ -59,6 +59,7 @@ class LoraUpdate(ExportTarget):
         delta = _difference_of_weights(student)
         layers = _linear_layers(student.transformer, delta)
         names = original_names(student.family, (f"{n}.weight" for n in layers))
+        layers = [n for n in layers if _is_read(student.family, n, names[f"{n}.weight"])]
         tensors: dict[str, Tensor] = {}
         errors: dict[str, float] = {}
         for name in layers:
@@ -67,7 +68,8 @@ class LoraUpdate(ExportTarget):
             down, up = down.to(student.dtype), up.to(student.dtype)
             key = ORIGINAL + names[f"{name}.weight"].removesuffix(".weight")
             tensors |= {key + DOWN: down, key + UP: up}
-            if key.startswith(f"{ORIGINAL}blocks."):  # elsewhere diffusers takes it for the rank's
+            # elsewhere, and for other families, diffusers takes it for the rank's
+            if student.family.name != "ltx" and key.startswith(f"{ORIGINAL}blocks."):
                 tensors[key + ALPHA] = torch.tensor(float(len(down)))
             errors[name] = float((matrix - up.float() @ down.float()).norm() / matrix.norm())
         if not tensors:
@@ -168,6 +170,16 @@ def _linear_layers(network: nn.Module, delta: dict[str, Tensor]) -> list[str]:
     """The linear layers that changed."""
     layers = [n for n, m in network.named_modules() if isinstance(m, nn.Linear)]
     return [name for name in layers if delta[f"{name}.weight"].any()]
+
+
+def _is_read(family: Family, layer: str, original: str) -> bool:
+    """Whether diffusers reads an update of a layer under its published name.
+
+    It renames none of LTX-Video's, and knows no branch of VACE.
+    """
+    if family.name == "ltx":
+        return original == f"{layer}.weight"
+    return not layer.startswith("vace_")
 
 
 @torch.no_grad()

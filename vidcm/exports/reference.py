@@ -12,6 +12,15 @@ from vidcm.codecs.base import VideoCodec
 from vidcm.diffusion import samplers
 from vidcm.diffusion.base import Cond
 from vidcm.errors import VidcmError
+from vidcm.exports.control import (
+    FRAMES,
+    OF_SOURCES,
+    PREFIX,
+    draw_control,
+    draw_frames,
+    needed,
+    read_control,
+)
 from vidcm.exports.layout import SampleLayout
 from vidcm.exports.scheduling_few_step import draw, generators_of
 from vidcm.exports.student import PublicStudent
@@ -20,7 +29,7 @@ from vidcm.store import load_model, save_tensors
 
 FILE = "reference.safetensors"
 PROMPT = "a test"
-FRAMES = 3  # in latents
+LATENT_FRAMES = 3
 SIDE = 8  # latents along height and width
 TIMES, TOKENS = (999.0, 750.0, 20.0), 16  # of the network's outputs
 
@@ -48,7 +57,7 @@ class SchedulerNoise:
 
 def start_noise(student: PublicStudent) -> Tensor:
     """Noise of a small clip, `(1 c t h w)`."""
-    shape = (1, student.denoiser.channels, FRAMES, SIDE, SIDE)
+    shape = (1, student.denoiser.channels, LATENT_FRAMES, SIDE, SIDE)
     return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
 
@@ -63,6 +72,10 @@ def clips(student: PublicStudent, layout: SampleLayout, codec: VideoCodec | None
     """
     noise, cond = start_noise(student), student.denoiser.encode([PROMPT])
     found = {"noise": noise, "tokens": cond.tokens, "mask": cond.mask}
+    if (source := needed(student.denoiser.control)) is not None:
+        assert codec is not None  # exports check it
+        found[FRAMES] = frames = draw_frames(codec, noise.shape[1:])
+        cond = cond.with_control(OF_SOURCES[type(source)].control(source, codec, frames))
     sampler = samplers.SAMPLERS[student.settings.sampler]
     for steps in student.checked_counts:
         rng = SchedulerNoise(noise, layout)
@@ -75,8 +88,11 @@ def clips(student: PublicStudent, layout: SampleLayout, codec: VideoCodec | None
 @torch.no_grad()
 def outputs(student: PublicStudent) -> Reference:
     """Outputs of the network for noise and the first tokens of a prompt."""
-    tokens = student.denoiser.encode([PROMPT]).tokens[:, :TOKENS]
-    found = {"noise": start_noise(student), "tokens": tokens}
+    tokens, noise = student.denoiser.encode([PROMPT]).tokens, start_noise(student)
+    control = draw_control(student.denoiser.control, noise.shape[1:])
+    if f"{PREFIX}tokens" not in control:  # networks find tokens of pictures before 512 of text
+        tokens = tokens[:, :TOKENS]
+    found = {"noise": noise, "tokens": tokens, **control}
     return found | {"outputs": network_outputs(student.family, student.transformer, found)}
 
 
@@ -84,7 +100,8 @@ def outputs(student: PublicStudent) -> Reference:
 def network_outputs(family: Family, transformer: Any, inputs: Reference) -> Tensor:
     """What a network gives for the inputs of `outputs`, at `TIMES`."""
     noise, tokens = inputs["noise"], inputs["tokens"]
-    cond = Cond(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool))
+    mask = torch.ones(tokens.shape[:2], dtype=torch.bool)
+    cond = Cond(tokens, mask, control=read_control(inputs))
     times = (torch.tensor([t]) for t in TIMES)
     return torch.cat([family.forward(transformer, noise, t, cond, None) for t in times]).float()
 

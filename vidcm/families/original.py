@@ -37,7 +37,12 @@ WAN = (
     (r"\.ffn\.net\.0\.proj\.", ".ffn.0."),
     (r"\.ffn\.net\.2\.", ".ffn.2."),
 )
-RULES = {"wan": WAN}
+LTX = (
+    (r"^proj_in\.", "patchify_proj."),
+    (r"^time_embed\.", "adaln_single."),
+    (r"\.norm_([qk])\.", r".\1_norm."),
+)
+RULES = {"wan": WAN, "wan_vace": WAN, "ltx": LTX}
 
 
 def original_names(family: Family, names: Iterable[str]) -> dict[str, str]:

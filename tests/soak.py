@@ -17,7 +17,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -32,6 +31,7 @@ REPO = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPO), str(REPO / "tests")]
 
 from tiny import CODEC  # noqa: E402
+from train.launches import free_port  # noqa: E402
 
 from vidcm.evaluation.environment import machine  # noqa: E402
 from vidcm.files import write_text  # noqa: E402
@@ -79,9 +79,7 @@ def prepare(work: Path, steps: int) -> None:
 
 def train_commands(work: Path, output: Path, seed: int) -> list[tuple[list[str], dict[str, str]]]:
     """Both ranks, started without a launcher, as under a scheduler."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     places = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     tool = [sys.executable, str(REPO / "tools" / "train.py"), "--config", str(work / "train.yaml")]
     words = ["--device", "cpu", f"output={output}", f"seed={seed}", "zero=1"]

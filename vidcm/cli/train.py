@@ -1,6 +1,7 @@
 """`vidcm train`: train the model of a config."""
 
 import argparse
+import os
 from dataclasses import replace
 
 from vidcm.cli.argument_types import integer, sides
@@ -8,6 +9,7 @@ from vidcm.cli.common import Parser, run
 from vidcm.cli.options import add_device
 from vidcm.config import TrainConfig, load
 from vidcm.errors import UsageError
+from vidcm.train.stop_signal import StopSignal
 
 
 def parser() -> argparse.ArgumentParser:
@@ -50,15 +52,19 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
-    config = load(args.config, args.overrides)  # before torch: a misspelt key is answered at once
     if args.dry_run:
-        return _dry_run(config, args)
+        return _dry_run(load(args.config, args.overrides), args)
     if args.world != 1 or args.clip:
         raise UsageError("--world and --clip are of dry runs; add --dry-run")
+    with StopSignal() as stop:
+        if "RANK" not in os.environ:
+            stop.release()  # until there are steps, one process may end at once
+        # Before torch: a misspelt key is answered at once.
+        config = load(args.config, args.overrides)
 
-    from vidcm.train.launch import launch
+        from vidcm.train.launch import launch
 
-    return launch(config, args.device)
+        return launch(config, args.device, stop)
 
 
 def _dry_run(config: TrainConfig, args: argparse.Namespace) -> int:

@@ -81,8 +81,8 @@ class CheckpointWriter:
 
     def wait(self) -> None:
         """Wait for the checkpoint that is in work. Raises as `save`."""
-        if self.thread:
-            self.thread.join()
+        if thread := self.thread:
+            thread.join()
             self.thread = None
         self.check()
 

@@ -24,7 +24,13 @@ from torch import Tensor, nn
 from vidcm.config import TrainConfig
 from vidcm.data.batch import MicroBatch
 from vidcm.data.loader import positions
-from vidcm.train.deepspeed_setup import import_deepspeed, let_tangents_through, meet, settings
+from vidcm.train.deepspeed_setup import (
+    import_deepspeed,
+    let_tangents_through,
+    meet,
+    reduce_max,
+    settings,
+)
 from vidcm.train.engine import StepReport, TrainStep, copied, frozen_hash, mean_logs
 from vidcm.train.optimizers import make_optimizer
 
@@ -188,9 +194,7 @@ class DeepSpeedEngine:
             self._scatter(values, [self.optimizer.state[s][key] for s in self.shards])
 
     def all_reduce_max(self, value: int) -> int:
-        tensor = torch.tensor(value, device=self.device)
-        dist.all_reduce(tensor, dist.ReduceOp.MAX)
-        return int(tensor)
+        return reduce_max(value, self.device)
 
     def _shards(self) -> list[Tensor]:
         """The fp32 tensors that this rank's optimizer updates, in a fixed order."""

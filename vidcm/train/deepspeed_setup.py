@@ -6,6 +6,9 @@ of stage 3. It needs a client optimizer: a named one is compiled for minutes.
 
 import logging
 import os
+import sys
+import threading
+import time
 import warnings
 from collections.abc import Iterable
 from datetime import timedelta
@@ -18,8 +21,10 @@ from torch import nn
 
 from vidcm.config import TrainConfig
 from vidcm.errors import VidcmError
+from vidcm.train.stop_signal import StopSignal
 
 PERSISTENT = 100_000  # ZeRO-3: smaller parameters stay whole on every rank
+GRACE = 20.0  # seconds that a stopped rank waits for the others to come
 BUCKET = 500_000_000  # gradients that are reduced at once; fewer where a network has fewer
 
 
@@ -37,8 +42,54 @@ def import_deepspeed(device: torch.device) -> Any:
     return deepspeed
 
 
-def meet(deepspeed: Any, timeout: float) -> None:
-    """Join the other ranks, once in a process; its collectives fail a minute after `timeout`."""
+def meet(deepspeed: Any, timeout: float, stop: StopSignal | None = None) -> None:
+    """Join the other ranks, once in a process; its collectives fail a minute after `timeout`.
+
+    Args:
+        deepspeed: The module.
+        timeout: In seconds.
+        stop: After a signal, the others have `GRACE` seconds to come, so that all stop together;
+            then the process ends.
+
+    Raises:
+        VidcmError: The ranks do not find each other.
+    """
+    if dist.is_initialized() or stop is None:
+        _join(deepspeed, timeout)
+        return
+    errors: list[Exception] = []
+
+    def join() -> None:
+        try:
+            _join(deepspeed, timeout)
+        except Exception as error:
+            errors.append(error)
+
+    # Waiting for others does not return to Python, where signals are heard.
+    thread = threading.Thread(target=join, name="meeting", daemon=True)
+    thread.start()
+    until = None
+    while thread.is_alive():
+        thread.join(0.2)
+        if stop.code and until is None:
+            until = time.monotonic() + GRACE
+        if until is not None and time.monotonic() > until:
+            rank = os.environ.get("RANK")
+            text = f"rank {rank} was stopped before it met the others; the same command begins it"
+            print(text, file=sys.stderr, flush=True)
+            os._exit(stop.code)  # the thread would be in the way
+    if errors:
+        raise errors[0]
+
+
+def reduce_max(value: int, device: torch.device) -> int:
+    """Return the largest of the ranks' values. Collective."""
+    tensor = torch.tensor(value, device=device)
+    dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    return int(tensor)
+
+
+def _join(deepspeed: Any, timeout: float) -> None:
     try:
         deepspeed.init_distributed(verbose=False, timeout=timedelta(seconds=timeout + 60))
     except dist.DistError as error:

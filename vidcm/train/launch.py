@@ -1,11 +1,14 @@
 """From a config to a finished run: devices, engine, task, loop, export."""
 
 import os
+import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from vidcm.config import TrainConfig, to_dict
@@ -17,18 +20,20 @@ from vidcm.runtime import fast_cpu, pick_device
 from vidcm.store import save_model
 from vidcm.train import precision
 from vidcm.train.engine import Engine, LocalEngine, TrainStep
-from vidcm.train.loop import train
+from vidcm.train.loop import Export, Task, checkpoint_writer, train
 from vidcm.train.roles import assemble
+from vidcm.train.stop_signal import StopSignal
 from vidcm.train.tasks import make_task
-from vidcm.train.watchdog import WatchedEngine
+from vidcm.train.watchdog import Watchdog, WatchedEngine
 
 
-def launch(config: TrainConfig, device_name: str = "auto") -> int:
+def launch(config: TrainConfig, device_name: str = "auto", stop: StopSignal | None = None) -> int:
     """Train; under the `deepspeed` launcher over its ranks, else in this process.
 
     Args:
         config: Of the run.
         device_name: "auto", "cpu", "cuda", ...
+        stop: Knows of signals since the start of the process; by default they count from here on.
 
     Returns:
         The exit code.
@@ -66,10 +71,40 @@ def launch(config: TrainConfig, device_name: str = "auto") -> int:
         )
     if int(os.environ.get("RANK", "0")) == 0:
         print(f"training on {device} in {config.precision}")
+    if distributed:
+        with ExitStack() as stack:
+            return _on_ranks(config, device, stop or stack.enter_context(StopSignal()))
     task = make_task(config, device)
-    start = start_on_ranks if distributed else LocalEngine
-    engine = assemble(task.model, task.objective, config, device, start)
+    engine = assemble(task.model, task.objective, config, device, LocalEngine)
+    return train(config, task, engine, _exporter(config, task), stop=stop)
 
+
+def _on_ranks(config: TrainConfig, device: torch.device, stop: StopSignal) -> int:
+    """Train as one of the ranks, which meet before anything is loaded."""
+    from vidcm.train.deepspeed_setup import import_deepspeed, meet, reduce_max
+
+    meet(import_deepspeed(device), config.rank_timeout, stop)
+    with Watchdog(dist.get_rank(), dist.get_world_size(), config.rank_timeout) as watchdog:
+        with watchdog.call("the start"):
+            stop.code = reduce_max(stop.code, device)
+            if stop.code:
+                if dist.get_rank() == 0:
+                    text = "stopped before the first step; the same command begins it"
+                    print(f"{config.output}: {text}", file=sys.stderr)
+                reduce_max(0, device)
+                return stop.code
+            task = make_task(config, device)
+            writer = checkpoint_writer(config, task)
+            engine = assemble(task.model, task.objective, config, device, start_on_ranks)
+        watchdog.last_act = writer.finish
+        watched = WatchedEngine(engine, watchdog)
+        code = train(config, task, watched, _exporter(config, task), writer, stop)
+        watched.all_reduce_max(0)  # rank 0 has the store: it may not leave before all stop
+    dist.destroy_process_group()
+    return code
+
+
+def _exporter(config: TrainConfig, task: Task) -> Export:
     def export(weights: dict[str, Tensor], folder: Path, step: int) -> None:
         metadata = {
             "config": to_dict(config),
@@ -78,12 +113,7 @@ def launch(config: TrainConfig, device_name: str = "auto") -> int:
         }
         save_model(folder, exported_spec(config, task.objective), weights, metadata=metadata)
 
-    if not distributed:
-        return train(config, task, engine, export)
-    with WatchedEngine(engine, config.rank_timeout) as watched:
-        code = train(config, task, watched, export)
-    torch.distributed.destroy_process_group()
-    return code
+    return export
 
 
 def exported_spec(config: TrainConfig, objective: Objective) -> dict[str, Any]:

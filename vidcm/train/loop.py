@@ -23,7 +23,7 @@ from vidcm.train.engine import Engine, StepReport
 from vidcm.train.log import Log
 from vidcm.train.lr_schedule import learning_rate
 from vidcm.train.same_run import check_same_run
-from vidcm.train.stop_signal import StopSignal
+from vidcm.train.stop_signal import StopSignal, exit_code
 
 Weights = dict[str, Tensor]
 Export = Callable[[Weights, Path, int], None]  # averaged weights, model folder, step
@@ -56,6 +56,7 @@ def train(
     engine: Engine,
     export: Export,
     writer: CheckpointWriter | None = None,
+    stop: StopSignal | None = None,
 ) -> int:
     """Run, or resume, to `config.steps`; the last act writes the model folder `<output>/final`.
 
@@ -67,6 +68,7 @@ def train(
         engine: How.
         export: Writes a model folder.
         writer: Of checkpoints; by default a new one, as the config says.
+        stop: Knows of signals since the start of the process; by default a new one.
 
     Returns:
         The exit code: 0, or 143 or 130 after a signal, with a checkpoint saved.
@@ -78,8 +80,9 @@ def train(
             stack.enter_context(checkpoint.claimed(Path(config.output)))
 
         on_rank_zero(engine, claim)
+        stop = stop or stack.enter_context(StopSignal())
         stack.enter_context(writer)
-        return _Run(config, task, engine, writer).train(export)
+        return _Run(config, task, engine, writer, stop).train(export)
 
 
 def checkpoint_writer(config: TrainConfig, task: Task) -> CheckpointWriter:
@@ -92,32 +95,46 @@ def checkpoint_writer(config: TrainConfig, task: Task) -> CheckpointWriter:
 class _Run:
     """A run: its folder, its log and what is saved."""
 
-    def __init__(self, config: TrainConfig, task: Task, engine: Engine, writer: CheckpointWriter):
-        self.config, self.task, self.engine, self.writer = config, task, engine, writer
-        self.folder, self.stop = Path(config.output), StopSignal()
+    def __init__(
+        self,
+        config: TrainConfig,
+        task: Task,
+        engine: Engine,
+        writer: CheckpointWriter,
+        stop: StopSignal,
+    ):
+        self.config, self.task, self.engine = config, task, engine
+        self.folder, self.writer, self.stop = Path(config.output), writer, stop
         self.log = Log(self.folder, enabled=engine.rank == 0)
         self.bad = Counter[str]()  # steps in a row that were not finite, by role
 
     def train(self, export: Export) -> int:
         """Resume, train and export; returns the exit code."""
+        self.stop.hold()
         self.saved = self._resume()
         on_rank_zero(self.engine, self._prepare)
-        with self.stop:
-            done = self._steps(self.saved)
-            if self.saved < done:
-                self._save(done)
-            on_rank_zero(self.engine, self.writer.wait)
+        done = self._steps(self.saved)
+        if self.saved < done:
+            self._save(done)
+        on_rank_zero(self.engine, self.writer.wait)
         if done < self.config.steps:
-            self._say(f"stopped after step {self.saved}, which is saved; the same command resumes")
+            if done:
+                self._say(f"stopped after step {done}, which is saved; the same command resumes")
+            else:
+                self._say("stopped before the first step; the same command begins it")
             return self.stop.code
         weights = self.task.merge(self.engine.weights(ema=True))
 
         def finish() -> None:
+            self.stop.release()
             try:
                 export(self.task.finish(weights), self.folder / "final", self.config.steps)
-            except KeyboardInterrupt:
-                self._say("stopped before the model folder was written; the same command resumes")
+            except BaseException as error:
+                if not isinstance(error, Exception):  # a signal
+                    text = "stopped before the model folder was written; the same command resumes"
+                    self._say(text)
                 raise
+            self.stop.hold()
 
         on_rank_zero(self.engine, finish)
         if self.engine.rank == 0:
@@ -268,16 +285,16 @@ def on_rank_zero(engine: Engine, act: Callable[[], int | None]) -> int:
         What `act` returned on rank 0, 0 for None, on every rank.
 
     Raises:
-        Exception: On rank 0 what `act` raised; SystemExit on the others.
+        BaseException: On rank 0 what `act` raised; SystemExit on the others.
     """
     result, error = 0, None
     if engine.rank == 0:
         try:
             result = act() or 0
-        except Exception as caught:
+        except BaseException as caught:  # of a signal too: the others are waiting
             error = caught
-    if engine.all_reduce_max(int(error is not None)):
-        raise error or SystemExit(1)
+    if code := engine.all_reduce_max(exit_code(type(error)) if error else 0):
+        raise error or SystemExit(code)
     return engine.all_reduce_max(result)
 
 

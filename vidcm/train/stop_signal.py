@@ -16,15 +16,28 @@ class StopSignal:
     """
 
     ECHO = 3.0
-    code = 0
 
-    def __enter__(self) -> "StopSignal":
+    def __init__(self) -> None:
+        self.code = 0
         self._before: dict[int, Any] = {}
         self._since: float | None = None
-        for number, code in CODES.items():
-            handler = signal.signal(number, lambda n, _, code=code: self._request(n, code))
-            self._before[number] = handler
+
+    def __enter__(self) -> "StopSignal":
+        self.hold()
         return self
+
+    def hold(self) -> None:
+        """Listen from now on."""
+        for number, code in CODES.items():
+            if number not in self._before:
+                handler = signal.signal(number, lambda n, _, code=code: self._request(n, code))
+                self._before[number] = handler
+
+    def release(self) -> None:
+        """Leave SIGTERM and SIGINT to who listened before, as for work without steps."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            if number in self._before:
+                signal.signal(number, self._before.pop(number))
 
     def _request(self, number: int, code: int) -> None:
         now = time.monotonic()
@@ -37,5 +50,12 @@ class StopSignal:
             signal.raise_signal(number)
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        while self._before:
+            signal.signal(*self._before.popitem())
+
+
+def exit_code(kind: type[BaseException]) -> int:
+    """Return what a process ends with that an exception of this kind ends."""
+    if issubclass(kind, Exception | SystemExit):
+        return 1
+    return 130 if issubclass(kind, KeyboardInterrupt) else 143

@@ -10,8 +10,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import NoReturn
 
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from vidcm.data.batch import MicroBatch
 from vidcm.train.engine import Engine, StepReport
+from vidcm.train.stop_signal import exit_code
 
 BEAT = 2.0  # seconds between two reports of a rank
 DEAD = 4 * BEAT  # without a report, once a collective failed
@@ -31,14 +32,12 @@ class WatchedEngine:
 
     Args:
         engine: Of this rank.
-        timeout: Seconds that ranks wait for one of them.
+        watchdog: Of this rank.
     """
 
-    def __init__(self, engine: Engine, timeout: float):
-        self.engine = engine
+    def __init__(self, engine: Engine, watchdog: "Watchdog"):
+        self.engine, self.watchdog = engine, watchdog
         self.rank, self.world, self.frozen = engine.rank, engine.world, engine.frozen
-        self.watchdog = Watchdog(engine.rank, engine.world, timeout, _connected())
-        self.watchdog.start()
 
     def step(
         self, parts: Sequence[MicroBatch], progress: float, lr: float, step: int
@@ -62,14 +61,6 @@ class WatchedEngine:
         with self.watchdog.call():
             return self.engine.all_reduce_max(value)
 
-    def __enter__(self) -> "WatchedEngine":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.watchdog.close()
-        if kind is None:
-            self.engine.all_reduce_max(0)  # rank 0 has the store: it may not leave before all stop
-
 
 def _connected() -> dist.Store:
     """The store of the rendezvous, by a connection of its own: it is used from another thread."""
@@ -85,25 +76,45 @@ class Watchdog:
     seconds, and as dead when its process has not reported for as long. Where a collective fails, as
     it does at once when the connection to a dead process breaks, `DEAD` seconds are enough.
 
+    As a context it reports from its begin to its end. A rank that ends by an exception of its own
+    says so in the store, and the others, which may be in a collective, end without a word.
+
     Args:
         rank: Of this process.
         world: Number of processes.
         timeout: In seconds.
-        store: Of all ranks.
+        store: Of all ranks; that of the rendezvous by default.
     """
 
-    def __init__(self, rank: int, world: int, timeout: float, store: dist.Store):
+    def __init__(self, rank: int, world: int, timeout: float, store: dist.Store | None = None):
         self.rank, self.world, self.timeout = rank, world, timeout
         self.patience = timeout  # with processes that do not report
         self.beats, self.calls, self.place = 0, 0, "the start"
-        self.over, self.store = threading.Event(), store
+        self.over, self.store = threading.Event(), store or _connected()
+        self.last_act: Callable[[], None] = lambda: None  # before the process ends
         self.seen: dict[int, _Seen] = {r: _Seen() for r in range(world)}
         self.thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
-    def start(self) -> None:
-        """Report once, and from then on in a thread."""
+    def __enter__(self) -> "Watchdog":
         self._report()
         self.thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.over.set()
+        self.thread.join()
+        with suppress(RuntimeError):  # rank 0 has gone, and the store with it
+            if kind is not None and not issubclass(kind, SystemExit):
+                self.store.set("verdict", str(exit_code(kind)))
+            self.store.set(f"left {self.rank}", "")
+            until = time.monotonic() + (DEAD if kind else 0)
+            others = [f"left {r}" for r in range(1, self.world)]
+            # Rank 0 has the store, in which the others may have to read the verdict.
+            while self.rank == 0 and time.monotonic() < until and not self._all(others):
+                time.sleep(0.05)
+
+    def _all(self, keys: Sequence[str]) -> bool:
+        return all(self.store.check([key]) for key in keys)
 
     def _report(self) -> None:
         report = [self.beats, self.calls, self.place, socket.gethostname(), os.getpid()]
@@ -123,23 +134,30 @@ class Watchdog:
                 self.over.wait(2 * DEAD)
             raise
 
-    def close(self) -> None:
-        """Stop watching; safe to call twice."""
-        self.over.set()
-        self.thread.join()
-
     def _watch(self) -> None:
         while not self.over.wait(BEAT):
             try:
                 self._report()
+                if self.store.check(["verdict"]):
+                    self._follow()
                 culprit = self._compare() if self.rank == 0 else self._look_at_rank_0()
                 if culprit:
-                    self.store.set("verdict", culprit)
+                    self.store.set("verdict", "1")
                     time.sleep(2 * BEAT)  # the others read it and end without a word
             except RuntimeError:
+                if self.over.wait(2 * BEAT):
+                    return  # all ended, and this rank is only later
                 culprit = f"rank 0 ({self.seen[0].where}) ended; look for its own message"
             if culprit:
                 self._end(culprit)
+
+    def _follow(self) -> NoReturn:
+        """End as a rank did that has said why."""
+        code = int(self.store.get("verdict").decode())
+        self.last_act()
+        with suppress(RuntimeError):
+            self.store.set(f"left {self.rank}", "")
+        os._exit(code)  # the main thread may be in a collective for ever
 
     def _compare(self) -> str:
         """Look at all ranks; returns what is wrong, "" for nothing."""
@@ -152,8 +170,6 @@ class Watchdog:
         return self._sentence(late, f"kept the others waiting for {self.timeout:g} s")
 
     def _look_at_rank_0(self) -> str:
-        if self.store.check(["verdict"]):
-            os._exit(1)
         # Later than rank 0, which speaks of others, would.
         silent = self._look_at(0).silent > self.patience + 3 * BEAT
         return self._sentence([0] if silent else [], self._silence)
@@ -180,7 +196,8 @@ class Watchdog:
     def _end(self, culprit: str) -> NoReturn:
         # On a line of its own: the progress bar stands in the last one.
         print(f"\nerror: {culprit}", file=sys.stderr, flush=True)
-        os._exit(1)  # the main thread may be in a collective for ever
+        self.last_act()
+        os._exit(1)
 
 
 class _Seen:

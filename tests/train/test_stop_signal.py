@@ -1,0 +1,177 @@
+"""A signal at any time: while ranks meet, while one waits for rank 0, while a rank is leaving."""
+
+import importlib
+import signal
+import threading
+import time
+from argparse import Namespace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+from train.test_loop import both
+
+from vidcm.cli import common
+from vidcm.cli import train as command
+from vidcm.errors import VidcmError
+from vidcm.train import deepspeed_setup, loop, watchdog
+from vidcm.train.stop_signal import CODES, StopSignal, exit_code
+
+
+def test_it_is_released_and_held_again() -> None:
+    heard: list[int] = []
+    before = {n: signal.signal(n, lambda number, _: heard.append(number)) for n in CODES}
+    try:
+        with StopSignal() as stop:
+            stop.release()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.raise_signal(number)
+            assert heard == [signal.SIGTERM, signal.SIGINT] and not stop.code
+            signal.raise_signal(signal.SIGUSR1)
+            assert len(heard) == 2 and stop.code == 143, "a warning, also where nothing can stop"
+            stop.hold()
+            signal.raise_signal(signal.SIGTERM)
+            assert len(heard) == 2
+        signal.raise_signal(signal.SIGUSR1)
+        assert heard.pop() == signal.SIGUSR1, "all is as before"
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(("number", "code"), CODES.items())
+def test_r01_a_rank_notes_signals_before_torch_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int
+) -> None:
+    def load(*_: object) -> Any:
+        signal.raise_signal(number)
+        return SimpleNamespace()
+
+    launch = importlib.import_module("vidcm.train.launch")
+    monkeypatch.setattr(command, "load", load)
+    monkeypatch.setattr(launch, "launch", lambda config, device, stop: stop.code)
+    monkeypatch.setenv("RANK", "1")
+    assert command.main(["--config", "any.yaml"]) == code
+
+
+def test_one_process_ends_at_once_before_its_steps(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setattr(command, "load", lambda *_: signal.raise_signal(signal.SIGTERM))
+    assert command.main(["--config", "any.yaml"]) == 143
+    assert capsys.readouterr().err == "error: terminated\n"
+
+
+def test_a_stopped_rank_waits_for_the_others_for_a_while(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Waiting in the rendezvous does not return to Python."""
+    come, deepspeed, stop = threading.Event(), SimpleNamespace(), StopSignal()
+    deepspeed.init_distributed = lambda **_: come.wait(20)
+    monkeypatch.setenv("RANK", "1")
+    stop.code = 143
+    monkeypatch.setattr(deepspeed_setup, "GRACE", 10.0)
+    threading.Timer(0.1, come.set).start()
+    deepspeed_setup.meet(deepspeed, 60.0, stop)  # they came: all stop together
+
+    def leave(code: int) -> None:
+        raise SystemExit(code)
+
+    come.clear()
+    monkeypatch.setattr(deepspeed_setup, "GRACE", 0.1)
+    monkeypatch.setattr(deepspeed_setup.os, "_exit", leave)
+    with pytest.raises(SystemExit) as caught:
+        deepspeed_setup.meet(deepspeed, 60.0, stop)
+    come.set()
+    assert caught.value.code == 143
+    assert "rank 1 was stopped before it met the others" in capsys.readouterr().err
+
+
+def test_ranks_that_do_not_meet_say_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**_: object) -> None:
+        raise dist.DistNetworkError("EADDRINUSE")
+
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("MASTER_PORT", "29511")
+    with pytest.raises(VidcmError, match="rank 0 did not meet all .*:29511 .*EADDRINUSE"):
+        deepspeed_setup.meet(SimpleNamespace(init_distributed=fail), 60.0, StopSignal())
+
+
+@pytest.mark.parametrize(("signalled", "code"), [(KeyboardInterrupt, 130), (BaseException, 143)])
+def test_a_signal_on_rank_0_alone_ends_the_others_with_its_code(
+    signalled: type[BaseException], code: int
+) -> None:
+    def interrupted() -> None:
+        raise signalled
+
+    chief, other = both(lambda engine: loop.on_rank_zero(engine, interrupted))
+    assert type(chief) is signalled and isinstance(other, SystemExit) and other.code == code
+    assert exit_code(VidcmError) == exit_code(SystemExit) == 1
+
+
+@pytest.fixture
+def left(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """What processes ended with; beats are short."""
+    codes: list[int] = []
+
+    def end(code: int) -> None:
+        codes.append(code)
+        raise SystemExit  # of the thread
+
+    monkeypatch.setattr(watchdog.os, "_exit", end)
+    monkeypatch.setattr(watchdog, "BEAT", 0.02)
+    monkeypatch.setattr(watchdog, "DEAD", 0.3)
+    return codes
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize(("error", "code"), [(VidcmError, 1), (KeyboardInterrupt, 130)])
+@pytest.mark.parametrize("speaker", [0, 1])
+def test_a_rank_that_has_spoken_ends_the_others_without_a_word(
+    left: list[int], capsys: pytest.CaptureFixture, speaker: int, error: type, code: int
+) -> None:
+    store, acts = dist.HashStore(), []
+    other = watchdog.Watchdog(1 - speaker, 2, 60.0, store)
+    other.last_act = lambda: acts.append(1)
+    with other:
+        with pytest.raises(error), watchdog.Watchdog(speaker, 2, 60.0, store):
+            raise error("the disk is gone")
+        other.thread.join(5)
+    assert left == [code] and acts == [1], "a checkpoint in work comes to its end"
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("late", [True, False])
+def test_a_rank_that_is_only_later_does_not_blame_rank_0(
+    left: list[int], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, late: bool
+) -> None:
+    class Gone:
+        def __getattr__(self, name: str) -> Any:  # rank 0 has the store
+            raise RuntimeError("Connection closed by peer")
+
+    dog: Any = watchdog.Watchdog(1, 2, 60.0, dist.HashStore())
+    monkeypatch.setattr(watchdog, "BEAT", 0.2)
+    with dog:
+        dog.store = Gone()
+        if late:
+            time.sleep(0.3)  # within the wait after the failure
+        else:
+            dog.thread.join(5)
+    said = capsys.readouterr().err
+    assert (said == "" and not left) if late else ("rank 0" in said and left == [1])
+
+
+def test_an_interrupted_command_is_one_line(capsys: pytest.CaptureFixture) -> None:
+    def body(_: Namespace) -> int:
+        with StopSignal() as stop:
+            stop.ECHO = -1.0
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            raise AssertionError("the second one kills")
+
+    assert common.run(body, Namespace()) == 130
+    assert capsys.readouterr().err == "error: interrupted\n"

@@ -1,58 +1,24 @@
 """A latent cache grows shard by shard: whatever stops it, the same command goes on to the same files."""
 
+import importlib.metadata
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
 import torch
+from numbered import Numbers, as_latents, files, run
 
 from vidcm.data import encoding, partial_cache
-from vidcm.data.encoding import encode_cache
 from vidcm.data.latents import LatentShards
 from vidcm.data.source import Clips
 from vidcm.errors import UsageError, VidcmError
-
-COUNTS = (13, 4)  # clips of two shapes
-
-
-class Numbers:
-    """Clip i is filled with i; every fifth cannot be read."""
-
-    def __init__(self, counts: Sequence[int] = COUNTS, mark: str = "a"):
-        self.counts: Sequence[int] = counts
-        self.facts: Mapping[str, Any] = {"data": "numbers", "mark": mark}
-        self.duplicate_bits: int | None = None
-        self.reads: list[int] = []
-
-    def read(self, numbers: range) -> Clips:
-        good = [i for i in numbers if i % 5 != 3]
-        self.reads += numbers
-        width = 2 if numbers.start < self.counts[0] else 3
-        frames = (
-            torch.tensor(good, dtype=torch.uint8).view(-1, 1, 1, 1, 1).expand(-1, 1, 2, width, 3)
-        )
-        bad = {f"clip {i}": "decode-error" for i in numbers if i not in good}
-        return Clips(frames, [[f"a{i}", f"b{i}"] for i in good], [f"clip {i}" for i in good], bad)
-
-
-def as_latents(frames: torch.Tensor) -> torch.Tensor:
-    return frames.permute(0, 4, 1, 2, 3).float() / 8
-
-
-def run(output: Path, source: Numbers, encode=as_latents, **options: Any) -> dict | None:
-    return encode_cache(source, encode, output, codec="c", batch_size=2, shard_size=3, **options)
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {f.name: f.read_bytes() for f in sorted(folder.iterdir())}
 
 
 @pytest.fixture
@@ -133,21 +99,48 @@ def test_another_number_of_processes_goes_on(tmp_path, whole):
     assert files(tmp_path / "cache") == files(whole)
 
 
+def test_another_decoder_is_refused_with_a_way_to_go_on(tmp_path):
+    """Its frames may differ by rounding; a finished cache stays readable."""
+
+    def source(av: str, codec: str) -> Numbers:
+        found = Numbers()
+        found.facts = {**found.facts, "decoder": {"av": av, "libavcodec": codec}}
+        return found
+
+    assert run(tmp_path / "x", source("17.0.0", "61.1"), rank=1, world=2) is None
+    with pytest.raises(UsageError) as caught:
+        run(tmp_path / "x", source("18.1.0", "61.1"))
+    assert "another decoder (av 17.0.0, not 18.1.0); go on with" in str(caught.value)
+    assert "pip install av==17.0.0" in str(caught.value)
+    assert run(tmp_path / "x", source("17.0.0", "61.1")) is not None
+    assert len(LatentShards(tmp_path / "x")) == 14
+
+
+def test_the_versions_of_the_decoder_are_in_the_index(tmp_path, videos):
+    from vidcm.data.folder import VideoFolder
+    from vidcm.data.folder_source import FolderSource
+
+    facts = FolderSource(VideoFolder(videos, num_frames=5, size=(16, 24), fps=8.0)).facts
+    assert set(facts["decoder"]) == {
+        *("av", "libavcodec", "libavfilter", "libavformat", "libavutil", "libswscale")
+    }
+    assert facts["decoder"]["av"] == importlib.metadata.version("av")
+
+
 LEFT = """
 import os, signal, sys
 from pathlib import Path
 from vidcm.data import encoding, partial_cache
-sys.path[:0] = [sys.argv[1]]
-import test_encoding as t
+import numbered as t
 count, real = 0, os.replace
 def replace(source, target):
     real(source, target)
     global count
     count += 1
-    if count == int(sys.argv[3]):
+    if count == int(sys.argv[2]):
         os.kill(os.getpid(), signal.SIGKILL)
 os.replace = replace
-t.run(Path(sys.argv[2]), t.Numbers(mark=sys.argv[4]), overwrite=True)
+t.run(Path(sys.argv[1]), t.Numbers(mark=sys.argv[3]), overwrite=True)
 """
 
 
@@ -156,15 +149,7 @@ def test_nothing_is_left_of_killed_processes(tmp_path, whole, replaces):
     """Killed right after a rename, by which files, index and cache come into place. Cases: S07."""
     cache = tmp_path / "cache"
     run(cache, Numbers(mark="old"))
-    command = [
-        sys.executable,
-        "-c",
-        LEFT,
-        str(Path(__file__).parent),
-        str(cache),
-        str(replaces),
-        "a",
-    ]
+    command = [sys.executable, "-c", LEFT, str(cache), str(replaces), "a"]
     done = subprocess.run(command, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
     assert done.returncode == -signal.SIGKILL
     if (tmp_path / "cache.partial").exists():
@@ -178,7 +163,7 @@ def test_nothing_is_left_of_killed_processes(tmp_path, whole, replaces):
 def test_an_earlier_cache_is_back_if_the_run_that_replaced_it_is_given_up(tmp_path, whole):
     """Killed between the two renames, and then the command was another."""
     before = files(whole)
-    command = [sys.executable, "-c", LEFT, str(Path(__file__).parent), str(whole), "17", "b"]
+    command = [sys.executable, "-c", LEFT, str(whole), "17", "b"]
     subprocess.run(command, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
     assert not whole.exists()
     with pytest.raises(UsageError, match="whole exists"):

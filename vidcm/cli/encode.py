@@ -28,6 +28,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _encode(args: argparse.Namespace) -> None:
+    if args.verify:
+        _verify(args)
+        return
+    if args.data is None:
+        raise UsageError("--data missing; vidcm encode --help shows examples")
     refuse_foreign(args)
     if args.json and not args.scan:
         raise UsageError("--json is the form of a --scan; add --scan")
@@ -99,6 +104,27 @@ def _encode(args: argparse.Namespace) -> None:
     count = found.pop("clips")
     reasons = ", ".join(f"{number} {reason}" for reason, number in found.items())
     print(f"{args.output}: {count} clips{reasons and '; left out: '}{reasons}")
+
+
+def _verify(args: argparse.Namespace) -> None:
+    """Compare a finished cache with its index."""
+    from tqdm import tqdm
+
+    from vidcm.data.verify import verify_cache
+
+    given = [o for o in ("data", "codec", "output", "text", "root") if getattr(args, o)]
+    if given:
+        raise UsageError(f"--verify encodes nothing; leave --{', --'.join(given)} out")
+    with tqdm(unit="shard", mininterval=2) as bar:
+        found = verify_cache(args.verify, bar.update)
+    for name, reason in found.bad.items():
+        print(f"{name} {reason}")
+    if found.bad:
+        raise VidcmError(
+            f"{len(found.bad)} files of {args.verify} are bad; {found.mend}  # then call the "
+            "command again that encoded it"
+        )
+    print(f"{args.verify}: {found.clips} clips in {found.shards} shards, all as the index says")
 
 
 def _check_output(args: argparse.Namespace) -> None:

@@ -25,11 +25,12 @@ def parser() -> argparse.ArgumentParser:
         "    --frames 17 --size 128x128 --windows all --output latents\n"
         "  vidcm encode --codec hf://owner/name/vae --text hf://owner/name/text_encoder ...\n"
         "  vidcm encode --data folder --root my_clips --scan\n"
+        "  vidcm encode --verify latents\n"
         "  deepspeed --num_gpus 2 tools/encode.py --codec runs/mine/codec/final --data folder ...",
     )
     p.add_argument("--codec", help="a codec's model folder (the `final` of its run)")
     add_control(p)
-    p.add_argument("--data", required=True, choices=["lpc", "folder"], help="what to encode")
+    p.add_argument("--data", choices=["lpc", "folder"], help="what to encode")
     p.add_argument("--output", type=output_folder, help="a new folder for the cache")
     p.add_argument(
         "--text",
@@ -42,6 +43,12 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         help="with --text: a further prompt, as those of previews; may be repeated",
+    )
+    p.add_argument(
+        "--verify",
+        metavar="DIR",
+        help="instead of encoding: compare every shard of a finished cache with its index; the "
+        "exit code is 1 if one differs",
     )
     p.add_argument("--batch", type=positive_int, default=32, help="clips at a time")
     add_device(p)

@@ -10,6 +10,7 @@ from vidcm.data.filters import SHORT_SHOTS, Filter
 from vidcm.data.folder import VideoFolder
 from vidcm.data.source import Clips
 from vidcm.media.media_file import BadClip
+from vidcm.media.read import decoder_versions
 from vidcm.media.shots import Shot
 
 
@@ -54,6 +55,7 @@ class FolderSource:
                 self.clips += [(i, start) for start in self._planned(i, windows)]
             counts.append(len(self.clips) - before)
         facts = {"data": "folder", "fps": data.fps, "listing": self._listing()}
+        facts["decoder"] = decoder_versions()
         if filters:
             facts["filters"] = {kind.name: kind.threshold for kind in filters}
         self.facts: Mapping[str, Any] = facts

@@ -104,6 +104,14 @@ def begin(partial: Path, plan: Mapping[str, Any]) -> None:
         return
     except ValueError:
         raise VidcmError(f"{file} is damaged; delete {partial} and encode again") from None
+    if (old := before.get("decoder")) and old != plan.get("decoder"):
+        new = plan.get("decoder") or {"av": "none"}
+        pairs = [(name, old.get(name), version) for name, version in new.items()]
+        others = "; ".join(f"{name} {a}, not {b}" for name, a, b in pairs if a != b)
+        raise UsageError(
+            f"{partial} was begun with another decoder ({others}); go on with that one "
+            f"(pip install av=={old['av']}), give another --output, or delete the folder"
+        )
     changed = [k for k in {**before, **plan} if before.get(k) != plan.get(k)]
     if changed:
         raise UsageError(

@@ -199,3 +199,10 @@ def _rgb(source: Source, frame: av.VideoFrame, side: int) -> np.ndarray:
         detail = f"no RGB from {frame.format.name} ({why(error)})"
         raise BadClip(file, "decode-error", detail) from None
     return upright(file, frame, square(pixels, aspect))
+
+
+def decoder_versions() -> dict[str, str]:
+    """Versions of PyAV (`av`) and of FFmpeg's libraries, on which decoded frames may depend."""
+    libraries = ("libavcodec", "libavfilter", "libavformat", "libavutil", "libswscale")
+    found = {name: ".".join(map(str, av.library_versions[name])) for name in libraries}
+    return {"av": av.__version__, **found}

@@ -66,7 +66,8 @@ class PipelineModels:
         Args:
             name: A bundled model ("lpc-64") or a pipeline folder.
             torch_dtype: torch.float32 or torch.bfloat16; "auto" is bfloat16 on a GPU and float32 on
-                a CPU.
+                a CPU. In bfloat16 the networks of public models are kept so, which halves their
+                memory, but for the layers that diffusers keeps in float32.
             device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:1".
 
         Raises:
@@ -95,6 +96,7 @@ class PipelineModels:
         """
         if isinstance(target, torch.dtype):
             self.dtype = pick_dtype(target, self.device)
+            self._models.clear()  # what was stored in half precision is loaded again
             return self
         if self._offload:
             raise UsageError(
@@ -170,6 +172,8 @@ class PipelineModels:
                     f"{self.part(role)} is not a {role}: a student takes a guidance scale as an "
                     "input or has one built in, a teacher does not"
                 )
+            if self.dtype != torch.float32:
+                model = model.store_in(self.dtype)
             if self._offload:
                 _offload(model, self._offload)
             self._models[role] = model

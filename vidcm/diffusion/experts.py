@@ -1,7 +1,7 @@
 """Two networks for two ranges of noise, as in Wan 2.2 A14B: one denoiser of both."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,11 @@ class Experts(Denoiser):
 
     def encode(self, prompts: Sequence[str], guidance_scale: Tensor | None = None) -> Cond:
         return self.high.encode(prompts, guidance_scale)
+
+    def store_in(self, dtype: torch.dtype) -> Self:
+        self.high.store_in(dtype)
+        self.low.store_in(dtype)
+        return self
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Cond, s: Tensor | None = None) -> Prediction:
         noisy = (t if t.ndim == 1 else t.amax(1)) >= self.boundary

@@ -1,5 +1,6 @@
 """The tab that makes clips from prompts, with several numbers of steps side by side."""
 
+import json
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -127,8 +128,8 @@ class GenerateTab:
         with gr.Column(elem_id="examples"):
             gr.HTML("<p>Examples</p>", padding=False)
             for prompt, seed in examples:
-                taken = partial(lambda *values: values, prompt, seed, True)
-                gr.Button(prompt, size="sm").click(taken, None, outputs, **EVENT)
+                code = f"() => {json.dumps([prompt, seed, True])}"  # in the browser, at once
+                gr.Button(prompt, size="sm").click(None, None, outputs, js=code, **EVENT)
 
     def _makers(self, entered: Entered) -> list[Maker]:
         if not entered[self._ways]:

@@ -19,7 +19,7 @@ HTML = """
   <button type="button" data-tool="box" aria-pressed="false">Box</button>
   <button type="button" data-tool="erase" aria-pressed="false">Eraser</button>
   <button type="button" data-clear>Clear</button>
-  <label>Width <input type="range" min="1" max="40" value="14"></label>
+  <label>Brush width <input type="range" min="1" max="40" value="14"></label>
 </div>
 <div class="canvas"><canvas width="64" height="64"
   aria-label="the first frame; draw where to fill, or type a box below"></canvas></div>

@@ -4,7 +4,8 @@
     python tests/soak.py encode --kills 100 --work FOLDER
 
 train: two ranks of DeepSpeed that read real video files, with ZeRO 1. One rank or both get SIGKILL,
-or one gets SIGTERM, at any time from the start to some steps after it; the same command then resumes,
+or one gets SIGTERM, at any time from the start to some steps after it; where ranks had not met, those
+that wait for a killed one are killed by us, as a scheduler does it. The same command then resumes,
 until the run ends and another one begins. encode: the command that makes a latent cache, likewise.
 May itself be stopped at any time: the same command goes on counting. `docs/results/soak.json` is
 written after every run that ended.
@@ -39,6 +40,8 @@ from vidcm.media.write import write_clip  # noqa: E402
 
 RESULTS = REPO / "docs" / "results" / "soak.json"
 PATIENCE = 180.0  # seconds until processes that do not end are a failure
+EARLY, STUCK = " at the start", "SIGABRT, without progress"
+ALONE = 30.0  # seconds that a scheduler leaves the others when one of them died
 SHAPE = {"num_frames": 5, "size": [16, 24], "fps": 8}
 CLIPS = 12
 
@@ -165,15 +168,23 @@ class Soak:
         # A whole cache is not made again, even if its process was killed at the very end.
         done = self.what == "encode" and output.exists()
         while not done:
+            since = time.monotonic()
             processes = start(COMMANDS[self.what](self.work, output, seed), output)
             kind = self.kill(processes, output, draw) if self.total < kills else ""
+            if kind.endswith(EARLY):
+                schedule(processes)
             codes = ends(processes, PATIENCE if kind else 1800)
             if kind:
                 kinds = self.facts["kills"]
                 kinds[kind] = kinds.get(kind, 0) + 1
-                self.facts["stuck"] += None in codes
-                # 0 where the last step was done before the signal was seen
-                expected = {"one SIGTERM": {143, 0}}.get(kind, {1, -signal.SIGKILL, 0})
+                self.facts["stuck"] += None in codes or kind == STUCK
+                self.facts["seconds"] = self.facts.get("seconds", 0.0) + time.monotonic() - since
+                # 0 where the last step was done before the signal was seen; the signal's own where
+                # the interpreter had not come to our first line, and then 1 of those who waited
+                stopped = {143, 0, -signal.SIGTERM, 1} if -signal.SIGTERM in codes else {143, 0}
+                expected = stopped if "SIGTERM" in kind else {1, -signal.SIGKILL, 0}
+                expected |= {-signal.SIGKILL} if kind.endswith(EARLY) else set()
+                expected |= {-signal.SIGABRT} if kind == STUCK else set()
                 self.facts["wrong_codes"] += not set(codes) <= expected | {None}
                 write_text(self.path, json.dumps(self.facts))
             elif any(codes):
@@ -196,6 +207,10 @@ class Soak:
             time.sleep(0.005)
             if all(p.poll() is not None for p in processes):
                 return ""
+            if time.monotonic() - since > PATIENCE:
+                for process in processes:  # whose log then says where each thread is
+                    process.send_signal(signal.SIGABRT)
+                return STUCK
         time.sleep(delay * (10 if early else 1))
         victims = [draw.choice(processes)]
         number, kind = signal.SIGKILL, "one SIGKILL"
@@ -203,10 +218,9 @@ class Soak:
             number, kind = signal.SIGTERM, "one SIGTERM"
         elif len(processes) > 1 and draw.random() < 0.5:
             victims, kind = list(processes), "both SIGKILL"
-        if early and number == signal.SIGTERM:
-            number, kind = signal.SIGKILL, "one SIGKILL"  # before the first step it saves nothing
         if any(p.poll() is not None for p in processes):
             return ""
+        kind += EARLY if early else ""
         for process in victims:
             process.send_signal(number)
         print(
@@ -216,7 +230,8 @@ class Soak:
         return kind
 
     def summary(self) -> dict:
-        return {self.what: {**self.facts, "total": self.total}}
+        seconds = self.facts.get("seconds", 0.0) / max(self.total, 1)
+        return {self.what: {**self.facts, "total": self.total, "seconds_per_kill": seconds}}
 
     def publish(self) -> None:
         found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
@@ -227,11 +242,22 @@ class Soak:
 
 def start(commands: Sequence[tuple[list[str], dict]], output: Path) -> list[subprocess.Popen]:
     env = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    env["PYTHONFAULTHANDLER"] = "1"
     with Path(f"{output}.log").open("ab") as log:
         return [
             subprocess.Popen(command, env={**env, **places}, stdout=log, stderr=log)
             for command, places in commands
         ]
+
+
+def schedule(processes: Sequence[subprocess.Popen]) -> None:
+    """Kill what is left half a minute after a rank ended; a run that has met ends by itself sooner."""
+    until = time.monotonic() + ALONE
+    while time.monotonic() < until and any(p.poll() is None for p in processes):
+        time.sleep(0.1)
+    for process in processes:
+        if process.poll() is None:
+            process.kill()
 
 
 def ends(processes: Sequence[subprocess.Popen], seconds: float) -> list[int | None]:

@@ -80,6 +80,7 @@ TABLE: dict[str, dict[str, str]] = {
         "still": "vidcm.data.filters:Still",
         "black": "vidcm.data.filters:Black",
         "near_duplicates": "vidcm.data.filters:NearDuplicates",
+        "text_overlays": "vidcm.data.filters:TextOverlays",
     },
     "prompt_reader": {"lpc": "vidcm.lpc.prompt_reader:PromptReader"},
     "features": {

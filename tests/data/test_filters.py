@@ -1,6 +1,7 @@
 """Filters leave out what they are for, say so, and do so alike however the work is shared."""
 
 import json
+import sys
 from pathlib import Path
 
 import av
@@ -8,13 +9,13 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from vidcm.cli import encode
 from vidcm.data import duplicates
 from vidcm.data.duplicates import near_duplicates
 from vidcm.data.encoding import encode_cache
-from vidcm.data.filters import Black, Filter, NearDuplicates, ShotCuts, Still
+from vidcm.data.filters import Black, Filter, NearDuplicates, ShotCuts, Still, TextOverlays
 from vidcm.data.folder import VideoFolder
 from vidcm.data.folder_source import FolderSource
 from vidcm.data.latents import LatentShards
@@ -109,6 +110,51 @@ def test_still_and_black_clips(folder):
     assert not Still().rejects(np.zeros((1, 8, 8, 3), np.uint8))  # a picture
     moving = scene(1, 3)
     assert Still(1.0).rejects(moving) and not Still(0.0).rejects(moving[:1].repeat(3, 0))
+
+
+def titled(frames: np.ndarray, size: float, frame: int | None = None) -> np.ndarray:
+    """A word over the lower part of all frames, or of one."""
+    found = frames.copy()
+    for k in range(len(frames)) if frame is None else [frame]:
+        picture = Image.fromarray(frames[k])
+        place, font = (4, int(picture.height * 0.6)), ImageFont.load_default(size)
+        edge = {"stroke_width": 1, "stroke_fill": (0, 0, 0)}
+        ImageDraw.Draw(picture).text(place, "SUBSCRIBE", (255, 255, 255), font, **edge)
+        found[k] = np.asarray(picture)
+    return found
+
+
+def test_text_overlays():
+    """At sizes of clips: large text is found, wherever in the clip; small text and none is not."""
+    pytest.importorskip("rapidocr")
+    kind = TextOverlays()
+    for seed, size in ((1, (48, 64)), (2, (96, 160))):
+        plain = np.stack(
+            [np.asarray(Image.fromarray(f).resize(size[::-1])) for f in scene(seed, 5)]
+        )
+        assert not kind.rejects(plain)
+        assert kind.rejects(titled(plain, size[1] / 6))
+        assert kind.rejects(titled(plain, size[1] / 6, frame=4))
+    assert not TextOverlays(0.6).rejects(titled(plain, size[1] / 6))
+    assert kind.rejects(titled(plain[:1], size[1] / 6))  # a picture
+
+
+def test_without_its_package_the_text_filter_says_what_to_install(folder, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rapidocr", None)
+    command = ["--data", "folder", "--root", str(folder), "--frames", "5", "--size", "16x24"]
+    assert encode.main([*command, "--scan", "--filter", "text_overlays"]) == 2
+    assert "needs the package rapidocr, not installed; pip install -e '.[ocr]'" in (
+        capsys.readouterr().err
+    )
+
+
+def test_a_scan_names_text_overlays(tmp_path, capsys):
+    pytest.importorskip("rapidocr")
+    write(tmp_path / "plain.mp4", scene(1, 9))
+    write(tmp_path / "titled.mp4", titled(scene(1, 9), 11))
+    command = ["--data", "folder", "--root", str(tmp_path), "--frames", "5", "--size", "48x64"]
+    assert encode.main([*command, "--scan", "--json", "--filter", "text_overlays=0.04"]) == 0
+    assert json.loads(capsys.readouterr().out)["left_out"] == {"titled.mp4": "text-overlay"}
 
 
 def test_near_duplicates_are_those_of_all_pairs():

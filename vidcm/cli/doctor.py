@@ -23,6 +23,7 @@ OPTIONAL = {  # module: purpose, extra of setup.cfg
     "matplotlib": ("the plot of vidcm compare", "plot"),
     "scenedetect": ("encode --filter shot_cuts", "filter"),
     "imagehash": ("encode --filter near_duplicates", "filter"),
+    "rapidocr": ("encode --filter text_overlays", "ocr"),
     "fsspec": ("videos and latents behind URLs", "remote"),
     "pyarrow": ("captions in metadata.parquet", "parquet"),
     "fastapi": ("serving over HTTP (vidcm serve)", "web"),

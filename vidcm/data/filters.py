@@ -4,6 +4,7 @@ Each is a class with one threshold and a line in the registry; `--filter name=th
 makes one. What is left out follows from the videos and the thresholds alone.
 """
 
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from vidcm.media.shots import Shot
 LUMINANCE = np.array([0.2126, 0.7152, 0.0722], np.float32)  # weights of BT.709
 DARK = 32  # FFmpeg's filter blackframe: pixels darker than this are black
 SHORT_SHOTS = "short-shots"  # of a video, none is as long as a clip
+OCR_SIDE = 320  # the shorter side that the text detector scales a frame to, in its option
+LARGEST_LINE = 0.5  # of a frame: in blurred frames the detector takes all of the picture for text
 HASHED_FRAMES = 3  # of a clip: the first, the middle and the last
 
 
@@ -131,6 +134,57 @@ class NearDuplicates(Filter):
 
         chosen = np.linspace(0, len(frames) - 1, HASHED_FRAMES).round().astype(int)
         return "".join(str(self._phash(Image.fromarray(frames[k]))) for k in chosen)
+
+
+class TextOverlays(Filter):
+    """Leaves out clips with large text over the picture, such as titles and subtitles.
+
+    The detection network of PP-OCR looks for lines of text in the first, middle and last frame, at
+    the size of the clip: what is too small to be read there is not found.
+
+    Args:
+        threshold: share of a frame that lines of text cover, from which on a clip is left out.
+    """
+
+    name, reason = "text_overlays", "text-overlay"
+
+    def __init__(self, threshold: float = 0.05) -> None:
+        self.threshold = _within(threshold, 0, 1, self.name)
+        try:
+            rapidocr = import_module("rapidocr")
+        except ImportError:
+            fix = "pip install -e '.[ocr]'"
+            raise UsageError(
+                f"the filter {self.name} needs the package rapidocr, not installed; {fix}"
+            ) from None
+        options = {
+            "Global.log_level": "critical",
+            "Det.limit_side_len": OCR_SIDE,
+            "EngineConfig.onnxruntime.intra_op_num_threads": 1,
+        }
+        self._detect: Any = rapidocr.RapidOCR(params=options)
+
+    def rejects(self, frames: np.ndarray) -> bool:
+        return any(self._covered(frames[k]) >= self.threshold for k in _spread(len(frames)))
+
+    def _covered(self, frame: np.ndarray) -> float:
+        """The share of a frame that lines of text cover."""
+        from PIL import Image, ImageDraw
+
+        bgr = np.ascontiguousarray(frame[..., ::-1])
+        boxes = self._detect(bgr, use_det=True, use_cls=False, use_rec=False).boxes
+        text = Image.new("L", (frame.shape[1], frame.shape[0]))
+        for corners in () if boxes is None else boxes:
+            line = Image.new("L", text.size)
+            ImageDraw.Draw(line).polygon([(float(x), float(y)) for x, y in corners], fill=1)
+            if np.asarray(line).mean() <= LARGEST_LINE:
+                text.paste(1, mask=line.point(lambda value: 255 * value))
+        return float(np.asarray(text).mean())
+
+
+def _spread(count: int) -> list[int]:
+    """The first, the middle and the last of so many frames, each once."""
+    return sorted({0, round((count - 1) / 2), count - 1})
 
 
 def _within(value: float, low: float, high: float, name: str) -> float:

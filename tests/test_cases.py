@@ -135,7 +135,6 @@ CASES = {
 }
 # Why no test here tries it.
 WITHOUT = {
-    "C07": "prompts have one cleaning of our own (C06), no teacher's",
     "C11": "captions are named by file, never by the number of a line",
     "S04": "members of tars that are no media are not opened",
     "S08": "shards are files of a folder",

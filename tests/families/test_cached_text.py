@@ -12,6 +12,7 @@ from tiny import save as save_codec
 
 from vidcm.cli import encode, train
 from vidcm.conditioning.embedded import EmbeddedPrompt, with_padding, without_padding
+from vidcm.data.caption_tokens import CaptionTokens
 from vidcm.data.latents import LatentShards
 from vidcm.data.shards import Shard
 from vidcm.errors import VidcmError
@@ -121,7 +122,19 @@ def test_towers_and_prompts_that_are_not_cached_are_refused(tmp_path, public, ca
     assert code == 0
 
 
+def test_cleaning_is_the_pipelines_and_its_version_counts(public, monkeypatch):
+    """HTML entities are read as the teacher's pipeline reads them. Cases: C07."""
+    tower = text_tower(str(public("wan")))
+    found = CaptionTokens(tower, torch.device("cpu"))([["a &lt;red&gt; ball", "a <red> ball"]])
+    assert torch.equal(found[0][0].tokens, found[0][1].tokens)
+    before = tower.fingerprint()
+    assert before == text_tower(str(public("wan"))).fingerprint()
+    monkeypatch.setattr("vidcm.families.text.version", lambda name: "0.0")
+    assert tower.fingerprint() != before
+
+
 def test_another_length_is_refused(public, cache):
+    """Cases: C13."""
     data, family = LatentShards(cache), find_family("WanTransformer3DModel")
     assert data.text is not None
     data.text["length"] = 226

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +47,15 @@ class PipelineText:
     def fingerprint(self) -> str:
         """sha256 of what the tokens depend on: weights, tokenizer, and the pipeline's cleaning.
 
+        Pipelines clean prompts with ftfy, so that its version counts.
+
         Raises:
-            UsageError: A part of the tower is missing, or its weights are pickled.
+            UsageError: diffusers or ftfy are not installed, a part of the tower is missing, or its
+                weights are pickled.
             VidcmError: Weights are missing.
         """
-        found = hashlib.sha256(self.family.pipeline.encode())
+        library_class(self.family.pipeline)
+        found = hashlib.sha256(f"{self.family.pipeline} ftfy {version('ftfy')} ".encode())
         found.update(ComponentFolder(self.root / "text_encoder").hash().encode())
         files = (p for p in (self.root / "tokenizer").rglob("*") if p.is_file())
         for path in sorted(files):

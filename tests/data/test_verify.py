@@ -61,6 +61,13 @@ def test_bad_shards_are_named_and_mended(cache, capsys):
     assert mended(cache, err) == before
 
 
+def test_the_folder_at_hand(cache, capsys, monkeypatch):
+    (cache / "shard-000001.safetensors").unlink()
+    monkeypatch.chdir(cache)
+    code, _, err = verify(Path("."), capsys)
+    assert code == 1 and f"mv '{cache}' '{cache}.partial' && rm -f" in err
+
+
 def test_an_index_that_lies_or_is_damaged(cache, capsys):
     before, index = files(cache), json.loads((cache / "index.json").read_text())
     (cache / "index.json").write_text(json.dumps(index | {"clips": 15}))
@@ -82,5 +89,7 @@ def test_what_is_no_cache_and_options_that_do_nothing_are_refused(cache, tmp_pat
     assert code == 2 and "holds no latents" in err
     assert encode.main(["--verify", str(cache), "--output", str(tmp_path / "x")]) == 2
     assert "leave --output out" in capsys.readouterr().err
+    assert encode.main(["--verify", str(cache), "--scan", "--shard-size", "3"]) == 2
+    assert "leave --shard-size, --scan out" in capsys.readouterr().err
     assert encode.main(["--codec", "x"]) == 2
     assert "--data missing" in capsys.readouterr().err

@@ -112,10 +112,11 @@ def _verify(args: argparse.Namespace) -> None:
 
     from vidcm.data.verify import verify_cache
 
-    given = [o for o in ("data", "codec", "output", "text", "root") if getattr(args, o)]
+    usual = vars(parser().parse_args(["--verify", args.verify]))
+    given = [name.replace("_", "-") for name, value in vars(args).items() if value != usual[name]]
     if given:
         raise UsageError(f"--verify encodes nothing; leave --{', --'.join(given)} out")
-    with tqdm(unit="shard", mininterval=2) as bar:
+    with tqdm(unit="shard", mininterval=2, delay=1) as bar:
         found = verify_cache(args.verify, bar.update)
     for name, reason in found.bad.items():
         print(f"{name} {reason}")

@@ -93,6 +93,7 @@ def _reason(file: Path, entry: dict[str, Any], *, with_text: bool) -> str | None
 
 def _mend(folder: Path, bad: list[str]) -> str:
     """The command that makes a cache a partial one, without the files that are bad."""
+    folder = folder.absolute()  # `.` has no name
     partial = folder.with_name(folder.name + ".partial")
     stems = [name.removesuffix(".safetensors") for name in bad if name != INDEX]
     files = [

@@ -175,7 +175,7 @@ def test_what_is_no_tower_is_refused(tmp_path, public, capsys):
     assert encode.main([*base, str(codec)]) == 2
     assert "trained with its denoiser" in capsys.readouterr().err
     assert encode.main([*base, str(tmp_path / "none")]) == 2
-    assert "no component folder" in capsys.readouterr().err
+    assert "no folder text_encoder, tokenizer, transformer; give" in capsys.readouterr().err
     assert encode.main([*base[:-1], "--prompt", "a"]) == 2
     assert "add --text" in capsys.readouterr().err
 

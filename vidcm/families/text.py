@@ -143,9 +143,12 @@ def text_tower(name: str) -> PipelineText:
             "tokens cannot be kept; give the folder of a public pipeline"
         )
     root = folder.parent if folder.name == "text_encoder" else folder
-    read_config(root / "text_encoder")
-    if not (root / "tokenizer").is_dir():
-        raise UsageError(f"{root} has no folder tokenizer; copy the whole pipeline")
+    parts = ("text_encoder", "tokenizer", "transformer")
+    if missing := [part for part in parts if not (root / part).is_dir()]:
+        raise UsageError(
+            f"{root} is no pipeline of diffusers with a text tower: it has no folder "
+            f"{', '.join(missing)}; give the whole pipeline's folder"
+        )
     class_name = str(read_config(root / "transformer").get("_class_name"))
     return PipelineText(root, find_family(class_name))
 

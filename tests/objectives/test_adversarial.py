@@ -95,10 +95,13 @@ def test_a_batch_split_over_ranks_has_the_same_loss(teacher, act):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_the_share_from_noise(share):
+@pytest.mark.parametrize("first", [T_START, 1.0])
+def test_the_share_from_noise(share, first):
     times = []
 
     class Watching(Learnt):
+        first_time = first
+
         def predict_x0(self, x_t, t, cond):
             times.extend(t.tolist())
             return super().predict_x0(x_t, t, cond)
@@ -106,7 +109,7 @@ def test_the_share_from_noise(share):
     seeing, places = Seeing(), range(200)
     objective = Adversarial(seeing, blocks=[0], from_noise=share, p_mean=-1.0, p_std=0.3)
     objective(Watching(seeing.path), batch(places, 1), 0.0, SampleRng(1, places))
-    at_noise = [t for t in times if abs(t - T_START) < 1e-6]
+    at_noise = [t for t in times if abs(t - first) < 1e-6]
     assert len(at_noise) / 200 == pytest.approx(share, abs=0.1)
     assert all(t < 0.6 for t in times if t not in at_noise)
 

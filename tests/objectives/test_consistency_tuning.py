@@ -9,6 +9,7 @@ from vidcm.data.batch import Batch
 from vidcm.diffusion.guidance import CFGDenoiser
 from vidcm.diffusion.paths import RectifiedFlow
 from vidcm.diffusion.shapes import like
+from vidcm.diffusion.times import T_START
 from vidcm.errors import UsageError
 from vidcm.objectives.consistency_tuning import ConsistencyTuning
 from vidcm.rng import SampleRng
@@ -72,6 +73,27 @@ def test_the_exact_map_is_left_alone_but_for_the_euler_step(path):
     losses = distilled(path)
     assert losses[-1] < losses[0] / 16 and losses[-1] < 0.01
     assert losses[-2] / losses[-1] == pytest.approx(2, rel=0.1)
+
+
+@pytest.mark.parametrize("first", [1.0, T_START])
+def test_a_share_of_samples_starts_where_sampling_does(first):
+    """At pure noise too, where sigma is infinite, the exact map is left alone."""
+
+    class FromNoise(Gaussian):
+        first_time = first
+
+        def predict_x0(self, x_t, t, cond):
+            if torch.is_grad_enabled():
+                times.extend(t.tolist())
+            return super().predict_x0(x_t, t, cond)
+
+    times: list[float] = []
+    world = FromNoise(RectifiedFlow(), means=MEANS)
+    objective = ConsistencyTuning(world, p_mean=0.2, p_std=0.3, p_start=0.25, huber_c=0.0, stages=9)
+    found = loss(world, objective, 0.99, range(400))
+    share = sum(t == pytest.approx(first, abs=1e-7) for t in times) / len(times)
+    assert share == pytest.approx(0.25, abs=0.06) and max(times) <= 1
+    assert found.isfinite() and found < 0.01
 
 
 @pytest.mark.parametrize("wrong", [GuidanceOffByOne, BackwardStep])
@@ -338,6 +360,7 @@ def test_training_by_the_wrong_clock_does_not():
     [
         ({"q": 1.0}, "q > 1 and stages >= 1"),
         ({"stages": 0}, "q > 1 and stages >= 1"),
+        ({"p_start": 1.5}, r"p_start is 1.5; it must be in \[0, 1\]"),
         ({"guidance_range": [5.0, 1.5]}, r"not a range \[low, high\]"),
         ({"guidance_range": [0.0, 1.5]}, "above 0"),
         ({"guidance_range": [1.0]}, "not a range"),

@@ -150,6 +150,22 @@ def test_a_rollout_is_what_the_sampler_makes(path):
         torch.testing.assert_close(found.detach(), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("first", [1.0, 0.995])
+def test_rollouts_begin_where_sampling_does(first):
+    class Watching(Learnt):
+        first_time = first
+
+        def predict_x0(self, x_t, t, cond):
+            begun.append(float(t.max()))
+            return super().predict_x0(x_t, t, cond)
+
+    begun: list[float] = []
+    path = RectifiedFlow()
+    objective = matching(path, Learnt(path))
+    objective(Watching(path), batch(PLACES), 0.0, SampleRng(1, PLACES))
+    assert max(begun) == pytest.approx(first, abs=1e-7)
+
+
 def test_samples_of_a_rollout_go_their_own_ways():
     """Each by a walk, a prompt and a scale of its own, whatever the others' are."""
     path, choices = RectifiedFlow(), step_prefixes([1, 2, 4])

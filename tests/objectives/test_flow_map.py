@@ -241,6 +241,23 @@ def test_the_pairs_that_few_steps_need_are_drawn_often(options):
     assert found["one step"] > 0.06
 
 
+def test_a_share_of_jumps_begins_at_pure_noise():
+    """Where students of public models are sampled from; the loss of the exact map stays zero."""
+    objective = FlowMap(None, p_start=0.25)
+    t, s = objective.draw_times(SampleRng(1, range(2000)), first=1.0)
+    assert float((t == 1).float().mean()) == pytest.approx(0.25, abs=0.03) and (s <= t).all()
+    t, _ = FlowMap(None).draw_times(SampleRng(1, range(2000)), first=1.0)
+    assert (t <= T_START).all()
+
+    class FromNoise(Gaussian):
+        first_time = 1.0
+
+    world = FromNoise(RectifiedFlow(), means=MEANS)
+    every = FlowMap(world, p_start=1.0, p_equal=0.0)
+    found = every(world, batch(PLACES), 0.0, SampleRng(1, PLACES))
+    assert found.logs["flow_error"] < 1e-3
+
+
 def test_an_endpoint_hardly_drawn_is_found_out():
     """MeanFlow's law for images, and a law without whole jumps, never show one step from noise."""
     assert law(log_normal=[-0.4, 1.0], shift=1.0)["one step"] < 0.01
@@ -364,6 +381,7 @@ def test_training_reaches_the_map_of_any_number_of_steps(taught):
         ({"log_normal": [1.0, 0.0]}, "std above 0"),
         ({"shift": 0.0}, "shift 0.0, adaptive_c"),
         ({"adaptive_c": 0.0}, "adaptive_c 0.0"),
+        ({"p_start": -0.1}, "p_start is -0.1"),
         ({"adaptive_p": -1.0}, "adaptive_p -1.0"),
         ({"guidance_range": [0.0, 1.5]}, "above 0"),
         ({"prompt_dropout": -0.1}, r"must be in \[0, 1\]"),

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vidcm.diffusion.control import Control, Region, joined
 from vidcm.diffusion.paths import ProbPath
+from vidcm.diffusion.times import T_START
 
 
 @dataclass(frozen=True)
@@ -105,9 +106,14 @@ class DenoiserBase(ABC):
 
     Teachers, students and every wrapper of them (guidance, windows, given frames, projections)
     subclass it and write `predict` alone; samplers and objectives use its views.
+
+    Attributes:
+        path: The diffusion path.
+        first_time: Rectified-flow time that students start from.
     """
 
     path: ProbPath
+    first_time: float = T_START
 
     @abstractmethod
     def predict(self, x_t: Tensor, t: Tensor, cond: Cond, s: Tensor | None = None) -> Prediction:

@@ -12,7 +12,6 @@ from vidcm.diffusion.base import Cond, DenoiserBase, Prediction
 from vidcm.diffusion.parameterization import Parameterization, VPrediction
 from vidcm.diffusion.paths import ProbPath, RectifiedFlow
 from vidcm.diffusion.shapes import like
-from vidcm.diffusion.times import T_START
 from vidcm.registry import build
 
 
@@ -36,14 +35,12 @@ class Denoiser(nn.Module, DenoiserBase):
 
     Attributes:
         shift: Resolution shift of the times that it is sampled at; None for vidcm's own.
-        first_time: Rectified-flow time that students start from.
         control: What makes what the network is given beside text (`vidcm.families.control`); None
             for text alone.
     """
 
     shift: float | None = None
     control: Any = None
-    first_time: float = T_START
 
     def __init__(
         self,

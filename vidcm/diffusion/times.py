@@ -37,6 +37,12 @@ def sample_sigma(path: ProbPath, rng: SampleRng, mean: float, std: float) -> Ten
     return log_normal(rng, mean, std).clamp(low, min(high, end))
 
 
+def start_sigma(path: ProbPath, first: float) -> float:
+    """sigma / alpha of the first rectified-flow time of sampling, within `RATIOS` and the path."""
+    end = float(path.sigma_ratio(torch.tensor(path.t_max, dtype=torch.float64)))
+    return min(first / (1 - first) if first < 1 else RATIOS[1], RATIOS[1], end)
+
+
 def to_path_time(path: ProbPath, times: Tensor | Sequence[float]) -> Tensor:
     """Rectified-flow times on the clock of `path`, at most its `t_max`, float64."""
     t = torch.as_tensor(times, dtype=torch.float64)

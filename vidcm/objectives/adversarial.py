@@ -17,7 +17,7 @@ from torch.func import functional_call
 
 from vidcm.data.batch import Batch
 from vidcm.diffusion.denoiser import Denoiser
-from vidcm.diffusion.times import T_START, to_path_time
+from vidcm.diffusion.times import to_path_time
 from vidcm.errors import UsageError
 from vidcm.models.backbone import TransformerBackbone
 from vidcm.objectives.backward_simulation import JudgedSamples, sample_timesteps
@@ -130,7 +130,7 @@ class Adversarial(JudgedSamples):
         t = sample_timesteps(path, rng, self.p_mean, self.p_std).to(data)
         eps = rng.normal(*data.shape[1:]).to(data)
         alone = rng.uniform() < self.from_noise
-        start = to_path_time(path, [T_START]).to(data).expand(len(data))
+        start = to_path_time(path, [model.first_time]).to(data).expand(len(data))
         from_noise = path.add_noise(torch.zeros_like(data), eps, start)
         some = alone.view(-1, *[1] * (data.ndim - 1))
         x_t = torch.where(some, from_noise, path.add_noise(data, eps, t))

@@ -10,6 +10,7 @@ from vidcm.diffusion.denoiser import Denoiser
 from vidcm.diffusion.paths import ProbPath
 from vidcm.diffusion.times import (
     DEFAULT_LOWEST_SIGMA,
+    T_START,
     sample_sigma,
     student_timesteps,
     to_path_time,
@@ -56,13 +57,14 @@ def sample_timesteps(path: ProbPath, rng: SampleRng, p_mean: float, p_std: float
 
 
 def step_prefixes(
-    steps: Sequence[int], lowest_sigma: float = DEFAULT_LOWEST_SIGMA
+    steps: Sequence[int], lowest_sigma: float = DEFAULT_LOWEST_SIGMA, first: float = T_START
 ) -> list[tuple[float, ...]]:
     """Return every beginning of the consistency sampler's times for these numbers of steps.
 
     Args:
         steps: Numbers of sampling steps.
         lowest_sigma: Noise level of the last step.
+        first: Rectified-flow time of the first one.
 
     Raises:
         UsageError: There is no number, one below 1, or a level out of range.
@@ -71,7 +73,7 @@ def step_prefixes(
         raise UsageError(
             f"steps {list(steps)} are not numbers of sampling steps, such as [1, 2, 4]"
         )
-    lists = [tuple(student_timesteps(n, lowest_sigma)) for n in steps]
+    lists = [tuple(student_timesteps(n, lowest_sigma, first=first)) for n in steps]
     return sorted({times[:k] for times in lists for k in range(1, len(times) + 1)})
 
 

@@ -58,7 +58,9 @@ class PromptBatch:
         grad = torch.is_grad_enabled()
         if key not in self._encoded or (grad and not self._encoded[key][1]):
             cond = network.encode(self.prompts, self.scale if with_guidance else None)
-            self._encoded[key] = cond.with_control(self.control), grad
+            if self.control is not None:
+                cond = cond.with_control(self.control)
+            self._encoded[key] = cond, grad
         return self._encoded[key][0]
 
     def select(self, rows: Tensor) -> "PromptBatch":

@@ -18,10 +18,10 @@ from vidcm.data.batch import Batch
 from vidcm.diffusion.denoiser import Denoiser
 from vidcm.diffusion.given_frames import GivenFrames, hold
 from vidcm.diffusion.shapes import like
-from vidcm.diffusion.times import sample_sigma
+from vidcm.diffusion.times import sample_sigma, start_sigma, to_path_time
 from vidcm.errors import UsageError
 from vidcm.objectives.base import Loss
-from vidcm.objectives.common import StudentObjective, check_log_normal
+from vidcm.objectives.common import StudentObjective, check_log_normal, check_share
 from vidcm.rng import SampleRng
 
 
@@ -33,6 +33,8 @@ class ConsistencyTuning(StudentObjective):
         teacher: A frozen denoiser on the student's path, or None.
         p_mean: Mean of ln sigma.
         p_std: Deviation of ln sigma.
+        p_start: Share of samples at the first time of sampling, which is pure noise for students of
+            public models; the distribution of sigma never draws that.
         q: Factor by which the gap shrinks from stage to stage, above 1.
         stages: Equal parts of the run.
         guidance_range: Scales of teacher and student.
@@ -56,6 +58,7 @@ class ConsistencyTuning(StudentObjective):
 
     p_mean: float = 0.2
     p_std: float = 1.8
+    p_start: float = 0.0
     q: float = 2.0
     stages: int = 6
     huber_c: float = 1e-3
@@ -79,6 +82,7 @@ class ConsistencyTuning(StudentObjective):
         if self.min_sigma < 0:
             raise UsageError(f"min_sigma is {self.min_sigma}; it must be a noise level, 0 or above")
         check_log_normal(self.p_mean, self.p_std)
+        check_share("p_start", self.p_start)
         self.given_mask = GivenFrames(self.given_frames)
 
     def check(self, config: TrainConfig) -> None:
@@ -93,12 +97,16 @@ class ConsistencyTuning(StudentObjective):
         assert batch.latents is not None
         x0, path = batch.latents, model.path
         sigma = sample_sigma(path, rng, self.p_mean, self.p_std)
+        first = rng.uniform() < self.p_start if self.p_start else torch.zeros_like(sigma).bool()
+        sigma = torch.where(first, start_sigma(path, model.first_time), sigma)
         lower = self.lower_sigma(sigma, progress)
         eps = rng.normal(*x0.shape[1:])
         prompts = self.draw_prompts(batch, rng)
         given = self.given_mask.draw(rng, x0.shape[2])
 
-        t, r = (hold(path.t_from_sigma(u), given) for u in (sigma, lower))
+        start = to_path_time(path, [model.first_time]).to(sigma)
+        t = torch.where(first, start, path.t_from_sigma(sigma))
+        t, r = hold(t, given), hold(path.t_from_sigma(lower), given)
         x_t = path.add_noise(x0, eps, t)
         if self.teacher is None:
             x_r = self.data_step(path, x0, eps, r)

@@ -60,7 +60,7 @@ class DistributionMatching(JudgedSamples):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.step_prefixes = step_prefixes(self.steps, self.lowest_sigma)
+        step_prefixes(self.steps, self.lowest_sigma)  # refused before a run
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -105,7 +105,8 @@ class DistributionMatching(JudgedSamples):
         assert batch.latents is not None
         prompts = self.draw_prompts(batch, rng)
         noise = rng.normal(*batch.latents.shape[1:]).to(batch.latents)
-        return prompts, backward_simulation(model, self.step_prefixes, prompts, noise, rng)
+        choices = step_prefixes(self.steps, self.lowest_sigma, model.first_time)
+        return prompts, backward_simulation(model, choices, prompts, noise, rng)
 
     def _add_noise(self, model: Denoiser, x0: Tensor, rng: SampleRng) -> tuple[Tensor, Tensor]:
         """Samples with noise, and its times."""

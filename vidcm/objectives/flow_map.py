@@ -21,7 +21,13 @@ from vidcm.diffusion.paths import ProbPath
 from vidcm.diffusion.times import SHIFT, T_START, shift
 from vidcm.errors import UsageError
 from vidcm.objectives.base import Loss
-from vidcm.objectives.common import Pair, StudentObjective, build_derivative, check_derivative
+from vidcm.objectives.common import (
+    Pair,
+    StudentObjective,
+    build_derivative,
+    check_derivative,
+    check_share,
+)
 from vidcm.registry import lookup
 from vidcm.rng import SampleRng
 
@@ -36,6 +42,8 @@ class FlowMap(StudentObjective):
         shift: Factor on sigma / alpha of both.
         p_equal: Probability of s = t, which teaches the velocity.
         p_to_data: Probability of s = 0.
+        p_start: Share of samples with t at the first time of sampling, which is pure noise for
+            students of public models; other draws never reach that.
         guidance_range: Scales of teacher and student.
         adaptive_p: The error e of a sample weighs 1 / (e + adaptive_c)^adaptive_p.
         adaptive_c: See adaptive_p; above 0.
@@ -52,6 +60,7 @@ class FlowMap(StudentObjective):
     shift: float = SHIFT
     p_equal: float = 0.5
     p_to_data: float = 0.25
+    p_start: float = 0.0
     adaptive_p: float = 1.0
     adaptive_c: float = 1e-3
     improved: bool = False
@@ -72,6 +81,7 @@ class FlowMap(StudentObjective):
                 f"shift {self.shift}, adaptive_c {self.adaptive_c}, adaptive_p {self.adaptive_p}: "
                 "use shift and adaptive_c above 0, adaptive_p from 0"
             )
+        check_share("p_start", self.p_start)
         self.differentiate = build_derivative(self.derivative)
 
     @property
@@ -89,8 +99,8 @@ class FlowMap(StudentObjective):
             )
         check_derivative(self.differentiate, config)
 
-    def draw_times(self, rng: SampleRng) -> tuple[Tensor, Tensor]:
-        """Return (t, s) in rectified-flow time, `(b,)` each, s <= t."""
+    def draw_times(self, rng: SampleRng, first: float = T_START) -> tuple[Tensor, Tensor]:
+        """Return (t, s) in rectified-flow time, `(b,)` each, s <= t; first: that of sampling."""
         if self.log_normal is None:
             pair = rng.uniform(2)
         else:
@@ -98,6 +108,8 @@ class FlowMap(StudentObjective):
             pair = torch.sigmoid(mean + std * rng.normal(2))
         pair = shift(pair, self.shift).clamp(max=T_START)
         t, s = pair.amax(1), pair.amin(1)
+        if self.p_start:
+            t = torch.where(rng.uniform() < self.p_start, first, t)
         u = rng.uniform()
         s = torch.where(u < self.p_equal + self.p_to_data, 0.0, s)
         return t, torch.where(u < self.p_equal, t, s)
@@ -105,7 +117,8 @@ class FlowMap(StudentObjective):
     def __call__(self, model: Denoiser, batch: Batch, progress: float, rng: SampleRng) -> Loss:
         assert batch.latents is not None
         x0, path = batch.latents, model.path
-        t, s = (path.t_from_sigma(p / (1 - p)).clamp(max=path.t_max) for p in self.draw_times(rng))
+        times = self.draw_times(rng, model.first_time)
+        t, s = (path.t_from_sigma(p / (1 - p)).clamp(max=path.t_max) for p in times)
         eps = rng.normal(*x0.shape[1:])
         prompts = self.draw_prompts(batch, rng)
         x_t = path.add_noise(x0, eps, t)

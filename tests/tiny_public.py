@@ -337,12 +337,13 @@ def student(base: Path, folder: Path, by: float = 0.02, **facts: Any) -> Path:
     from vidcm.store import read_card, read_weights, save_model
 
     generator = torch.Generator().manual_seed(11)
-    spec = {**read_card(base)["spec"], "guidance_scale": 3.0}
+    own = facts.get("guidance_range", [3.0, 3.0])
+    spec = {**read_card(base)["spec"], "guidance_scale": own[0]}
     assert PublicDenoiser.spec_is_student(spec)
     weights = {
         name: tensor + by * torch.randn(tensor.shape, generator=generator)
         for name, tensor in read_weights(base).items()
     }
-    own = {"guidance_range": [3.0, 3.0], "sampler": "consistency", **facts}
-    save_model(folder, spec, weights, metadata={"student": own, "step": 1})
+    told = {"guidance_range": own, "sampler": "consistency", **facts}
+    save_model(folder, spec, weights, metadata={"student": told, "step": 1})
     return folder

@@ -15,6 +15,8 @@ PIPELINE = "vidcm"  # vidcm's own pipeline folder
 OF_PIPELINES = (
     "codec",
     "teacher",
+    "teacher_2",
+    "boundary",
     "features",
     "art",
     "frames",
@@ -72,18 +74,22 @@ def export_public(args: argparse.Namespace, of_pipelines: Sequence[str]) -> None
     storage = args.storage or "bf16"
     if storage == "int8":
         raise UsageError("--storage int8 is vidcm's own; use fp32, bf16 or fp16")
-    check_model_folder(args.student)
+    folders = [folder for folder in (args.student, args.student_2) if folder is not None]
+    for folder in folders:
+        check_model_folder(folder)
 
     from vidcm.export import refuse_still
     from vidcm.exports.run import export_student
-    from vidcm.exports.student import load_student
+    from vidcm.exports.student import load_student, with_low
     from vidcm.registry import build
 
     if not args.allow_still:
-        refuse_still(args.student)
+        for folder in folders:
+            refuse_still(folder)
     options = {} if args.rank is None else {"rank": args.rank}
     target = build("export_target", {"name": args.to, **options})
-    student = load_student(args.student, args.steps, args.shift, storage)
+    students = [load_student(folder, args.steps, args.shift, storage) for folder in folders]
+    student = students[0] if len(students) == 1 else with_low(*students)
     manifest = export_student(student, target, args.output, overwrite=args.overwrite)
     for line in _report(manifest):
         print(line)

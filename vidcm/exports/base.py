@@ -19,10 +19,12 @@ class ExportTarget(ABC):
 
     Attributes:
         name: As in the registry.
+        takes_two: Whether it has a place for the two students of a pipeline with two networks.
         rounds_weights: Whether it stores the student's own weights in its storage precision.
     """
 
     name: ClassVar[str]
+    takes_two: ClassVar[bool] = False
     rounds_weights: ClassVar[bool] = True
 
     @abstractmethod

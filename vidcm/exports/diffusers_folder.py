@@ -21,6 +21,7 @@ from vidcm.families.base import library_class
 from vidcm.families.component import read_config
 
 INDEX, TRANSFORMER, SCHEDULER = "model_index.json", "transformer", "scheduler"
+SECOND = "transformer_2"  # below a boundary of noise
 MODULE, CLASS = "scheduling_few_step", "FewStepScheduler"
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.msgpack", "*.h5", "*.onnx")
 SHARED = ("vae", "text_encoder", "tokenizer")
@@ -35,6 +36,7 @@ class DiffusersFolder(ExportTarget):
     """
 
     name = "diffusers"
+    takes_two = True
 
     def check(self, student: PublicStudent) -> None:
         layout_of(student.family)
@@ -116,8 +118,12 @@ def base_index(student: PublicStudent) -> dict[str, Any]:
         return {"_class_name": student.family.pipeline, "_diffusers_version": library_version()}
     root = student.base.parent
     index = read_config(root, INDEX)
-    if (index.get("transformer_2") or [None])[0] is not None:
-        raise UsageError(f"{root} has two networks (transformer_2), and the student is one")
+    two = (index.get(SECOND) or [None])[0] is not None
+    if two and student.low is None:
+        raise UsageError(
+            f"{root} has two networks ({SECOND}), and the student is one; give the other by "
+            "--student-2 with --to diffusers"
+        )
     missing = [name for name in SHARED if not (root / name).is_dir()]
     if missing:
         raise UsageError(f"{root} lacks {', '.join(missing)}; give the student a whole pipeline")
@@ -140,22 +146,30 @@ def write_pipeline(student: PublicStudent, folder: Path, scheduler: list[str]) -
     for name in shared:
         assert student.base is not None
         link_folder(student.base.parent / name, folder / name)
+    for part, one in ((TRANSFORMER, student), (SECOND, student.low)):
+        if one is not None:
+            _save_network(one, folder / part)
+            index[part] = ["diffusers", type(one.transformer).__name__]
+    index[SCHEDULER] = scheduler
+    (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", "utf-8")
+    return {"absent": [name for name in SHARED if name not in shared]}
+
+
+def _save_network(student: PublicStudent, folder: Path) -> None:
+    """The component folder of a network, in the precision of the export."""
     network = student.transformer
     own = {name: p.data for name, p in network.named_parameters()}
     for name, p in network.named_parameters():
         p.data = student.stored(name, p.data)
-    network.save_pretrained(folder / TRANSFORMER)
+    network.save_pretrained(folder)
     for name, p in network.named_parameters():
         p.data = own[name]
-    index |= {TRANSFORMER: ["diffusers", type(network).__name__], SCHEDULER: scheduler}
-    (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", "utf-8")
-    return {"absent": [name for name in SHARED if name not in shared]}
 
 
 def _components(index: dict[str, Any]) -> list[str]:
     """The parts of a pipeline that its student shares."""
     parts = [k for k, v in index.items() if isinstance(v, list) and v[0] is not None]
-    return [name for name in parts if name not in (TRANSFORMER, SCHEDULER)]
+    return [name for name in parts if name not in (TRANSFORMER, SECOND, SCHEDULER)]
 
 
 def link_folder(source: Path, target: Path) -> None:

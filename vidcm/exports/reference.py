@@ -79,7 +79,7 @@ def clips(student: PublicStudent, layout: SampleLayout, codec: VideoCodec | None
     sampler = samplers.SAMPLERS[student.settings.sampler]
     for steps in student.checked_counts:
         rng = SchedulerNoise(noise, layout)
-        found[f"clip.{steps}"] = sampler(student.denoiser, noise, student.times(steps), cond, rng)
+        found[f"clip.{steps}"] = sampler(student.sampled, noise, student.times(steps), cond, rng)
     if codec is not None:
         found["video"] = codec.decode(found[f"clip.{student.checked_counts[-1]}"])
     return found

@@ -34,6 +34,10 @@ def export_student(
         UsageError: The folder holds files, or the consumer would not run the student as it is.
         VidcmError: The consumer computes something else; nothing is written.
     """
+    if student.low is not None and not target.takes_two:
+        raise UsageError(
+            f"--to {target.name} holds one network; leave out --student-2, and export it by itself"
+        )
     target.check(student)
     if output.is_dir() and any(output.iterdir()):
         if not overwrite:

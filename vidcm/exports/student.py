@@ -8,12 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vidcm.diffusion.denoiser import Denoiser
+from vidcm.diffusion.experts import Experts
 from vidcm.diffusion.parameterization import FlowPrediction, VPrediction
 from vidcm.diffusion.times import to_path_time
 from vidcm.errors import UsageError
 from vidcm.export import student_facts
 from vidcm.families.base import Family
+from vidcm.families.component import read_config
 from vidcm.families.denoiser import PublicDenoiser
+from vidcm.families.pipeline_folder import INDEX
 from vidcm.generation import few_step_times
 from vidcm.registry import lookup
 from vidcm.settings import StudentSettings
@@ -34,6 +38,7 @@ class PublicStudent:
         denoiser: The model, in float32.
         settings: Its sampling.
         dtype: Precision that exports store.
+        low: The student below the boundary of noise, where a pipeline has two networks.
     """
 
     folder: Path
@@ -41,6 +46,16 @@ class PublicStudent:
     denoiser: PublicDenoiser
     settings: StudentSettings
     dtype: torch.dtype
+    low: "PublicStudent | None" = None
+
+    @cached_property
+    def sampled(self) -> Denoiser:
+        """What is sampled: the model, or both."""
+        if self.low is None:
+            return self.denoiser
+        assert self.base is not None
+        boundary = read_config(self.base.parent, INDEX)["boundary_ratio"]
+        return Experts(self.denoiser, self.low.denoiser, boundary)
 
     @property
     def family(self) -> Family:
@@ -104,6 +119,8 @@ class PublicStudent:
         """Give the model the weights that exports in this precision have."""
         for name, p in self.transformer.named_parameters():
             p.data = self.stored(name, p.data).float()
+        if self.low is not None:
+            self.low.round_weights()
 
     def weights(self) -> dict[str, Tensor]:
         """The network's tensors as an export stores them, by diffusers' names."""
@@ -148,6 +165,31 @@ def load_student(
             "from pure noise, time 1"
         )
     return student
+
+
+def with_low(high: PublicStudent, low: PublicStudent) -> PublicStudent:
+    """The students of both networks of a pipeline as one.
+
+    Raises:
+        UsageError: They are not of the two networks of one pipeline, or are sampled otherwise.
+    """
+    parts = [None if one.base is None else one.base.resolve() for one in (high, low)]
+    root = None if parts[0] is None else parts[0].parent
+    if root is None or parts != [root / "transformer", root / "transformer_2"]:
+        raise UsageError(
+            "--student and --student-2 must be students of transformer and transformer_2 of one "
+            f"pipeline, and are of {high.base} and {low.base}"
+        )
+    if not read_config(root, INDEX).get("boundary_ratio"):
+        raise UsageError(f"{root} has no boundary_ratio between two networks")
+    own, other = (replace(one.settings, guidance_scale=1.0) for one in (high, low))
+    own, other = (replace(one, guidance_range=(1.0, 1.0)) for one in (own, other))
+    if own != other:
+        raise UsageError(
+            f"{high.folder} is sampled by {own.sampler} at other times or steps than {low.folder} "
+            f"by {other.sampler}; train both with the same objective"
+        )
+    return replace(high, low=low)
 
 
 def _with_shift(

@@ -90,12 +90,12 @@ def wan(**options: Any) -> Any:
     )
 
 
-def wan_experts() -> Any:
+def wan_experts(**options: Any) -> Any:
     """Wan 2.2 A14B: two networks, by the level of noise."""
     from diffusers import WanTransformer3DModel
 
-    pipeline = wan()
-    pipeline.register_modules(transformer_2=WanTransformer3DModel(**WAN))
+    pipeline = wan(**options)
+    pipeline.register_modules(transformer_2=WanTransformer3DModel(**WAN | options))
     pipeline.register_to_config(boundary_ratio=0.875)
     return pipeline
 
@@ -295,6 +295,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "wan": wan,
     # With the widths that ComfyUI takes for granted.
     "wan_comfy": lambda: wan(**COMFY),
+    "wan_experts_comfy": lambda: wan_experts(**COMFY),
     "wan_image_comfy": lambda: wan_image(clip=1280, **COMFY),
     "wan_vace_comfy": lambda: wan_vace(**COMFY),
     "ltx_comfy": lambda: ltx(

@@ -7,21 +7,25 @@ import torch
 from tiny_public import student as save_student
 
 from vidcm.cli import main
+from vidcm.errors import VidcmError
 from vidcm.exports import reference as references
 from vidcm.exports.run import verify
 
 TIMES = {"phases": 4, "timesteps": [1.0, 0.954, 0.873, 0.697], "sampler": "flow_map"}
 
 
-@pytest.fixture(scope="module", params=["wan_experts", "wan_image_experts"])
-def pair(request, public, tmp_path_factory):
-    """(pipeline, the two students) of phased objectives, each with a scale of its own."""
-    root, folder = public(request.param), tmp_path_factory.mktemp("pair")
-    students = [
-        save_student(root / part, folder / part, by, guidance_range=[scale, scale], **TIMES)
+def students_of(root, folder, **facts):
+    """(pipeline, the two students), each with a scale of its own."""
+    return root, [
+        save_student(root / part, folder / part, by, guidance_range=[scale, scale], **facts)
         for part, by, scale in (("transformer", 0.02, 4.0), ("transformer_2", 0.03, 3.0))
     ]
-    return root, students
+
+
+@pytest.fixture(scope="module", params=["wan_experts", "wan_image_experts"])
+def pair(request, public, tmp_path_factory):
+    """Students of phased objectives."""
+    return students_of(public(request.param), tmp_path_factory.mktemp("pair"), **TIMES)
 
 
 def export(pair, output, *words, to: str = "diffusers") -> int:
@@ -65,7 +69,35 @@ def test_one_folder_has_both_and_samples_as_vidcm(pair, tmp_path):
         getattr(pipeline, name).proj_out.weight.data.div_(1.5)
 
 
-@pytest.mark.parametrize("to", ["comfy", "lora", "safetensors", "anyflow"])
+def test_two_files_for_comfyui(public, tmp_path, capsys):
+    pair, out = students_of(public("wan_experts_comfy"), tmp_path / "pair"), tmp_path / "out"
+    assert export(pair, out, "--shift", "5", to="comfy") == 0
+    files = [f"wan_{level}_noise_4_steps.safetensors" for level in ("high", "low")]
+    assert all((out / file).is_file() for file in files)
+    found = verify(out)
+    assert found.keys() == {"network", "network below"} and max(found.values()) < 1e-5
+    graph = json.loads((out / "workflow.json").read_text())
+    loaded = [graph[name]["inputs"]["unet_name"] for name in ("model", "model below")]
+    above, below = (graph[name]["inputs"] for name in ("sampler above", "sampler"))
+    assert loaded == files and above["model"] == ["shift", 0] and below["model"][0] == "shift below"
+    # times 1, 0.94, 0.83, 0.63 of shift 5, and the boundary 0.875
+    assert (above["start_at_step"], above["end_at_step"], below["start_at_step"]) == (0, 2, 2)
+    assert (above["add_noise"], below["add_noise"]) == ("enable", "disable")
+    assert below["latent_image"] == ["sampler above", 0]
+    for node in graph.values():
+        for value in node["inputs"].values():
+            assert not isinstance(value, list) or value[0] in graph
+    (out / files[1]).write_bytes((out / files[0]).read_bytes())  # the planted mistake
+    manifest = json.loads((out / "vidcm.json").read_text())
+    manifest["files"][files[1]] = manifest["files"][files[0]]
+    (out / "vidcm.json").write_text(json.dumps(manifest))
+    with pytest.raises(VidcmError, match="network below differs"):
+        verify(out)
+    assert export(pair, tmp_path / "one", "--steps", "1", to="comfy") == 2
+    assert "one of the two files would have no part" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("to", ["lora", "safetensors", "anyflow"])
 def test_other_formats_hold_one(pair, tmp_path, capsys, to):
     assert export(pair, tmp_path / "out", "--steps", "4", to=to) == 2
     assert "holds one network" in capsys.readouterr().err and not list(tmp_path.iterdir())

@@ -18,6 +18,7 @@ from vidcm.families.ltx import LTX
 from vidcm.families.original import original_names
 from vidcm.store import save_tensors
 
+WEIGHTS = ("weights", "weights_2")  # keys of the manifest
 SAMPLERS = {"consistency": "lcm", "flow_map": "euler"}  # ours and ComfyUI's
 # What ComfyUI takes for granted, by options of diffusers' config: words for it, and the values.
 WAN: dict[str, tuple[str, tuple[Any, ...]]] = {
@@ -44,13 +45,25 @@ WORKFLOW, CONFIG = "workflow.json", "config.json"
 class ComfyFile(ExportTarget):
     """A file for ComfyUI's folder `models/diffusion_models`, and a workflow that sets its times.
 
+    Two files where a pipeline has two networks.
+
     Its `config.json` is for diffusers, which reads the file by `from_single_file(file,
     config=folder)` of the network's class.
     """
 
     name = "comfy"
+    takes_two = True
 
     def check(self, student: PublicStudent) -> None:
+        if student.low is not None:
+            self.check(student.low)
+            first, steps = student.high_steps, student.settings.num_inference_steps
+            if not 0 < first < steps:
+                raise UsageError(
+                    f"of {steps} steps {first} are of the network above the boundary, so one of "
+                    "the two files would have no part; give --steps or --shift with some on each "
+                    "side"
+                )
         if student.denoiser.two_times:
             raise UsageError(
                 "ComfyUI would run this student as plain Wan: it drops the second time with a line "
@@ -82,8 +95,6 @@ class ComfyFile(ExportTarget):
         comfy_shift(student)
 
     def write(self, student: PublicStudent, folder: Path) -> dict[str, Any]:
-        weights = student.weights()
-        names = original_names(student.family, weights)
         sampling = {
             "steps": student.settings.num_inference_steps,
             "shift": comfy_shift(student),
@@ -93,22 +104,37 @@ class ComfyFile(ExportTarget):
         }
         metadata = {key: str(value) for key, value in sampling.items()}
         metadata["vidcm"] = json.dumps(facts(self.name, student))
-        file = f"{student.family.name}_{sampling['steps']}_steps.safetensors"
-        save_tensors({names[k]: v for k, v in weights.items()}, folder / file, metadata)
+        parts = [student] if student.low is None else [student, student.low]
+        marks = [""] if student.low is None else ["high_noise_", "low_noise_"]
+        steps = sampling["steps"]
+        files = [f"{student.family.name}_{mark}{steps}_steps.safetensors" for mark in marks]
+        for part, file in zip(parts, files, strict=True):
+            weights = part.weights()
+            names = original_names(part.family, weights)
+            save_tensors({names[k]: v for k, v in weights.items()}, folder / file, metadata)
         student.transformer.save_config(folder)
-        workflow = comfy_workflow(student, file, sampling)
+        workflow = comfy_workflow(student, files, sampling)
         (folder / WORKFLOW).write_text(json.dumps(workflow, indent=1) + "\n", "utf-8")
-        return {"weights": file, "comfy": sampling}
+        return dict(zip(WEIGHTS, files, strict=False)) | {"comfy": sampling}
 
     def reference(self, student: PublicStudent) -> Reference:
-        return outputs(student)
+        found = outputs(student)
+        if student.low is not None:
+            found["outputs_2"] = network_outputs(student.family, student.low.transformer, found)
+        return found
 
     def compare(
         self, folder: Path, manifest: dict[str, Any], reference: Reference
     ) -> dict[str, float]:
-        config = read_config(folder, CONFIG)
-        cls = library_class(str(config.get("_class_name")))
-        file = folder / str(manifest.get("weights"))
+        keys = zip(WEIGHTS, ("network", "network below"), ("outputs", "outputs_2"), strict=True)
+        return {
+            label: self._compare_file(folder, folder / str(manifest.get(key)), reference, name)
+            for key, label, name in keys
+            if name in reference
+        }
+
+    def _compare_file(self, folder: Path, file: Path, reference: Reference, name: str) -> float:
+        cls = library_class(str(read_config(folder, CONFIG).get("_class_name")))
         try:
             network = cls.from_single_file(
                 str(file), config=str(folder), torch_dtype=torch.float32, local_files_only=True
@@ -120,7 +146,7 @@ class ComfyFile(ExportTarget):
         family = find_family(cls.__name__)
         with torch.no_grad():
             found = network_outputs(family, network.eval(), reference)
-        return {"network": difference(found, reference["outputs"])}
+        return difference(found, reference[name])
 
 
 def comfy_shift(student: PublicStudent) -> float:

@@ -1,5 +1,6 @@
 """Graphs in ComfyUI's API format, which its window opens too."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from vidcm.exports.student import PublicStudent
@@ -10,15 +11,18 @@ TEXTS = {"positive": ["prompt", 0], "negative": ["no prompt", 0]}
 MAKERS = {"positive": ["latent", 0], "negative": ["latent", 1], "latent_image": ["latent", 2]}
 
 
-def comfy_workflow(student: PublicStudent, file: str, sampling: dict[str, Any]) -> dict[str, Any]:
+def comfy_workflow(
+    student: PublicStudent, files: Sequence[str], sampling: dict[str, Any]
+) -> dict[str, Any]:
     """A graph from a prompt, and what else the network reads, to a clip.
 
     Args:
         student: The student.
-        file: Of its network, in ComfyUI's folder of networks.
+        files: Of its network, in ComfyUI's folder of networks; or of both, that for high noise
+            first.
         sampling: Steps, shift, guidance, sampler and scheduler.
     """
-    graph = _common(file, sampling)
+    graph = _common(files[0], sampling)
     if student.family.name == "ltx":
         graph |= _ltx(sampling)
     elif student.denoiser.channels == 48:
@@ -27,7 +31,33 @@ def comfy_workflow(student: PublicStudent, file: str, sampling: dict[str, Any]) 
         graph |= _wan(student)
     if graph["latent"][0] in ("WanImageToVideo", "WanVaceToVideo"):
         graph["sampler"][1].update(MAKERS)
+    if student.low is not None:
+        graph |= _two_networks(graph, files[1], student.high_steps)
     return {key: {"class_type": kind, "inputs": inputs} for key, (kind, inputs) in graph.items()}
+
+
+def _two_networks(graph: Graph, low: str, first: int) -> Graph:
+    """The first steps by the network of the graph, which leaves the noise of the next, then `low`.
+
+    Args:
+        graph: Of one network.
+        low: File of the other one.
+        first: Number of the first steps.
+    """
+    inputs = dict(graph["sampler"][1])
+    del inputs["denoise"]
+    inputs["noise_seed"] = inputs.pop("seed")
+    begin = {"add_noise": "enable", "start_at_step": 0, "end_at_step": first}
+    end = {"add_noise": "disable", "start_at_step": first, "end_at_step": 10000}
+    begin["return_with_leftover_noise"], end["return_with_leftover_noise"] = "enable", "disable"
+    end |= {"model": ["shift below", 0], "latent_image": ["sampler above", 0]}
+    shift = {**graph["shift"][1], "model": ["model below", 0]}
+    return {
+        "model below": ("UNETLoader", {"unet_name": low, "weight_dtype": "default"}),
+        "shift below": (graph["shift"][0], shift),
+        "sampler above": ("KSamplerAdvanced", {**inputs, **begin}),
+        "sampler": ("KSamplerAdvanced", {**inputs, **end}),
+    }
 
 
 def _common(file: str, sampling: dict[str, Any]) -> Graph:

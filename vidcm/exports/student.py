@@ -79,6 +79,16 @@ class PublicStudent:
         return [phases] if phases else list(range(1, self.settings.max_inference_steps + 1))
 
     @property
+    def high_steps(self) -> int:
+        """Of its default steps those above the boundary between two networks."""
+        assert self.base is not None
+        boundary = read_config(self.base.parent, INDEX)["boundary_ratio"]
+        times = few_step_times(
+            self.settings, self.settings.num_inference_steps, self.denoiser.first_time
+        )
+        return sum(time >= boundary for time in times)
+
+    @property
     def checked_counts(self) -> list[int]:
         """Those that an export is compared at."""
         return [n for n in self.step_counts if n in (1, 2, 4)] or self.step_counts

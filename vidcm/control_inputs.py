@@ -18,7 +18,8 @@ from vidcm.diffusion.control import Control
 from vidcm.errors import UsageError
 from vidcm.generation import Generation
 from vidcm.inputs import named
-from vidcm.media.load import fit, fit_mask, load_clip
+from vidcm.media.fit import fit, fit_mask
+from vidcm.media.load import load_clip
 from vidcm.media.write import check_clip
 
 Picture = str | os.PathLike[str] | np.ndarray | Image.Image

@@ -21,7 +21,7 @@ from vidcm.diffusion.denoiser import Denoiser
 from vidcm.diffusion.given_frames import GivenFramesDenoiser, GivenLatents
 from vidcm.diffusion.guidance import CFGDenoiser, NegativePromptStudent
 from vidcm.diffusion.projection import Project, ProjectedDenoiser
-from vidcm.diffusion.times import shifted_timesteps, student_timesteps, to_path_time
+from vidcm.diffusion.times import few_step_times, shifted_timesteps, to_path_time
 from vidcm.diffusion.windows import PromptSchedule, Windowed
 from vidcm.errors import UsageError
 from vidcm.media.pixels import to_frames
@@ -29,25 +29,7 @@ from vidcm.media.sizes import check_size
 from vidcm.models.nag import AttentionGuidance
 from vidcm.models.offload import Offload
 from vidcm.rng import Noise
-from vidcm.settings import (
-    MAX_GUIDANCE,
-    MAX_STEPS,
-    NEGATIVE_PROMPT_METHODS,
-    PipelineSettings,
-    StudentSettings,
-)
-
-
-def few_step_times(student: StudentSettings, steps: int, first: float) -> list[float]:
-    """Rectified-flow times of a student's steps, descending.
-
-    Args:
-        student: Its settings.
-        steps: Number of evaluations.
-        first: `first_time` of the denoiser.
-    """
-    own = student.lowest_sigma, student.shift
-    return student.timesteps or student_timesteps(steps, *own, first)
+from vidcm.settings import MAX_GUIDANCE, MAX_STEPS, PipelineSettings
 
 
 @dataclass(frozen=True)
@@ -119,7 +101,7 @@ class Generation:
         if not isinstance(solver, str) or solver not in samplers.SOLVERS:
             raise UsageError(f"solver is {solver!r}; use {', '.join(samplers.SOLVERS)}")
         default = guidance_scale is None
-        nag = _attention_guidance(model, negative_prompt_method, nag_scale)
+        nag = AttentionGuidance.choose(model.guidance_scales, negative_prompt_method, nag_scale)
         return cls(model, codec, settings, role, steps, scale, solver, default, nag, offload)
 
     def with_low_guidance(self) -> "Generation":
@@ -306,25 +288,3 @@ class Generation:
         """Latents to pixels uint8 `(b, t, h, w, 3)` on the CPU, piece by piece."""
         pieces = decode_chunked(self.codec, latents)
         return torch.cat([to_frames(video).cpu() for video in pieces], dim=1)
-
-
-def _attention_guidance(
-    model: Denoiser, method: str | None, scale: float | None
-) -> AttentionGuidance | None:
-    """Attention guidance if it is asked for, or if a student has no predictions at guidance 1."""
-    if method is None:
-        scales = model.guidance_scales
-        built_in = scales is not None and scales[0] == scales[1]
-        method = "nag" if scale is not None or built_in else "guidance"
-    if not isinstance(method, str) or method not in NEGATIVE_PROMPT_METHODS:
-        known = ", ".join(NEGATIVE_PROMPT_METHODS)
-        raise UsageError(f"negative_prompt_method is {method!r}; use {known}")
-    if method == "guidance":
-        if scale is not None:
-            raise UsageError("nag_scale is the strength of negative_prompt_method nag; drop one")
-        return None
-    if model.guidance_scales is None:
-        raise UsageError("negative_prompt_method nag is for students; teachers have guidance")
-    if scale is None:
-        return AttentionGuidance()
-    return AttentionGuidance(real_number("nag_scale", scale, 0, MAX_GUIDANCE))

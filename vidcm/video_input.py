@@ -10,7 +10,8 @@ from vidcm.arguments import path as path_of
 from vidcm.errors import UsageError
 from vidcm.inputs import check_size
 from vidcm.limits import check_memory
-from vidcm.media.load import fit, load_clip
+from vidcm.media.fit import fit
+from vidcm.media.load import load_clip
 from vidcm.pipeline import VideoPipeline
 from vidcm.settings import MAX_FPS, MAX_SECONDS
 

@@ -14,7 +14,8 @@ from PIL import Image
 import vidcm
 from vidcm.cli import edit
 from vidcm.errors import UsageError
-from vidcm.media.load import fit, fit_mask, load_clip
+from vidcm.media.fit import fit, fit_mask
+from vidcm.media.load import load_clip
 from vidcm.media.masks import load_mask
 from vidcm.media.pictures import read_picture
 from vidcm.media.write import write_clip, write_png

@@ -9,7 +9,8 @@ import tiny
 from editing.test_command import frames, main
 
 from vidcm.errors import UsageError
-from vidcm.media.load import fit, load_every_frame
+from vidcm.media.fit import fit
+from vidcm.media.load import load_every_frame
 from vidcm.media.write import write_clip
 
 H, W = 16, 24

@@ -10,7 +10,8 @@ import torch
 from editing.test_command import main
 
 from vidcm.editing.operators import luminance
-from vidcm.media.load import fit, fit_mask, load_clip, load_every_frame
+from vidcm.media.fit import fit, fit_mask
+from vidcm.media.load import load_clip, load_every_frame
 from vidcm.media.pictures import read_picture
 from vidcm.media.sound import NoSound, add_sound, has_sound
 from vidcm.media.write import write_clip, write_png

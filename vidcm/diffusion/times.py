@@ -12,6 +12,7 @@ from torch import Tensor
 from vidcm.diffusion.paths import ProbPath
 from vidcm.errors import UsageError
 from vidcm.rng import SampleRng
+from vidcm.settings import StudentSettings
 
 SHIFT = 32.0  # of teachers' times: the content of a clip is settled at sigma / alpha far above 1
 RATIOS = (2e-3, 200.0)  # sigma / alpha at which students are trained
@@ -87,3 +88,15 @@ def student_timesteps(
         )
     ratios = [(lowest_sigma / highest) ** (i / (steps - 1)) for i in range(1, steps)]
     return [first, *(highest * r / (1 + highest * r) for r in ratios)]
+
+
+def few_step_times(student: StudentSettings, steps: int, first: float) -> list[float]:
+    """Rectified-flow times of a student's steps, descending.
+
+    Args:
+        student: Its settings.
+        steps: Number of evaluations.
+        first: `first_time` of the denoiser.
+    """
+    own = student.lowest_sigma, student.shift
+    return student.timesteps or student_timesteps(steps, *own, first)

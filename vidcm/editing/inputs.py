@@ -20,7 +20,8 @@ from vidcm.editing.scene import (
     max_input_frames,
     resolve_output,
 )
-from vidcm.media.load import SourceClip, describe_fit, fit, fit_mask
+from vidcm.media.fit import fit, fit_mask
+from vidcm.media.load import SourceClip, describe_fit
 from vidcm.registry import build
 from vidcm.settings import EDITED_SECONDS
 

@@ -11,14 +11,13 @@ from torch import Tensor
 from vidcm.diffusion.denoiser import Denoiser
 from vidcm.diffusion.experts import Experts
 from vidcm.diffusion.parameterization import FlowPrediction, VPrediction
-from vidcm.diffusion.times import to_path_time
+from vidcm.diffusion.times import few_step_times, to_path_time
 from vidcm.errors import UsageError
 from vidcm.export import student_facts
 from vidcm.families.base import Family
 from vidcm.families.component import read_config
 from vidcm.families.denoiser import PublicDenoiser
 from vidcm.families.pipeline_folder import INDEX
-from vidcm.generation import few_step_times
 from vidcm.registry import lookup
 from vidcm.settings import StudentSettings
 from vidcm.store import load_model, read_card

@@ -8,12 +8,15 @@ otherwise.
 
 import copy
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from vidcm.arguments import real_number
+from vidcm.errors import UsageError
 from vidcm.models.attention import Attention
+from vidcm.settings import MAX_GUIDANCE, NEGATIVE_PROMPT_METHODS
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -31,6 +34,39 @@ class AttentionGuidance:
     scale: float = 5.0
     tau: float = 2.5
     alpha: float = 0.25
+
+    @classmethod
+    def choose(
+        cls, scales: tuple[float, float] | None, method: str | None, scale: float | None
+    ) -> Self | None:
+        """Attention guidance if a call names it, or if a student has one guidance scale built in.
+
+        Args:
+            scales: Lowest and highest guidance scale of a student; None of a teacher.
+            method: "nag", "guidance" or None.
+            scale: Strength of "nag"; None for the default.
+
+        Returns:
+            None for guidance of predictions.
+
+        Raises:
+            UsageError: An unknown method, a teacher, or a strength that has no effect.
+        """
+        if method is None:
+            built_in = scales is not None and scales[0] == scales[1]
+            method = "nag" if scale is not None or built_in else "guidance"
+        if not isinstance(method, str) or method not in NEGATIVE_PROMPT_METHODS:
+            known = ", ".join(NEGATIVE_PROMPT_METHODS)
+            raise UsageError(f"negative_prompt_method is {method!r}; use {known}")
+        if method == "guidance":
+            if scale is not None:
+                raise UsageError(
+                    "nag_scale is the strength of negative_prompt_method nag; drop one"
+                )
+            return None
+        if scales is None:
+            raise UsageError("negative_prompt_method nag is for students; teachers have guidance")
+        return cls() if scale is None else cls(real_number("nag_scale", scale, 0, MAX_GUIDANCE))
 
     def __call__(self, positive: Tensor, negative: Tensor) -> Tensor:
         """What attention gives to the positive text, moved away from the negative one.

@@ -9,7 +9,7 @@ import numpy as np
 
 from vidcm.errors import UsageError
 from vidcm.media.encoders import enlarge, page
-from vidcm.media.load import fit
+from vidcm.media.fit import fit
 from vidcm.media.png import encode_png
 from vidcm.media.write import write_clip
 from vidcm.serve.jobs import Job, NotReady, Result

@@ -9,10 +9,14 @@ import pytest
 import tiny
 import torch
 
+from vidcm.codecs.causal_vae import CausalVAE
 from vidcm.config import TrainConfig
+from vidcm.data.batch import Batch
 from vidcm.data.folder import VideoFolder
 from vidcm.errors import UsageError
 from vidcm.media.write import write_clip
+from vidcm.objectives.autoencoding import Autoencoding
+from vidcm.rng import SampleRng
 from vidcm.store import load_model, read_weights
 from vidcm.train import checkpoint
 from vidcm.train.launch import launch
@@ -96,3 +100,35 @@ def test_a_new_decoder_leaves_the_encoder_as_it_was(config, tmp_path) -> None:
     assert any(not torch.equal(after[n], v) for n, v in before.items())
     state, _ = checkpoint.read(checkpoint.folder_of(tmp_path / "second", 2))
     assert not encoder & state["model"].keys() and state["frozen"]
+
+
+def test_the_decoder_gets_latents_with_noise_of_every_level_up_to_the_bound(monkeypatch) -> None:
+    codec = CausalVAE(**{k: v for k, v in tiny.CODEC.items() if k != "name"})
+    codec.std.copy_(torch.arange(1.0, 1 + codec.channels))
+    frames = torch.randint(0, 256, (64, 5, 16, 24, 3), dtype=torch.uint8)
+    seen: dict[float, torch.Tensor] = {}
+    for bound in (0.0, 0.5):
+
+        def decode(raw: torch.Tensor, bound: float = bound) -> torch.Tensor:
+            seen[bound] = raw
+            return torch.zeros(len(raw), 3, 5, 16, 24)
+
+        monkeypatch.setattr(codec, "reconstruct", decode)
+        rng = SampleRng(1, range(64))
+        with torch.no_grad():
+            Autoencoding(latent_noise=bound)(codec, Batch([""] * 64, frames=frames), 0.0, rng)
+    added = (seen[0.5] - seen[0.0]) / codec.std.view(-1, 1, 1, 1)
+    levels = added.flatten(1).std(1)
+    assert (
+        levels.max() < 0.6
+        and levels.min() < 0.1
+        and levels.mean().item() == pytest.approx(0.25, abs=0.06)
+    )
+
+
+def test_noise_on_latents_needs_a_codec_that_knows_their_deviation(config, tmp_path) -> None:
+    noisy = {"name": "autoencoding", "latent_noise": 0.3, "decoder_only": True}
+    with pytest.raises(UsageError, match="latent_noise counts in deviations"):
+        launch(replace(config, objective=noisy), "cpu")
+    with pytest.raises(UsageError, match="latent_noise is -0.1"):
+        Autoencoding(latent_noise=-0.1)

@@ -9,6 +9,7 @@ from vidcm.codecs.causal_vae import CausalVAE
 from vidcm.codecs.losses import charbonnier, kl_to_unit_normal, ssim_loss
 from vidcm.config import TrainConfig
 from vidcm.data.batch import Batch
+from vidcm.diffusion.shapes import like
 from vidcm.errors import UsageError
 from vidcm.media.pixels import to_video
 from vidcm.metrics.fidelity import psnr
@@ -28,6 +29,8 @@ class Autoencoding(Objective):
         kl: Weight of the KL divergence from unit latents.
         tries: Random places per window, of which the one with most contrast is taken.
         decoder_only: Freeze the encoder of `init`, so that cached latents stay valid.
+        latent_noise: Noise on the latents that the decoder gets, of a deviation drawn from 0 to
+            this, in deviations of the latents: it learns to take away what a denoiser leaves.
 
     Raises:
         UsageError: An option makes no sense.
@@ -42,6 +45,7 @@ class Autoencoding(Objective):
     kl: float = 1e-3
     tries: int = 3
     decoder_only: bool = False
+    latent_noise: float = 0.0
 
     def __post_init__(self) -> None:
         if self.crop < 0 or self.crop % CausalVAE.stride:
@@ -55,9 +59,16 @@ class Autoencoding(Objective):
                 f"perceptual {self.perceptual}, motion {self.motion}, kl {self.kl}: weights must "
                 "be 0 or above"
             )
+        if self.latent_noise < 0:
+            raise UsageError(f"latent_noise is {self.latent_noise}; it must be 0 or above")
 
     def check(self, config: TrainConfig) -> None:
         super().check(config)
+        if self.latent_noise and not config.init:
+            raise UsageError(
+                "objective.latent_noise counts in deviations of the latents, which a codec has at "
+                "the end of its training; set init to a codec's `final` folder"
+            )
         if self.decoder_only and not config.init:
             raise UsageError(
                 "objective.decoder_only keeps the encoder of init; set init to a codec's `final` "
@@ -73,6 +84,10 @@ class Autoencoding(Objective):
             mean, logvar = model.posterior(video)
         noise = rng.normal(len(mean) // len(batch), *mean.shape[1:]).flatten(0, 1)
         raw = mean + (0.5 * logvar).exp() * noise
+        if self.latent_noise:
+            level = self.latent_noise * rng.uniform(len(mean) // len(batch)).flatten()
+            error = rng.normal(len(mean) // len(batch), *mean.shape[1:]).flatten(0, 1)
+            raw = raw + like(level, raw) * model.std.view(-1, 1, 1, 1) * error
         rebuilt = model.reconstruct(raw)
         kl = kl_to_unit_normal(mean, logvar)
         total = charbonnier(rebuilt, video) + self.perceptual * ssim_loss(rebuilt, video)

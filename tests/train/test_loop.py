@@ -23,7 +23,7 @@ from vidcm.data.batch import Batch
 from vidcm.data.loader import batches, positions
 from vidcm.errors import UsageError, VidcmError
 from vidcm.rng import SampleRng
-from vidcm.train import checkpoint, loop
+from vidcm.train import checkpoint, collectives, loop
 from vidcm.train.engine import StepReport
 from vidcm.train.log import Log
 from vidcm.train.lr_schedule import learning_rate
@@ -373,7 +373,7 @@ def test_ranks_stop_and_fail_together() -> None:
             stop = StopSignal()
             stop.code = 143 * (engine.rank == asked)
             found = iter([] if engine.rank == fails else [["parts"]])
-            return loop.next_parts(found, stop, engine), stop.code
+            return collectives.next_parts(found, stop, engine), stop.code
 
         return act
 
@@ -389,7 +389,8 @@ def test_rank_0_acts_for_all() -> None:
         raise VidcmError("disk full")
 
     ran: list[int] = []
-    assert both(lambda engine: loop.on_rank_zero(engine, lambda: ran.append(1) or 7)) == [7, 7]
+    found = both(lambda engine: collectives.on_rank_zero(engine, lambda: ran.append(1) or 7))
+    assert found == [7, 7]
     assert ran == [1]
-    chief, other = both(lambda engine: loop.on_rank_zero(engine, fail))
+    chief, other = both(lambda engine: collectives.on_rank_zero(engine, fail))
     assert isinstance(chief, VidcmError) and isinstance(other, SystemExit)

@@ -16,7 +16,7 @@ from train.test_loop import both
 from vidcm.cli import common
 from vidcm.cli import train as command
 from vidcm.errors import VidcmError
-from vidcm.train import deepspeed_setup, loop, watchdog
+from vidcm.train import collectives, deepspeed_setup, watchdog
 from vidcm.train.stop_signal import CODES, StopSignal, exit_code
 
 
@@ -107,7 +107,7 @@ def test_a_signal_on_rank_0_alone_ends_the_others_with_its_code(
     def interrupted() -> None:
         raise signalled
 
-    chief, other = both(lambda engine: loop.on_rank_zero(engine, interrupted))
+    chief, other = both(lambda engine: collectives.on_rank_zero(engine, interrupted))
     assert type(chief) is signalled and isinstance(other, SystemExit) and other.code == code
     assert exit_code(VidcmError) == exit_code(SystemExit) == 1
 

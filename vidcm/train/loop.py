@@ -3,7 +3,7 @@
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,18 +12,19 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vidcm.config import TrainConfig, to_dict
-from vidcm.data.batch import Dataset, MicroBatch
+from vidcm.data.batch import Dataset
 from vidcm.data.loader import batches
 from vidcm.errors import UsageError, VidcmError
 from vidcm.files import write_text
 from vidcm.objectives.base import Objective
 from vidcm.train import checkpoint
 from vidcm.train.checkpoint_writer import CheckpointWriter, state_size
+from vidcm.train.collectives import next_parts, on_rank_zero
 from vidcm.train.engine import Engine, StepReport
 from vidcm.train.log import Log
 from vidcm.train.lr_schedule import learning_rate
 from vidcm.train.same_run import check_same_run
-from vidcm.train.stop_signal import StopSignal, exit_code
+from vidcm.train.stop_signal import StopSignal
 
 Weights = dict[str, Tensor]
 Export = Callable[[Weights, Path, int], None]  # averaged weights, model folder, step
@@ -249,53 +250,6 @@ class _Run:
     def _say(self, text: str) -> None:
         if self.engine.rank == 0:
             print(f"{self.folder}: {text}", file=sys.stderr)
-
-
-_FAILED = 255  # above every exit code of a signal, so that it wins the reduction
-
-
-def next_parts(
-    stream: Iterator[list[MicroBatch]],
-    stop: StopSignal,
-    engine: Engine,
-    check: Callable[[], None] = lambda: None,
-) -> list[MicroBatch] | None:
-    """Return the next micro-batches, or None when a rank got a signal.
-
-    Where one rank fails to read, or fails the check, it raises the reason and the others exit
-    silently.
-    """
-    parts, error = None, None
-    try:
-        check()
-        parts = next(stream)
-    except Exception as caught:
-        error = caught
-    code = engine.all_reduce_max(_FAILED if error else stop.code)
-    if code == _FAILED:
-        raise error or SystemExit(1)
-    stop.code = code
-    return None if code else parts
-
-
-def on_rank_zero(engine: Engine, act: Callable[[], int | None]) -> int:
-    """Let rank 0 act while the others wait.
-
-    Returns:
-        What `act` returned on rank 0, 0 for None, on every rank.
-
-    Raises:
-        BaseException: On rank 0 what `act` raised; SystemExit on the others.
-    """
-    result, error = 0, None
-    if engine.rank == 0:
-        try:
-            result = act() or 0
-        except BaseException as caught:  # of a signal too: the others are waiting
-            error = caught
-    if code := engine.all_reduce_max(exit_code(type(error)) if error else 0):
-        raise error or SystemExit(code)
-    return engine.all_reduce_max(result)
 
 
 def _give_up(config: TrainConfig, step: int, bad: int) -> None:

@@ -121,10 +121,13 @@ def test_numbers_are_numbers(text, value):
         (["teacher=runs/t", "lora.rank=3"], "lora", LoraConfig(rank=3)),
         (["teacher=runs/t"], "start", None),
         (["activation_checkpointing=true"], "activation_checkpointing", True),
+        (["compile=yes"], "compile", True),
+        (["compile=off"], "compile", False),
         (["steps=3", "steps=5"], "steps", 5),
     ],
 )
 def test_overrides(file, overrides, name, value):
+    """Cases: K09."""
     found = load(file, overrides)
     for part in name.split("."):
         found = getattr(found, part)
@@ -151,6 +154,7 @@ def test_overrides(file, overrides, name, value):
         ("output=3", "output: 3 is not str"),
         ("model=dit", "model: 'dit' is not dict"),
         ("preview_prompts=[1]", "preview_prompts: 1 is not str"),
+        ("preview_prompts=[no]", "preview_prompts: False is not str"),
         ("preview_prompts=one", "preview_prompts: 'one' is not list"),
         ("optimizer=3", "optimizer: 3 is not OptimizerConfig"),
         ("optimizer.betas=[0.9]", "betas: .0.9. is not tuple"),
@@ -192,7 +196,7 @@ def test_overrides(file, overrides, name, value):
     ],
 )
 def test_bad_overrides_are_named(file, override, message):
-    """Cases: K01, K02."""
+    """Cases: K01, K02, K09."""
     import re
 
     assert re.search(message, refused(file, override))
@@ -260,8 +264,9 @@ def derived(file: Path) -> Path:
     return path
 
 
-def test_a_config_builds_on_its_base(derived):
-    """Cases: K11."""
+def test_a_config_builds_on_its_base(derived, tmp_path_factory, monkeypatch):
+    """Whatever the working directory. Cases: K11."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
     found = load(derived, ["model.channels=11"])
     assert found.model == {"name": "causal_vae", "channels": 11, "widths": [3, 5, 7]}
     assert (found.optimizer.lr, found.optimizer.betas) == (2e-3, (0.8, 0.9))

@@ -2,9 +2,10 @@
 
 parity (on ranks): the same six steps at every ZeRO stage, once through, once resumed and once
 resumed at another stage, to `FOLDER/rank<N>.pt`. roles (on ranks): the like for three networks that
-take turns. held (on ranks): for a student and its copy. train (on ranks): a whole run through `launch`, as
-`tools/train.py` does it, whose ranks wait 10 s for each other; failing: the same, and rank 1 cannot
-read step 7; short: the same, of 20 steps. killed: a run in one process that dies while it saves.
+take turns. target (on ranks): for a student and its target network. train (on ranks): a whole run
+through `launch`, as `tools/train.py` does it, whose ranks wait 10 s for each other; failing: the
+same, and rank 1 cannot read step 7; short: the same, of 20 steps. killed: a run in one process that
+dies while it saves.
 """
 
 import os
@@ -93,7 +94,7 @@ def config(output: str = "", **changes: Any) -> TrainConfig:
     plain = dict(
         steps=STEPS, batch_size=BATCH, seed=5, ema_decay=0.7, num_workers=0, optimizer=optimizer
     )
-    return TrainConfig(**named, **{"output": output, **plain, **changes})
+    return TrainConfig(**{**named, "output": output, **plain, **changes})
 
 
 class Plain(Objective):

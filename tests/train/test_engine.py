@@ -79,6 +79,7 @@ def test_gradients_are_the_mean_of_the_parts_and_last_one_step() -> None:
 
 
 def test_gradients_are_clipped_by_their_norm() -> None:
+    """A spike moves the weights no further. Cases: R06."""
     engine, chosen = ranks.local(ranks.config()), ranks.config()
     assert chosen.optimizer.max_grad_norm == 0.5
     ((*_, norm, _),) = ranks.run(engine, chosen, 0, 1)

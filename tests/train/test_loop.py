@@ -110,7 +110,7 @@ def test_a_run_learns_logs_and_keeps(straight: Path) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_stop_and_resume_to_the_bit(tmp_path: Path, straight: Path, workers: int) -> None:
-    """Cases: R07."""
+    """The count of steps left out goes on too. Cases: R06, R07."""
     run = tmp_path / "run"
     if workers:  # the signal is raised where the main thread reads; leave it unread ahead
         data: ranks.Points = ranks.Points({ranks.BAD}, delay=0.02)
@@ -242,7 +242,6 @@ def test_speed_is_of_the_steps_alone(tmp_path: Path) -> None:
 
 
 def test_another_config_does_not_resume(tmp_path: Path) -> None:
-    """Cases: K14."""
     run = tmp_path / "run"
     assert train(run, Interrupting(5 * ranks.BATCH)) == 143
     with pytest.raises(UsageError, match="seed=5, not 6"):
@@ -262,7 +261,7 @@ def test_another_config_does_not_resume(tmp_path: Path) -> None:
 
 
 def test_a_bad_step_changes_nothing() -> None:
-    """Cases: R05, R06."""
+    """Cases: R05."""
     chosen = ranks.config()
     engine = ranks.local(chosen)
     ranks.run(engine, chosen, 0, 2)
@@ -278,7 +277,7 @@ def test_a_bad_step_changes_nothing() -> None:
 
 
 def test_bad_steps_in_a_row_stop_the_run(tmp_path: Path) -> None:
-    """Cases: R05, R06."""
+    """Cases: R05."""
     data = ranks.Points({30, 41, 47, 48})  # steps 3, 5, 5 and 6
     assert train(tmp_path / "a", data, max_skipped=3) == 0
     assert [x["step"] for x in lines(tmp_path / "a") if "skipped" in x and "loss" not in x] == [

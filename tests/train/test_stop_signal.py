@@ -10,13 +10,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
+from torch import Tensor
+from train import ranks
 from train.test_loop import both
 
+from vidcm import store
 from vidcm.cli import common
 from vidcm.cli import train as command
 from vidcm.errors import VidcmError
-from vidcm.train import collectives, deepspeed_setup, watchdog
+from vidcm.train import collectives, deepspeed_setup, loop, watchdog
+from vidcm.train.engine import Engine, LocalEngine, TrainStep
 from vidcm.train.stop_signal import CODES, StopSignal, exit_code
 
 
@@ -175,3 +180,67 @@ def test_an_interrupted_command_is_one_line(capsys: pytest.CaptureFixture) -> No
 
     assert common.run(body, Namespace()) == 130
     assert capsys.readouterr().err == "error: interrupted\n"
+
+
+def export_run(folder: Path, engine: Engine) -> int:
+    """A toy run as a command, or its export alone where it is over."""
+
+    def export(weights: dict[str, Tensor], final: Path, step: int) -> None:
+        store.save_model(final, {"name": "toy"}, weights)
+
+    chosen, work = ranks.config(str(folder)), ranks.task(ranks.Points())
+    return common.run(lambda _: loop.train(chosen, work, engine, export), Namespace())
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_during_the_export_leaves_nothing_half_written(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    number: int,
+    code: int,
+) -> None:
+    run, write = tmp_path / "run", store.save_tensors
+
+    def half(tensors: dict[str, Tensor], path: Path) -> None:
+        path.write_bytes(b"half")
+        signal.raise_signal(number)
+        raise AssertionError("it ends at once")
+
+    def stopped() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "save_tensors", half)
+            assert export_run(run, ranks.local(ranks.config())) == code
+        assert "stopped before the model folder was written" in capsys.readouterr().err
+        assert not [p.name for p in run.iterdir() if p.name.startswith(".vidcm")]
+
+    stopped()
+    assert store.save_tensors is write and not (run / "final").exists()
+    assert export_run(run, ranks.local(ranks.config())) == 0
+    weights = store.read_weights(run / "final")
+    stopped()
+    again = store.read_weights(run / "final")
+    assert weights and all(torch.equal(again[k], v) for k, v in weights.items()), "the one before"
+
+
+class Second(LocalEngine):
+    """Rank 1 of two, which gets signals while rank 0 exports."""
+
+    rank, world, gathered = 1, 2, 0
+
+    def weights(self, *, ema: bool) -> dict[str, Tensor]:
+        self.gathered += 1
+        return {}
+
+    def all_reduce_max(self, value: int) -> int:
+        if self.gathered == 2:  # of the preview, of the export
+            signal.raise_signal(signal.SIGTERM)
+        return value
+
+
+def test_a_signal_on_another_rank_during_the_export_does_not_disturb_it(tmp_path: Path) -> None:
+    """All steps are done; the rank waits for rank 0, which writes, and writes nothing itself."""
+    step = TrainStep(ranks.task(ranks.Points()).model, ranks.Plain(ranks.regression), ranks.CPU)
+    engine = Second(step, ranks.config())
+    assert export_run(tmp_path / "run", engine) == 0
+    assert engine.gathered == 2 and not list(tmp_path.iterdir())

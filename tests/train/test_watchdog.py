@@ -58,6 +58,20 @@ def test_r01_a_signal_on_one_rank_stops_all_at_one_step(tmp_path: Path, number: 
 
 
 @launched
+@pytest.mark.slow
+def test_ctrl_c_in_a_terminal_saves_and_the_ranks_say_so_in_one_line(tmp_path: Path) -> None:
+    """The terminal sends it to the launcher too, which has a traceback and a SIGTERM of its own."""
+    folder = tmp_path / "run"
+    with running(folder) as launch:
+        os.killpg(launch.process.pid, signal.SIGINT)
+    newest, said = checkpoint.newest(folder), launch.output
+    assert newest and newest.name == f"step-{steps(folder)[-1]:08d}"
+    assert said.count(f"stopped after step {steps(folder)[-1]}, which is saved") == 1
+    assert "error:" not in said and 'ranks.py", line' not in said
+    assert said.count("Traceback") == said.count('launcher/runner.py", line') > 0, said
+
+
+@launched
 def test_a_rank_that_fails_alone_speaks_alone(tmp_path: Path) -> None:
     launch = Launch("failing", tmp_path / "run")
     try:

@@ -1,15 +1,19 @@
 """A run's folder: one run at a time, no other run's, its disk full, its checkpoint shared by ranks."""
 
+import errno
+import gc
+import os
+import stat
 from pathlib import Path
 
 import pytest
 import torch
 from train import ranks
-from train.test_checkpoint_writer import outcome
+from train.test_checkpoint_writer import engine, outcome
 from train.test_loop import Interrupting, assert_same_run, train
 
 from vidcm.data.batch import Batch
-from vidcm.errors import UsageError
+from vidcm.errors import UsageError, VidcmError
 from vidcm.train import checkpoint, loop
 
 
@@ -77,13 +81,48 @@ def test_p07_a_log_on_a_full_disk_ends_the_run_and_its_checkpoint_stays(
     assert_same_run(run, tmp_path / "straight")
 
 
+def maps(path: Path) -> list[tuple[int, int]]:
+    """Where this process has the file in its memory."""
+    lines = [x for x in Path("/proc/self/maps").read_text().splitlines() if x.endswith(f" {path}")]
+    ends = [x.split()[0].split("-") for x in lines]
+    return [(int(low, 16), int(high, 16)) for low, high in ends]
+
+
 def test_ranks_of_one_machine_share_the_memory_of_a_checkpoint(tmp_path: Path) -> None:
     """Its tensors are pages of the file, which the system reads once for all processes."""
     folder = checkpoint.save(tmp_path, 3, {"w": torch.arange(70_000)}, {}, keep=1)
     state, _ = checkpoint.read(folder)
-    mapped = []
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        if line.endswith(f" {folder / 'state.pt'}"):
-            mapped.append([int(x, 16) for x in line.split()[0].split("-")])
-    assert any(low <= state["w"].data_ptr() < high for low, high in mapped)
+    address = state["w"].data_ptr()
+    assert any(low <= address < high for low, high in maps(folder / "state.pt"))
     assert torch.equal(state["w"], torch.arange(70_000))
+
+
+@pytest.mark.parametrize("kind", ["one network", "roles", "average as target", "frozen target"])
+def test_a_resumed_run_has_let_go_of_the_file(tmp_path: Path, kind: str) -> None:
+    """On a network file system its pages would be gone once another host has removed it."""
+    begun, resumed = engine(kind), engine(kind)
+    ranks.run(begun, ranks.config(), 0, ranks.UNEVEN)
+    folder = checkpoint.save(tmp_path, ranks.UNEVEN, begun.state(), {}, keep=1)
+    resumed.load(checkpoint.read(folder)[0])
+    gc.collect()
+    assert not maps(folder / "state.pt")
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS, errno.EIO])
+@pytest.mark.parametrize("of_folders", [True, False])
+def test_file_systems_without_fsync_do_and_failing_disks_do_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, of_folders: bool
+) -> None:
+    def fail(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode) == of_folders:
+            raise OSError(number, os.strerror(number))
+
+    checkpoint.save(tmp_path, 1, {"w": torch.ones(3)}, {}, keep=1)
+    monkeypatch.setattr(os, "fsync", fail)
+    if number == errno.EIO:
+        with pytest.raises(VidcmError, match="write .*/step-00000002: Input/output error; when"):
+            checkpoint.save(tmp_path, 2, {"w": torch.ones(3)}, {}, keep=1)
+    else:
+        checkpoint.save(tmp_path, 2, {"w": torch.ones(3)}, {}, keep=1)
+    expected = checkpoint.folder_of(tmp_path, 1 + (number != errno.EIO))
+    assert list((tmp_path / "checkpoints").iterdir()) == [expected] == [checkpoint.newest(tmp_path)]

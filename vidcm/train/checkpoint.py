@@ -24,6 +24,7 @@ from vidcm.store import FORMAT
 from vidcm.version import __version__
 
 _NAME = re.compile(r"step-(\d{8})")
+_NO_FSYNC = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}  # of folders, on some network disks
 
 
 @contextmanager
@@ -92,26 +93,20 @@ def save(
             there still.
     """
     folder = folder_of(run, step)
-    with replacing(folder) as part:
+    with replacing(folder) as part, _explained(folder):
         part.mkdir()
-        try:
-            digest = _write_state(state, part / "state.pt", given_up)
-        except OSError as error:
-            raise VidcmError(
-                f"cannot write {folder}: {error.strerror}; when that is mended, the same command "
-                "resumes from the newest checkpoint"
-            ) from None
         manifest = {
             "format": FORMAT,
             "vidcm": __version__,
             "step": step,
             "config": config,
-            "sha256": {"state.pt": digest},
+            "sha256": {"state.pt": _write_state(state, part / "state.pt", given_up)},
         }
         (part / "manifest.json").write_text(json.dumps(manifest, indent=1), "utf-8")
         for path in (part / "state.pt", part / "manifest.json", part):
             _to_disk(path)
-    _to_disk(folder.parent)
+    with _explained(folder):
+        _to_disk(folder.parent)
     _remove_old(folder, keep)
     return folder
 
@@ -165,10 +160,26 @@ class HashedFile:
             self.error = error
 
 
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """What the file system refuses, as a sentence on a checkpoint."""
+    try:
+        yield
+    except OSError as error:
+        raise VidcmError(
+            f"cannot write {folder}: {error.strerror}; when that is mended, the same command "
+            "resumes from the newest checkpoint"
+        ) from None
+
+
 def _to_disk(path: Path) -> None:
+    """Wait until a file or folder is on the disk, where its file system can tell."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FSYNC:
+            raise
     finally:
         os.close(descriptor)
 

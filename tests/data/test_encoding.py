@@ -249,7 +249,7 @@ def test_no_cache_is_written_without_a_clip(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("wait", [0.0, 0.3, 0.9])
+@pytest.mark.parametrize("wait", [pytest.param(0.0, marks=pytest.mark.slow), 0.3, 0.9])
 def test_a_killed_command_goes_on_to_the_same_files(tmp_path, videos, wait):
     """SIGKILL at different moments of a real run; two processes share the rest. Cases: S07."""
     codec = tiny.save(tmp_path / "codec", tiny.CODEC)

@@ -138,7 +138,7 @@ def test_a_late_second_signal_kills(monkeypatch: pytest.MonkeyPatch) -> None:
                 signal.raise_signal(signal.SIGTERM)
             signal.raise_signal(signal.SIGINT)
             assert stop.code == 143 and not outer
-            monkeypatch.setattr(stop, "ECHO", -1.0)
+            monkeypatch.setattr(stop, "ECHO", dict.fromkeys(stop.ECHO, -1.0))
             signal.raise_signal(signal.SIGTERM)
             assert outer == [signal.SIGTERM], "who listened before us hears it"
     finally:

@@ -93,6 +93,7 @@ def test_the_exact_derivative_passes_through_checkpointing() -> None:
     assert torch.equal(derivative(network(activation_checkpointing=True)), derivative(network()))
 
 
+@pytest.mark.slow  # a minute of the C++ compiler
 def test_compiled_it_computes_the_same() -> None:
     """With the compiler that training uses: gradients, and the exact derivative, which runs what
     is compiled as it was written."""

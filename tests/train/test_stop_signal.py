@@ -173,7 +173,7 @@ def test_a_rank_that_is_only_later_does_not_blame_rank_0(
 def test_an_interrupted_command_is_one_line(capsys: pytest.CaptureFixture) -> None:
     def body(_: Namespace) -> int:
         with StopSignal() as stop:
-            stop.ECHO = -1.0
+            stop.ECHO = dict.fromkeys(stop.ECHO, -1.0)
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
             raise AssertionError("the second one kills")

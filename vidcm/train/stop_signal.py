@@ -10,12 +10,13 @@ CODES = {signal.SIGTERM: 143, signal.SIGUSR1: 143, signal.SIGINT: 130}
 class StopSignal:
     """Turns SIGTERM, SIGUSR1 and SIGINT into an exit code to stop with; a later signal kills.
 
-    A second one within `ECHO` seconds counts as the first: ranks get a signal from the terminal or
-    the scheduler, and again from their launcher. SIGUSR1, which SLURM sends some time before
+    A second one within the `ECHO` of its kind, in seconds, counts as the first: ranks get a signal
+    from the terminal or the scheduler, and again from their launcher, which a busy machine delays.
+    SIGUSR1, which SLURM sends some time before
     SIGTERM, never kills.
     """
 
-    ECHO = 3.0
+    ECHO = {signal.SIGTERM: 15.0, signal.SIGINT: 3.0}
 
     def __init__(self) -> None:
         self.code = 0
@@ -45,7 +46,7 @@ class StopSignal:
             self.code = self.code or code
         elif self._since is None:
             self.code, self._since = self.code or code, now
-        elif now - self._since > self.ECHO:
+        elif now - self._since > self.ECHO[number]:
             self.__exit__()
             signal.raise_signal(number)
 

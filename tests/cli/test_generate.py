@@ -278,6 +278,10 @@ def world(model, tmp_path) -> Path:
         (["--prompts-file", "latin.txt"], 2, ["latin.txt is not UTF-8 text (byte 3)"]),
         (["--prompts-file", "hug.txt"], 2, ["no such file 'hug.txt'; did you mean 'huge.txt'"]),
         (["--prompt", "x", "--seed", "-1"], 2, ["--seed", "'-1'", "0 to"]),
+        (["--prompt", "x", "--seed", str(2**64)], 2, ["--seed", "'18446744073709551616'", "0 to"]),
+        (["--prompt", "x", "--seed", "red"], 2, ["--seed", "'red'", "0 to"]),
+        (["--prompt", "x", "--steps", "-1"], 2, ["--steps", "'-1'", "from 1 to 1000"]),
+        (["--prompt", "x", "--steps", "1.5"], 2, ["--steps", "'1.5'", "from 1 to 1000"]),
         (["--prompt", "x", "--guidance", "nan"], 2, ["--guidance", "'nan'", "0 to 100"]),
         (["--prompt", "x", "--num-clips", "0"], 2, ["--num-clips", "'0'", "from 1 to 10000"]),
         (["--prompt", "x", "--frames", "0"], 2, ["--frames", "'0'", "from 1 to 100000"]),
@@ -295,7 +299,7 @@ def world(model, tmp_path) -> Path:
         (["--prompt", "x", "--then", "3:y"], 2, ["from frame 3 on would show nowhere", "has 1;"]),
         (["--prompt", "x", "--device", "tpux"], 2, ["got 'tpux'", "cpu, cuda, or one GPU"]),
         (["--prompt", "x", "--output", "old.mp4"], 2, ["old.mp4 exists", "overwrite"]),
-        (["--prompt", "x", "--output", "new.avi"], 2, [".avi"]),
+        (["--prompt", "x", "--output", "new.avi"], 2, [".avi", ".mp4", ".webm", ".gif"]),
         (["--prompt", "x", "--output", "old.mp4/new.mp4"], 2, ["old.mp4 is not a folder"]),
         (["--prompt", "x", "--output", "/proc/new.mp4"], 1, ["cannot write", "/proc"]),
         (["--prompt", "x", "--size", "512x512", "--scale", "64"], 2, ["lower the scale"]),
@@ -312,7 +316,7 @@ def world(model, tmp_path) -> Path:
 def test_refusals_are_one_line_and_leave_nothing(
     world, monkeypatch, capsys, arguments, code, words
 ):
-    """Cases: A02, A05, A06, A07, A08, P19."""
+    """Cases: A02, A03, A04, A05, A06, A07, A08, A11, P19."""
     monkeypatch.chdir(world)
     before = sorted(str(p) for p in world.rglob("*"))
     common = [] if "--checkpoint" in arguments or not arguments else ["--checkpoint", "model"]
@@ -329,9 +333,10 @@ def test_overwrite_replaces(world, monkeypatch, capsys):
 
 
 def test_a_line_of_a_prompts_file_ends_at_its_line_break_alone(model, tmp_path, capsys):
-    """Cases: A11."""
-    (tmp_path / "prompts.txt").write_bytes("a man\u2028walks\x0bleft\r\nan orc\n".encode())
+    """A byte order mark is none of it. Cases: A11."""
+    (tmp_path / "prompts.txt").write_bytes("\ufeffa man\u2028walks\x0bleft\r\nan orc\n".encode())
     words = ["--prompts-file", tmp_path / "prompts.txt", "--output", tmp_path / "x.png", "--json"]
     code, out, error = main(capsys, "--checkpoint", model, *words)
     assert code == 0, error
-    assert [clip["prompt"] for clip in json.loads(out)["clips"]][1:] == ["an orc"]
+    first, second = [clip["prompt"] for clip in json.loads(out)["clips"]]
+    assert first.startswith("a man") and second == "an orc"

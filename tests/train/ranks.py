@@ -1,11 +1,11 @@
 """A toy task for tests of training, and what they run elsewhere: `ranks.py MODE FOLDER`.
 
-parity (on ranks): the same six steps at every ZeRO stage, once through, once resumed and once
-resumed at another stage, to `FOLDER/rank<N>.pt`. roles (on ranks): the like for three networks that
-take turns. target (on ranks): for a student and its target network. train (on ranks): a whole run
-through `launch`, as `tools/train.py` does it, whose ranks wait 10 s for each other; failing: the
-same, and rank 1 cannot read step 7; short: the same, of 20 steps. killed: a run in one process that
-dies while it saves.
+parity (on ranks): the same six steps at every ZeRO stage, once through, once resumed, once resumed
+at another stage and once from one process, to `FOLDER/rank<N>.pt`. roles (on ranks): the like for
+three networks that take turns. target (on ranks): for a student and its target network. train (on
+ranks): a whole run through `launch`, as `tools/train.py` does it, whose ranks wait 10 s for each
+other; failing: the same, and rank 1 cannot read step 7; short: the same, of 20 steps. killed: a run
+in one process that dies while it saves.
 """
 
 import os
@@ -257,6 +257,12 @@ def parity(folder: Path) -> None:
                 engine, chosen = start(**{**keys, "zero": other})
                 engine.load(torch.load(path, weights_only=True))
                 found[name] = {"reports": run(engine, chosen, HALF, STEPS), **ends(engine)}
+        if accumulation == 1:
+            begun = local(config())
+            run(begun, config(), 0, HALF)
+            engine, chosen = start(**keys)
+            engine.load(begun.state())
+            found["taken"] = {"reports": run(engine, chosen, HALF, STEPS), **ends(engine)}
     torch.save(results, folder / f"rank{dist.get_rank()}.pt")
     dist.destroy_process_group()
 

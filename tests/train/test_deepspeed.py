@@ -112,6 +112,7 @@ def test_resumes_at_another_stage(parity: list[dict], key: tuple) -> None:
 
 @pytest.mark.parametrize("key", SHARDED)
 def test_its_checkpoint_goes_on_in_one_process(parity: list[dict], key: tuple, alone: dict) -> None:
+    """Cases: P17, R09."""
     chosen = ranks.config()
     here, there = ranks.local(chosen), ranks.local(chosen)
     for engine, state in ((here, parity[0][key]["whole"]["state"]), (there, alone["state"])):
@@ -119,6 +120,17 @@ def test_its_checkpoint_goes_on_in_one_process(parity: list[dict], key: tuple, a
         ranks.run(engine, chosen, ranks.HALF)
     for ema in (False, True):
         assert_close(here.weights(ema=ema), there.weights(ema=ema), rtol=1e-6)
+
+
+@pytest.mark.parametrize("key", SHARDED)
+def test_a_checkpoint_of_one_process_goes_on_on_ranks(
+    parity: list[dict], alone: dict, key: tuple
+) -> None:
+    """Cases: P17, R09."""
+    taken = parity[0][key]["taken"]
+    assert_close(taken["reports"], alone["reports"][ranks.HALF :], rtol=1e-6)
+    for part in ("weights", "average"):
+        assert_close(taken[part], alone[part], rtol=1e-6)
 
 
 @pytest.mark.parametrize("key", FP32 + BF16)

@@ -18,12 +18,14 @@ from serve.serving import Client
 from vidcm.media.png import encode_png
 from vidcm.media.write import write_clip
 from vidcm.registry import TABLE
+from vidcm.serve.page.generate import EXAMPLES
 
 pytestmark = needs_chromium
 
 T, H, W = tiny.SIZE.values()
 TINY = "pipeline"  # of the two checkpoints of the server
 FILES = "A clip or picture; two for tasks between two"
+MASK_FILE = "or a file, white where to fill"
 MASK_TEXT = "or a box x,y,width,height, or a key colour #rrggbb"
 PROMPT = "Prompt: what the result shows"
 TEACHER = "The teacher, with its own steps"
@@ -87,6 +89,69 @@ TASKS = {
         {"Clips from end to end": 2, "Prompt of the other end": "a dog runs"},
     ),
 }
+
+
+def test_every_control_of_generate(open_page, port):
+    page, client = open_page(), Client(port, {})
+    tab = Panel(page, "generate")
+    for prompt, seed in EXAMPLES["lpc"]:
+        tab.press(prompt)
+        page.wait_for_function(f"document.querySelector('.seed input').value == '{seed}'")
+        assert tab.field("Prompt").input_value() == prompt
+    before = tab.field("Seed").input_value()
+    tab.press("Dice")
+    page.wait_for_function(f"document.querySelector('.seed input').value != '{before}'")
+    ways = "Side by side, from the same seed"
+    tab.used.add(ways)
+    for way, on in (("1 step", False), ("2 steps", True), ("4 steps", False), ("teacher", False)):
+        page.locator("#generate-ways").get_by_label(way, exact=True).set_checked(on)
+    tab.press("More")
+    tab.press("Prompts along the clip")
+    for number in (3, 4, 5):
+        tab.press("Another prompt")
+        tab.field(f"Prompt {number}").wait_for()
+    later = ["a dog runs", "a man falls", "a woman walks", "an orc slashes"]
+    for number, text in enumerate(later, 1):
+        tab.write("From frame" if number == 1 else f"From frame, {number}", 4 * number + 1)
+        tab.write(f"Prompt {number + 1}", text)
+    tab.fill(Prompt="a man walks", Seed=7, Guidance=2.5, Frames=21, Width=W, Height=H + 16)
+    tab.write("Negative prompt", "a dog")
+    tab.choose("Checkpoint", TINY)
+    tab.slide("Enlarge the pixels of the files", 2)
+    tab.tick("Draw from the seed what the prompt leaves open", False)
+    tab.tick("Keep it")
+    wanted = {
+        "model": TINY,
+        "prompt": "a man walks",
+        "prompt_schedule": [[4 * n + 1, text] for n, text in enumerate(later, 1)],
+        "negative_prompt": "a dog",
+        "seed": 7,
+        "guidance_scale": 2.5,
+        "num_frames": 21,
+        "size": f"{W}x{H + 16}",
+        "scale": 2,
+        "complete_prompt": False,
+    }
+    (made,) = tab.results(1)
+    same(port, made, client("POST", "/v1/videos", {**wanted, "num_inference_steps": 2}))
+    for way, on in (("2 steps", False), ("teacher", True)):
+        page.locator("#generate-ways").get_by_label(way, exact=True).set_checked(on)
+    tab.write("Negative prompt", "a cat")
+    (made,) = tab.results(1)
+    teacher = {**wanted, "negative_prompt": "a cat", "use_teacher": True}
+    same(port, made, client("POST", "/v1/videos", teacher))
+    tab.tick("Keep it", False)
+    tab.choose("Checkpoint", "lpc-64")
+    for number in range(1, len(later) + 1):
+        tab.write("From frame" if number == 1 else f"From frame, {number}", "")
+        tab.write(f"Prompt {number + 1}", "")
+    tab.fill(Frames=65, Width="", Height="")
+    tab.press("Generate")
+    page.wait_for_selector("#generate-stop:not([disabled])")
+    tab.press("Cancel")
+    page.wait_for_selector("#generate-out >> text=cancelled")
+    assert tab.field("Seed").input_value() != "7"  # drawn, since it was not kept
+    assert tab.used == set(controls_of(port, "Generate"))
 
 
 def test_every_task_of_edit_makes_the_clip_that_the_api_makes(open_page, port, tmp_path):
@@ -159,6 +224,29 @@ def test_every_task_of_edit_makes_the_clip_that_the_api_makes(open_page, port, t
     wanted |= {"start": 0.5, "guidance_scale": 2, "size": f"{W}x{H + 16}", "num_frames": T}
     wanted |= {"strength": 0.5, "seed": len(TASKS) - 1, "scale": 2, "prompt": "a man walks"}
     same(port, made, client("POST", "/v1/videos/edits", wanted))
+
+
+def test_a_mask_file_fills_what_it_says(open_page, port, tmp_path):
+    page, client = open_page("Edit"), Client(port, {})
+    tab = Panel(page, "edit")
+    tab.press("More")
+    tab.choose("Checkpoint", TINY)
+    tab.radio("Steps", "1")
+    tab.write(PROMPT, "a man walks")
+    tab.tick("Keep it")
+    tab.write("Seed", 3)
+    clip = film(tmp_path)
+    tab.upload(FILES, ("a.mp4", clip))
+    page.wait_for_selector("#edit-before video")
+    mask = np.zeros((H, W), np.uint8)
+    mask[2:8, 4:12] = 255
+    filled = encode_png(mask[..., None].repeat(3, 2))
+    tab.upload(MASK_FILE, ("mask.png", filled))
+    (made,) = tab.results(1)
+    texts = {"task": "inpaint", "model": TINY, "seed": "3", "num_inference_steps": "1"}
+    texts |= {"scale": "4", "prompt": "a man walks"}
+    parts = [("video", clip), ("mask", filled)]
+    same(port, made, client.form("/v1/videos/edits", texts, parts))
 
 
 def test_every_control_of_compare(open_page, port):

@@ -1,6 +1,6 @@
-"""What is entered in a browser makes what the same request to the API makes.
+"""Every control of every tab is used in a browser, and makes what the same request to the API makes.
 
-A control that comes to the tabs Compare and Runs and is not used here is a failure.
+A control that comes to the page and is not used here is a failure.
 """
 
 import io
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import tiny
 from PIL import Image
-from serve.browsing import make_clip, needs_chromium
+from serve.browsing import drag, make_clip, needs_chromium
 from serve.panels import Panel, as_text, controls_of
 from serve.serving import Client
 
@@ -225,6 +225,44 @@ def test_every_task_of_edit_makes_the_clip_that_the_api_makes(open_page, port, t
     wanted |= {"strength": 0.5, "seed": len(TASKS) - 1, "scale": 2, "prompt": "a man walks"}
     same(port, made, client("POST", "/v1/videos/edits", wanted))
 
+    def clear() -> None:  # other fields have a button of that name too
+        tab.used.add("Clear")
+        page.locator("#mask [data-clear]").click()
+
+    # The mask: tools that take it away again.
+    task("inpaint")
+    for name in (MASK_TEXT, "Box from second", "to second"):
+        tab.write(name, "")
+    tab.field("Brush width").fill("40")
+    tab.press("Brush")
+    tab.used.add("canvas")
+    drag(page, (0.3, 0.3), (0.7, 0.7))
+    tab.press("Eraser")
+    drag(page, (0.2, 0.2), (0.8, 0.8), (0.2, 0.8), (0.8, 0.2))
+    drag(page, (0.25, 0.25), (0.75, 0.75))
+    assert tab.problem().startswith("there is no mask")
+    clear()
+    tab.press("Box")
+    drag(page, (0.26, 0.26), (0.49, 0.74))
+    page.wait_for_function("document.querySelector('#mask-text :is(textarea, input)').value != ''")
+    clear()
+    page.wait_for_function("document.querySelector('#mask-text :is(textarea, input)').value == ''")
+    tab.press("Dice")
+    task("loop")
+    page.locator("#mask").wait_for(state="hidden")
+    tab.field("What to edit").click()
+    page.get_by_role("option", name="uploaded files").click()
+    tab.choose("Checkpoint", "lpc-64")
+    tab.fill(Width="", Height="")
+    tab.write("Seconds of the input to skip", "")
+    tab.write("Frames that the model generates", 65)
+    tab.press("Edit")
+    page.wait_for_selector("#edit-stop:not([disabled])")
+    tab.press("Cancel")
+    page.wait_for_selector("#edit-out >> text=cancelled")
+    tab.used.add(MASK_FILE)  # the next test gives one
+    assert tab.used == set(controls_of(port, "Edit"))
+
 
 def test_a_mask_file_fills_what_it_says(open_page, port, tmp_path):
     page, client = open_page("Edit"), Client(port, {})
@@ -293,3 +331,9 @@ def test_every_control_of_runs(open_page, port, runs):
     tab.choose("Curve", "rate")
     page.wait_for_selector("#runs-plot >> text=rate")
     assert tab.used == set(controls_of(port, "Runs"))
+
+
+def test_no_other_tab_is_there(port):
+    config = Client(port, {})("GET", "/page/config").json()
+    tabs = {c["props"]["label"] for c in config["components"] if c["type"] == "tabitem"}
+    assert tabs == {"Generate", "Edit", "Compare", "Runs"}

@@ -68,7 +68,7 @@ def test_ctrl_c_in_a_terminal_saves_and_the_ranks_say_so_in_one_line(tmp_path: P
     assert newest and newest.name == f"step-{steps(folder)[-1]:08d}"
     assert said.count(f"stopped after step {steps(folder)[-1]}, which is saved") == 1
     assert "error:" not in said and 'ranks.py", line' not in said
-    assert said.count("Traceback") == said.count('launcher/runner.py", line') > 0, said
+    assert said.count("Traceback") <= 1, "the launcher's"
 
 
 @launched

@@ -2,7 +2,7 @@
 
 import signal
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 CODES = {signal.SIGTERM: 143, signal.SIGUSR1: 143, signal.SIGINT: 130}
 
@@ -16,7 +16,7 @@ class StopSignal:
     SIGTERM, never kills.
     """
 
-    ECHO = {signal.SIGTERM: 15.0, signal.SIGINT: 3.0}
+    ECHO: ClassVar[dict[int, float]] = {signal.SIGTERM: 15.0, signal.SIGINT: 3.0}
 
     def __init__(self) -> None:
         self.code = 0

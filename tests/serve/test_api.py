@@ -400,10 +400,12 @@ def test_credentials_are_compared_in_constant_time_and_not_shown(monkeypatch):
 
 
 def test_pages_of_other_servers_cannot_ask(client):
-    for headers in ({"origin": "http://evil.example"}, {"origin": "null"}):
+    for origin in ("http://evil.example", "null", "http://[", "http://[x]"):
+        headers = {"origin": origin}
         answer = client("POST", "/v1/videos", ASKED, headers)
         assert answer.status == 403 and "access-control-allow-origin" not in answer.headers
-    assert client("GET", "/health", headers={"host": "evil.example"}).status == 403
+    for host in ("evil.example", "[", "[x]:1"):
+        assert client("GET", "/health", headers={"host": host}).status == 403
     own = {"host": "localhost:1", "origin": "http://localhost:1"}
     assert client("POST", "/v1/videos", ASKED, own).status == 200
     ask = {"origin": "http://evil.example", "access-control-request-method": "POST"}

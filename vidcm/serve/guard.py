@@ -59,7 +59,7 @@ class Guard:
         if self.hosts is not None and _name(host) not in self.hosts:
             return _refuse(403, f"this server does not answer to the name {_name(host)[:100]!r}")
         # Browsers let any page post forms to any server; they do say which page it was.
-        if origin is not None and scope["method"] in UNSAFE and urlsplit(origin).netloc != host:
+        if origin is not None and scope["method"] in UNSAFE and _netloc(origin) != host:
             return _refuse(403, "requests from pages of other servers are refused")
         if self.credentials is not None and scope["path"] not in OPEN:
             if not self.credentials.admit(headers.get("authorization", "")):
@@ -123,6 +123,17 @@ def _too_large(most: int) -> str:
     return f"the request is larger than {most} bytes"
 
 
+def _netloc(origin: str) -> str:
+    """The host in an Origin header; nothing where it is no URL."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:  # brackets without an address
+        return ""
+
+
 def _name(host: str) -> str:
-    """The name in a Host header, without its port."""
-    return (urlsplit(f"//{host}").hostname or "") if host.isprintable() else ""
+    """The name in a Host header, without its port; nothing where it is none."""
+    try:
+        return (urlsplit(f"//{host}").hostname or "") if host.isprintable() else ""
+    except ValueError:  # brackets without an address
+        return ""

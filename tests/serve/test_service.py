@@ -253,6 +253,13 @@ def test_an_earlier_result_is_edited_without_loss(service):
     assert len(made) > T and np.array_equal(made[:T], source.result.frames[0])
 
 
+def test_what_is_wrong_with_an_earlier_result_names_its_prompt_and_seed(service):
+    source = waited(service.generate(request(seed=7)))
+    asked = EditRequest(task="variation", video=VideoReference(id=source.id), start=1000.0)
+    _, message = waited(service.edit(asked), "failed").error
+    assert f"the clip {PROMPT!r} of seed 7" in message and source.id not in message
+
+
 def test_a_picture_is_the_first_frame_of_a_clip(service, tmp_path):
     picture = upload(service, tmp_path, 1, name="input_reference")
     made = waited(service.generate(request(seconds=1), picture)).result.frames[0]

@@ -142,6 +142,11 @@ class Job:
     done: threading.Event = field(default_factory=threading.Event)
 
     @property
+    def title(self) -> str:
+        """What a user knows it by, in sentences about it."""
+        return f"the clip {self.work.facts['prompt'][:60]!r} of seed {self.work.seeds[0]}"
+
+    @property
     def progress(self) -> int:
         """Percent, by the steps that are done; text and decoder take the rest."""
         if self.status == "completed":

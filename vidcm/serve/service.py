@@ -179,7 +179,7 @@ class JobService:
             raise NotReady(f"{name} is {job.status} and cannot be edited")
         folder = self._workspace.free_path(".frames")
         write_clip(job.result.frames[0], f"{folder}/", fps=job.result.fps)
-        return Upload(folder, name)
+        return Upload(folder, job.title)
 
     def _work(self) -> None:
         """The thread that makes jobs."""

@@ -339,6 +339,21 @@ def test_a_large_upload_of_unknown_length_is_cut_off(folder):
         assert found.startswith(b"HTTP/1.1 413")
 
 
+@pytest.mark.parametrize("kind", ["application/json", "multipart/form-data; boundary=x"])
+def test_an_upload_that_is_broken_off_is_no_fault_and_leaves_no_file(service, client, caplog, kind):
+    head = f"POST /v1/videos/edits HTTP/1.1\r\nhost: localhost\r\ncontent-type: {kind}\r\n"
+    part = '--x\r\ncontent-disposition: form-data; name="video"; filename="a"\r\n\r\n'
+    jobs = len(service.jobs())
+    with client.connect() as link:
+        link.sendall(f"{head}content-length: 9000000\r\n\r\n{part}".encode() + bytes(2**20))
+    until = time.monotonic() + 0.5
+    while time.monotonic() < until:  # a fault would be logged when the server sees the end
+        assert client("GET", "/health").status == 200
+        time.sleep(0.05)
+    assert not caplog.records and len(service.jobs()) == jobs
+    assert not os.listdir(service._workspace._folder.name)
+
+
 def test_slow_and_half_open_connections_end(client, monkeypatch):
     monkeypatch.setattr(server, "HEADER_SECONDS", 0.3)
     monkeypatch.setattr(guard, "RECEIVE_SECONDS", 0.3)

@@ -1,6 +1,7 @@
 """The layer before every page and endpoint: who may ask, how much, and how slowly."""
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -8,6 +9,7 @@ from urllib.parse import urlsplit
 from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vidcm.serve.credentials import Credentials
@@ -51,7 +53,8 @@ class Guard:
             return await refusal(scope, receive, send)
         if scope["method"] == "HEAD":  # uvicorn knows, and leaves out the body
             scope = {**scope, "method": "GET"}
-        await self.app(scope, _Body(receive, self.max_upload), _Patient(send))
+        with suppress(ClientDisconnect):  # in the middle of its body; nobody reads an answer
+            await self.app(scope, _Body(receive, self.max_upload), _Patient(send))
 
     def _refusal(self, scope: Scope) -> JSONResponse | None:
         headers = Headers(scope=scope)

@@ -58,7 +58,7 @@ class Timeline:
             rows = [gr.Row(visible=i < count) for i in range(ROWS)]
             return [count, gr.Button(visible=count < ROWS), *rows]
 
-        more.click(reveal, rows_open, [rows_open, more, *rows], **EVENT)
+        more.click(reveal, rows_open, [rows_open, more, *rows], trigger_mode="multiple", **EVENT)
         self.components = [part for frame, text in self._rows for part in (frame.component, text)]
 
     def schedule(self, entered: Entered) -> list[list[Any]]:

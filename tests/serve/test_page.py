@@ -130,6 +130,10 @@ def test_gradio_s_servers_of_files_and_others_are_out_of_reach(client, path):
     assert client("GET", f"{PATH}/monitoring").status == 404
 
 
+def test_a_path_that_no_file_can_have_is_not_found(client):
+    assert client("GET", "/page/static/" + "a" * 5000).status == 404
+
+
 def _events(client: Client) -> list[int]:
     """Of the page that take files."""
     config = client("GET", f"{PATH}/config").json()

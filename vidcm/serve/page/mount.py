@@ -23,6 +23,7 @@ from vidcm.serve.page.events import checked
 log = logging.getLogger(__name__)
 
 PATH = "/page"
+MAX_PATH = 250  # longer ones are no names of files, and gradio fails on them
 EVENTS = f"{PATH}/gradio_api/queue/join"
 # What the page needs of gradio; its file server, proxy and sign-in are out of reach.
 NEEDED = tuple(
@@ -77,7 +78,8 @@ class Page:
                 return await PlainTextResponse(text, 500)(scope, receive, send)
             return await HTMLResponse(WAITING, 503, {"retry-after": "1"})(scope, receive, send)
         path = scope["path"]
-        if path not in (PATH, f"{PATH}/") and not path.startswith(NEEDED):
+        known = path in (PATH, f"{PATH}/") or path.startswith(NEEDED)
+        if not known or len(path) > MAX_PATH:
             return await PlainTextResponse("there is no such page", 404)(scope, receive, send)
         if path == EVENTS:
             receive = await checked(scope, receive, self._uploads)

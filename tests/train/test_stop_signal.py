@@ -19,7 +19,7 @@ from train.test_loop import both
 from vidcm import store
 from vidcm.cli import common
 from vidcm.cli import train as command
-from vidcm.errors import VidcmError
+from vidcm.errors import UsageError, VidcmError
 from vidcm.train import collectives, deepspeed_setup, loop, watchdog
 from vidcm.train.engine import Engine, LocalEngine, TrainStep
 from vidcm.train.stop_signal import CODES, StopSignal, exit_code
@@ -114,7 +114,7 @@ def test_a_signal_on_rank_0_alone_ends_the_others_with_its_code(
 
     chief, other = both(lambda engine: collectives.on_rank_zero(engine, interrupted))
     assert type(chief) is signalled and isinstance(other, SystemExit) and other.code == code
-    assert exit_code(VidcmError) == exit_code(SystemExit) == 1
+    assert exit_code(VidcmError) == exit_code(SystemExit) == 1 and exit_code(UsageError) == 2
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def left(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-@pytest.mark.parametrize(("error", "code"), [(VidcmError, 1), (KeyboardInterrupt, 130)])
+@pytest.mark.parametrize(("error", "code"), [(UsageError, 2), (KeyboardInterrupt, 130)])
 @pytest.mark.parametrize("speaker", [0, 1])
 def test_a_rank_that_has_spoken_ends_the_others_without_a_word(
     left: list[int], capsys: pytest.CaptureFixture, speaker: int, error: type, code: int
@@ -147,6 +147,22 @@ def test_a_rank_that_has_spoken_ends_the_others_without_a_word(
         other.thread.join(5)
     assert left == [code] and acts == [1], "a checkpoint in work comes to its end"
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_of_ranks_that_fail_alike_one_speaks(same: bool) -> None:
+    store, ended = dist.HashStore(), []
+    for rank in (1, 0):
+        place = "all" if same else f"rank {rank}"
+        with pytest.raises(BaseException) as caught, watchdog.Watchdog(rank, 2, 60.0, store):
+            raise UsageError(f"the teacher of {place} is gone")
+        ended.append(caught.value)
+    first, second = ended
+    assert isinstance(first, UsageError), "it keeps its message"
+    if same:
+        assert isinstance(second, SystemExit) and second.code == first.exit_code == 2
+    else:
+        assert isinstance(second, UsageError), "another fault is said too"
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

@@ -2,7 +2,9 @@
 
 import signal
 import time
-from typing import Any, ClassVar
+from typing import Any
+
+from vidcm.errors import VidcmError
 
 CODES = {signal.SIGTERM: 143, signal.SIGUSR1: 143, signal.SIGINT: 130}
 
@@ -12,11 +14,10 @@ class StopSignal:
 
     A second one within the `ECHO` of its kind, in seconds, counts as the first: ranks get a signal
     from the terminal or the scheduler, and again from their launcher, which a busy machine delays.
-    SIGUSR1, which SLURM sends some time before
-    SIGTERM, never kills.
+    SIGUSR1, which SLURM sends some time before SIGTERM, never kills.
     """
 
-    ECHO: ClassVar[dict[int, float]] = {signal.SIGTERM: 15.0, signal.SIGINT: 3.0}
+    ECHO: dict[int, float] = {signal.SIGTERM: 15.0, signal.SIGINT: 3.0}
 
     def __init__(self) -> None:
         self.code = 0
@@ -58,5 +59,5 @@ class StopSignal:
 def exit_code(kind: type[BaseException]) -> int:
     """Return what a process ends with that an exception of this kind ends."""
     if issubclass(kind, Exception | SystemExit):
-        return 1
+        return kind.exit_code if issubclass(kind, VidcmError) else 1
     return 130 if issubclass(kind, KeyboardInterrupt) else 143

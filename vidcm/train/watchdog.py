@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from types import TracebackType
 from typing import NoReturn
 
 import torch
@@ -20,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vidcm.data.batch import MicroBatch
+from vidcm.errors import VidcmError
 from vidcm.train.engine import Engine, StepReport
 from vidcm.train.stop_signal import exit_code
 
@@ -77,7 +79,8 @@ class Watchdog:
     it does at once when the connection to a dead process breaks, `DEAD` seconds are enough.
 
     As a context it reports from its begin to its end. A rank that ends by an exception of its own
-    says so in the store, and the others, which may be in a collective, end without a word.
+    says so in the store, and the others, which may be in a collective, end without a word. Of ranks
+    that fail alike, as on a missing file, one keeps its message, and the others raise SystemExit.
 
     Args:
         rank: Of this process.
@@ -100,10 +103,15 @@ class Watchdog:
         self.thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
         self.over.set()
         self.thread.join()
+        repeated = False
         with suppress(RuntimeError):  # rank 0 has gone, and the store with it
+            if isinstance(error, VidcmError):
+                repeated = self.store.add(f"error {error}", 1) > 1
             if kind is not None and not issubclass(kind, SystemExit):
                 self.store.set("verdict", str(exit_code(kind)))
             self.store.set(f"left {self.rank}", "")
@@ -112,6 +120,8 @@ class Watchdog:
             # Rank 0 has the store, in which the others may have to read the verdict.
             while self.rank == 0 and time.monotonic() < until and not self._all(others):
                 time.sleep(0.05)
+        if repeated and isinstance(error, VidcmError):
+            raise SystemExit(error.exit_code) from None
 
     def _all(self, keys: Sequence[str]) -> bool:
         return all(self.store.check([key]) for key in keys)

@@ -117,3 +117,20 @@ def test_who_is_late_is_named_and_who_only_waits_is_not(monkeypatch: pytest.Monk
         if now - 100.0 <= 2 * 5 + 60:
             assert found == ""
     assert found.startswith("rank 2 (process 42 on host, step 5) kept the others waiting for 60 s")
+
+
+def test_a_call_that_takes_all_ranks_long_makes_nobody_late(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As loading a large model; rank 1 reports the end of it a beat after rank 0."""
+    clock = SimpleNamespace(monotonic=lambda: now)
+    monkeypatch.setattr(watchdog, "time", clock)
+    now, store = 100.0, dict[str, bytes]()
+    fake: Any = SimpleNamespace(check=lambda keys: keys[0] in store, get=store.__getitem__)
+    dog = watchdog.Watchdog(0, 2, 60.0, fake)
+    for beat in range(200):
+        now = 100.0 + 2 * beat
+        ahead = max(1, beat - 99)  # the call ends after 200 s
+        for rank, called in enumerate((ahead, max(1, ahead - 1))):
+            store[str(rank)] = report(beat, called, f"step {called}", 40 + rank).encode()
+        assert dog._compare() == ""

@@ -74,9 +74,10 @@ def _connected() -> dist.Store:
 class Watchdog:
     """Reports this rank's collective calls, and compares those of all ranks on rank 0.
 
-    A rank counts as stalled when it is behind another by a call and has not made it for `timeout`
-    seconds, and as dead when its process has not reported for as long. Where a collective fails, as
-    it does at once when the connection to a dead process breaks, `DEAD` seconds are enough.
+    A rank counts as stalled when it has been behind another by the same call for `timeout` seconds,
+    however long a call takes that all are in, and as dead when its process has not reported for as
+    long. Where a collective fails, as it does at once when the connection to a dead process breaks,
+    `DEAD` seconds are enough.
 
     As a context it reports from its begin to its end. A rank that ends by an exception of its own
     says so in the store, and the others, which may be in a collective, end without a word. Of ranks
@@ -176,7 +177,7 @@ class Watchdog:
         if dead:
             return self._sentence(dead, self._silence)
         first = max(seen.calls for seen in ranks.values())
-        late = [r for r, seen in ranks.items() if seen.calls < first and seen.same > self.timeout]
+        late = [r for r, seen in ranks.items() if seen.behind(first) > self.timeout]
         return self._sentence(late, f"kept the others waiting for {self.timeout:g} s")
 
     def _look_at_rank_0(self) -> str:
@@ -211,11 +212,12 @@ class Watchdog:
 
 
 class _Seen:
-    """What a rank reported, and since when it reports the same."""
+    """What a rank reported, since when it reports the same, and since when it is behind."""
 
     def __init__(self) -> None:
         self.report, self.calls, self.place, self.where = "", 0, "the start", "not heard of yet"
         self.reported = self.called = time.monotonic()
+        self.left_behind: float | None = None
 
     def note(self, report: str) -> None:
         if report == self.report:
@@ -232,7 +234,11 @@ class _Seen:
         """Seconds without a report."""
         return time.monotonic() - self.reported
 
-    @property
-    def same(self) -> float:
-        """Seconds without a collective call."""
-        return time.monotonic() - self.called
+    def behind(self, first: int) -> float:
+        """Seconds for which others, `first` calls far, have waited for its next call."""
+        now = time.monotonic()
+        if self.calls >= first:
+            self.left_behind = None
+        elif self.left_behind is None:
+            self.left_behind = now
+        return 0.0 if self.left_behind is None else now - max(self.left_behind, self.called)

@@ -1,7 +1,7 @@
 """Real launches of two CPU ranks by DeepSpeed's launcher."""
 
 import os
-import random
+import secrets
 import re
 import signal
 import socket
@@ -20,9 +20,10 @@ REPO = Path(__file__).resolve().parents[2]
 
 def free_port() -> int:
     """A port below those that the system hands out by itself: it stays free until rank 0, which
-    takes seconds to start, binds it. Of one that was handed out, any connection may be faster."""
+    takes seconds to start, binds it. Of one that was handed out, any connection may be faster.
+    Drawn by the system, since tests seed `random`, and two workers would draw the same."""
     while True:
-        port = random.randrange(20_000, 32_000)
+        port = 20_000 + secrets.randbelow(12_000)
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port

@@ -1,8 +1,8 @@
 """Real launches of two CPU ranks by DeepSpeed's launcher."""
 
 import os
-import secrets
 import re
+import secrets
 import signal
 import socket
 import subprocess

@@ -260,3 +260,20 @@ def test_a_signal_on_another_rank_during_the_export_does_not_disturb_it(tmp_path
     engine = Second(step, ranks.config())
     assert export_run(tmp_path / "run", engine) == 0
     assert engine.gathered == 2 and not list(tmp_path.iterdir())
+
+
+def test_a_signal_that_comes_while_ranks_agree_is_heard_at_the_next_step() -> None:
+    class Reducing:
+        def all_reduce_max(self, value: int) -> int:
+            if value == 0 and not heard:
+                heard.append(signal.SIGUSR1)
+                signal.raise_signal(signal.SIGUSR1)
+            return value
+
+    heard: list[int] = []
+    engine: Any = Reducing()
+    parts: list[Any] = []
+    with StopSignal() as stop:
+        assert collectives.next_parts(iter([parts, parts]), stop, engine) is parts
+        assert collectives.next_parts(iter([parts, parts]), stop, engine) is None
+        assert stop.code == 143

@@ -29,7 +29,8 @@ def next_parts(
     code = engine.all_reduce_max(_FAILED if error else stop.code)
     if code == _FAILED:
         raise error or SystemExit(1)
-    stop.code = code
+    if code:  # else a signal that came while ranks agreed is heard at the next step
+        stop.code = code
     return None if code else parts
 
 

@@ -86,8 +86,8 @@ def _on_ranks(config: TrainConfig, device: torch.device, stop: StopSignal) -> in
     meet(import_deepspeed(device), config.rank_timeout, stop)
     with Watchdog(dist.get_rank(), dist.get_world_size(), config.rank_timeout) as watchdog:
         with watchdog.call("the start"):
-            stop.code = reduce_max(stop.code, device)
-            if stop.code:
+            if code := reduce_max(stop.code, device):
+                stop.code = code
                 if dist.get_rank() == 0:
                     text = "stopped before the first step; the same command begins it"
                     print(f"{config.output}: {text}", file=sys.stderr)

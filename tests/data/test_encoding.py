@@ -189,16 +189,16 @@ def test_a_rank_that_comes_too_late_leaves_the_cache_alone(
 ):
     """Also one that looked for the cache just before another rank put it in place."""
     late, looked = Numbers(), []
-    real = encoding.made
+    real = encoding.is_complete
 
-    def made(*arguments: Any) -> bool:
+    def is_complete(*arguments: Any) -> bool:
         looked.append(arguments)
         return (sees_the_cache or len(looked) > 1) and real(*arguments)
 
     if not sees_the_cache:
         exists = Path.exists
         monkeypatch.setattr(Path, "exists", lambda p, **k: p != whole and exists(p, **k))
-    monkeypatch.setattr(encoding, "made", made)
+    monkeypatch.setattr(encoding, "is_complete", is_complete)
     before = files(whole)
     assert run(whole, late, rank=1, world=2) is None
     assert late.reads == [] and files(whole) == before

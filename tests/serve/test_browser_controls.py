@@ -154,6 +154,17 @@ def test_every_control_of_generate(open_page, port):
     assert tab.used == set(controls_of(port, "Generate"))
 
 
+def edit_tab(page) -> Panel:
+    """The tab Edit with the tiny model, one step and a prompt."""
+    tab = Panel(page, "edit")
+    tab.press("More")
+    tab.choose("Checkpoint", TINY)
+    tab.radio("Steps", "1")
+    tab.write(PROMPT, "a man walks")
+    tab.tick("Keep it")
+    return tab
+
+
 def test_every_task_of_edit_makes_the_clip_that_the_api_makes(open_page, port, tmp_path):
     assert TASKS.keys() == TABLE["task"].keys()
     sent = {
@@ -164,12 +175,7 @@ def test_every_task_of_edit_makes_the_clip_that_the_api_makes(open_page, port, t
         "none": [],
     }
     page, client = open_page("Edit"), Client(port, {})
-    tab = Panel(page, "edit")
-    tab.press("More")
-    tab.choose("Checkpoint", TINY)
-    tab.radio("Steps", "1")
-    tab.write(PROMPT, "a man walks")
-    tab.tick("Keep it")
+    tab = edit_tab(page)
     there = ""
 
     def task(name: str) -> None:
@@ -266,12 +272,7 @@ def test_every_task_of_edit_makes_the_clip_that_the_api_makes(open_page, port, t
 
 def test_a_mask_file_fills_what_it_says(open_page, port, tmp_path):
     page, client = open_page("Edit"), Client(port, {})
-    tab = Panel(page, "edit")
-    tab.press("More")
-    tab.choose("Checkpoint", TINY)
-    tab.radio("Steps", "1")
-    tab.write(PROMPT, "a man walks")
-    tab.tick("Keep it")
+    tab = edit_tab(page)
     tab.write("Seed", 3)
     clip = film(tmp_path)
     tab.upload(FILES, ("a.mp4", clip))

@@ -22,7 +22,7 @@ from vidcm.data.caption_tokens import CaptionTokens
 from vidcm.data.clip_control import ClipControl
 from vidcm.data.duplicates import drop_duplicates
 from vidcm.data.latents import write_index
-from vidcm.data.partial_cache import PLAN, begin, made, owned, put_in_place, restore
+from vidcm.data.partial_cache import PLAN, begin, is_complete, owned, put_in_place, restore
 from vidcm.data.shards import write_shard
 from vidcm.data.source import Source
 from vidcm.diffusion.control import joined
@@ -77,7 +77,7 @@ def encode_cache(
     plan = json.loads(json.dumps({**plan, **about}))
     restore(partial, output)
     before = output.exists()  # asked first: another rank may be making it
-    if made(output, plan, world):
+    if is_complete(output, plan, world):
         return None
     if before and not overwrite:
         raise UsageError(f"{output} exists; give another --output, or --overwrite")
@@ -86,12 +86,12 @@ def encode_cache(
         for name, numbers in shards[rank::world]:
             if (partial / f"{name}.json").is_file():
                 progress(len(numbers))
-            elif not made(output, plan, world):
+            elif not is_complete(output, plan, world):
                 _encode_shard(
                     source, encode, partial, name, numbers, batch_size, progress, control, text
                 )
         found = _finish(source, partial, output, [name for name, _ in shards], codec, about)
-        late = found is None and made(output, plan, world)
+        late = found is None and is_complete(output, plan, world)
         if late and not list(partial.glob("shard-*")):
             shutil.rmtree(partial, ignore_errors=True)  # begun after it had become the cache
         return found

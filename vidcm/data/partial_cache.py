@@ -16,7 +16,7 @@ PLAN = "plan.json"
 REPLACED = "replaced"  # an earlier cache, until the new one is in its place
 
 
-def made(output: Path, plan: Mapping[str, Any], world: int) -> bool:
+def is_complete(output: Path, plan: Mapping[str, Any], world: int) -> bool:
     """Whether other ranks have made the cache already, of shards of an earlier run."""
     try:
         return world > 1 and json.loads((output / PLAN).read_text("utf-8")) == plan
